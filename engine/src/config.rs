@@ -1,0 +1,312 @@
+//! A node's settings: names, defaults, ranges. Checked as a whole before a node starts.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// Payloads up to this size always work unless `max_proposal_size` says less: 16 MiB.
+pub const DEFAULT_MAX_PROPOSAL_SIZE: u64 = 16 << 20;
+
+/// Which engine keeps the log of a new directory. A directory that exists is opened as what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogEngine {
+    Lmdb,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Parent of the node's directory `node-<id>`.
+    pub log_dir: PathBuf,
+    /// Part of the founding digest: initial members with another one are refused by name.
+    pub cluster_id: String,
+    /// Where to listen; empty: `raft_addr`, which is what others dial.
+    pub listen_addr: String,
+    /// Seconds as `Duration`; one tick.
+    pub tick_interval: Duration,
+    /// Ticks without a leader before an election; at least 2, above `heartbeat_tick`. The timeout is drawn from
+    /// `min_election_tick..max_election_tick`, which are `election_tick..2 * election_tick` when 0.
+    pub election_tick: u64,
+    pub min_election_tick: u64,
+    pub max_election_tick: u64,
+    pub heartbeat_tick: u64,
+    /// Bytes of entries in one append message.
+    pub max_size_per_msg: u64,
+    pub max_inflight_msgs: u64,
+    /// Bytes of appends on their way to one peer (S18).
+    pub max_inflight_bytes: u64,
+    /// Bytes proposed here and not yet committed; past it proposals are `Overloaded`.
+    pub max_uncommitted_size: u64,
+    pub max_committed_size_per_ready: u64,
+    pub check_quorum: bool,
+    pub pre_vote: bool,
+    pub priority: i64,
+    /// Default deadline of a call.
+    pub request_timeout: Duration,
+    /// Default deadline of a membership change.
+    pub conf_change_request_timeout: Duration,
+    pub max_proposal_size: u64,
+    /// Proposals waiting anywhere in this node; past it they are `Overloaded`.
+    pub max_pending_proposals: u64,
+    /// Their bytes.
+    pub max_pending_bytes: u64,
+    /// Committed entries not yet applied here; past it proposals are `Overloaded` (S14).
+    pub max_unapplied_entries: u64,
+    /// A snapshot is taken after this many entries; 0: never by count.
+    pub snapshot_entries: u64,
+    /// A snapshot is taken after this many bytes of entries; 0: never by size.
+    pub snapshot_bytes: u64,
+    /// A snapshot is taken after this time, if anything was applied.
+    pub snapshot_interval: Option<Duration>,
+    /// Entries kept before the newest snapshot, for followers that lag.
+    pub trailing_entries: u64,
+    pub log_engine: LogEngine,
+    /// Bytes the log may take on disk; `None`: what the disk has.
+    pub disk_quota: Option<u64>,
+    /// A write older than this counts as hung; 0: two election timeouts (S4).
+    pub hung_write: Duration,
+    /// Stop the node when an entry of the log removes it.
+    pub terminate_on_remove: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            log_dir: PathBuf::from("./logs"),
+            cluster_id: "default".into(),
+            listen_addr: String::new(),
+            tick_interval: Duration::from_millis(100),
+            election_tick: 10,
+            min_election_tick: 0,
+            max_election_tick: 0,
+            heartbeat_tick: 2,
+            max_size_per_msg: 1 << 20,
+            max_inflight_msgs: 256,
+            max_inflight_bytes: 64 << 20,
+            max_uncommitted_size: 256 << 20,
+            max_committed_size_per_ready: 16 << 20,
+            check_quorum: true,
+            pre_vote: true,
+            priority: 0,
+            request_timeout: Duration::from_secs(5),
+            conf_change_request_timeout: Duration::from_secs(30),
+            max_proposal_size: DEFAULT_MAX_PROPOSAL_SIZE,
+            max_pending_proposals: 100_000,
+            max_pending_bytes: 256 << 20,
+            max_unapplied_entries: 1_000_000,
+            snapshot_entries: 100_000,
+            snapshot_bytes: 64 << 20,
+            snapshot_interval: None,
+            trailing_entries: 10_000,
+            log_engine: LogEngine::Lmdb,
+            disk_quota: None,
+            hung_write: Duration::ZERO,
+            terminate_on_remove: false,
+        }
+    }
+}
+
+fn number(name: &str, value: &str) -> Result<u64> {
+    value.parse().map_err(|_| Error::config(name, format!("{value:?} is not a whole number of 0 or more")))
+}
+
+fn boolean(name: &str, value: &str) -> Result<bool> {
+    match value {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(Error::config(name, format!("{value:?} is neither true nor false"))),
+    }
+}
+
+fn seconds(name: &str, value: &str) -> Result<Duration> {
+    value
+        .parse::<f64>()
+        .ok()
+        .and_then(|s| Duration::try_from_secs_f64(s).ok())
+        .ok_or_else(|| Error::config(name, format!("{value:?} is not a number of seconds of 0 or more")))
+}
+
+impl Config {
+    /// Sets one field by its name; times are in seconds. The C ABI's only way in, so it grows without a new function.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        match name {
+            "log_dir" => self.log_dir = PathBuf::from(value),
+            "cluster_id" => self.cluster_id = value.into(),
+            "listen_addr" => self.listen_addr = value.into(),
+            "tick_interval" => self.tick_interval = seconds(name, value)?,
+            "election_tick" => self.election_tick = number(name, value)?,
+            "min_election_tick" => self.min_election_tick = number(name, value)?,
+            "max_election_tick" => self.max_election_tick = number(name, value)?,
+            "heartbeat_tick" => self.heartbeat_tick = number(name, value)?,
+            "max_size_per_msg" => self.max_size_per_msg = number(name, value)?,
+            "max_inflight_msgs" => self.max_inflight_msgs = number(name, value)?,
+            "max_inflight_bytes" => self.max_inflight_bytes = number(name, value)?,
+            "max_uncommitted_size" => self.max_uncommitted_size = number(name, value)?,
+            "max_committed_size_per_ready" => self.max_committed_size_per_ready = number(name, value)?,
+            "check_quorum" => self.check_quorum = boolean(name, value)?,
+            "pre_vote" => self.pre_vote = boolean(name, value)?,
+            "priority" => {
+                self.priority =
+                    value.parse().map_err(|_| Error::config(name, format!("{value:?} is not a whole number")))?;
+            }
+            "request_timeout" => self.request_timeout = seconds(name, value)?,
+            "conf_change_request_timeout" => self.conf_change_request_timeout = seconds(name, value)?,
+            "max_proposal_size" => self.max_proposal_size = number(name, value)?,
+            "max_pending_proposals" => self.max_pending_proposals = number(name, value)?,
+            "max_pending_bytes" => self.max_pending_bytes = number(name, value)?,
+            "max_unapplied_entries" => self.max_unapplied_entries = number(name, value)?,
+            "snapshot_entries" => self.snapshot_entries = number(name, value)?,
+            "snapshot_bytes" => self.snapshot_bytes = number(name, value)?,
+            "snapshot_interval" => {
+                let every = seconds(name, value)?;
+                self.snapshot_interval = (!every.is_zero()).then_some(every);
+            }
+            "trailing_entries" => self.trailing_entries = number(name, value)?,
+            "log_engine" => match value {
+                "lmdb" => self.log_engine = LogEngine::Lmdb,
+                _ => return Err(Error::config(name, format!("{value:?} is not a log engine; use \"lmdb\""))),
+            },
+            "disk_quota" => {
+                let bytes = number(name, value)?;
+                self.disk_quota = (bytes > 0).then_some(bytes);
+            }
+            "hung_write" => self.hung_write = seconds(name, value)?,
+            "terminate_on_remove" => self.terminate_on_remove = boolean(name, value)?,
+            _ => return Err(Error::config(name, "there is no setting of this name")),
+        }
+        Ok(())
+    }
+
+    /// The whole makes sense; the error names field, value and remedy.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |field: &str, message: String| Err(Error::config(field, message));
+        if self.tick_interval < Duration::from_millis(1) || self.tick_interval > Duration::from_secs(60) {
+            return refuse("tick_interval", format!("{:?} is outside 1 ms to 60 s", self.tick_interval));
+        }
+        if self.heartbeat_tick == 0 {
+            return refuse("heartbeat_tick", "0 means never; use 1 or more".into());
+        }
+        if self.election_tick <= self.heartbeat_tick {
+            return refuse(
+                "election_tick",
+                format!(
+                    "{} is not above heartbeat_tick ({}); use at least {}, better ten times heartbeat_tick",
+                    self.election_tick,
+                    self.heartbeat_tick,
+                    self.heartbeat_tick.saturating_add(1)
+                ),
+            );
+        }
+        if self.election_tick > 1_000_000 || self.max_election_tick > 2_000_000 {
+            return refuse("election_tick", format!("{} is above 1000000", self.election_tick));
+        }
+        let (low, high) = self.election_range();
+        if low < self.election_tick {
+            return refuse("min_election_tick", format!("{low} is below election_tick ({})", self.election_tick));
+        }
+        if low >= high {
+            return refuse("max_election_tick", format!("{high} is not above min_election_tick ({low})"));
+        }
+        if self.max_size_per_msg == 0 {
+            return refuse("max_size_per_msg", "0 means one entry a message; use 64 KiB or more".into());
+        }
+        if self.max_inflight_msgs == 0 || self.max_inflight_msgs > 1 << 20 {
+            return refuse("max_inflight_msgs", format!("{} is outside 1 to 1048576", self.max_inflight_msgs));
+        }
+        if self.max_proposal_size == 0 || self.max_proposal_size > 1 << 30 {
+            return refuse("max_proposal_size", format!("{} is outside 1 byte to 1 GiB", self.max_proposal_size));
+        }
+        for (name, value) in [
+            ("max_uncommitted_size", self.max_uncommitted_size),
+            ("max_pending_bytes", self.max_pending_bytes),
+            ("max_inflight_bytes", self.max_inflight_bytes),
+        ] {
+            if value < self.max_proposal_size {
+                return refuse(
+                    name,
+                    format!(
+                        "{value} is below max_proposal_size ({}); the largest proposal must fit",
+                        self.max_proposal_size
+                    ),
+                );
+            }
+        }
+        for (name, value) in [
+            ("max_pending_proposals", self.max_pending_proposals),
+            ("max_unapplied_entries", self.max_unapplied_entries),
+            ("max_committed_size_per_ready", self.max_committed_size_per_ready),
+        ] {
+            if value == 0 {
+                return refuse(name, "0 would refuse everything; use 1 or more".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Ticks from which an election timeout is drawn: at least the first, below the second.
+    pub fn election_range(&self) -> (u64, u64) {
+        let low = if self.min_election_tick == 0 { self.election_tick } else { self.min_election_tick };
+        let high = if self.max_election_tick == 0 {
+            low.max(self.election_tick).saturating_mul(2)
+        } else {
+            self.max_election_tick
+        };
+        (low, high)
+    }
+
+    pub fn election_timeout(&self) -> Duration {
+        self.tick_interval.saturating_mul(u32::try_from(self.election_tick).unwrap_or(u32::MAX))
+    }
+
+    /// Age at which a write counts as hung (S4).
+    pub fn hung_write_after(&self) -> Duration {
+        if self.hung_write.is_zero() {
+            self.election_timeout().saturating_mul(2)
+        } else {
+            self.hung_write
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(Config::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn a_bad_value_names_field_value_and_remedy() {
+        let table: &[(&str, &str, &str)] = &[
+            ("election_tick", "2", "election_tick: 2 is not above heartbeat_tick (2)"),
+            ("heartbeat_tick", "0", "heartbeat_tick: 0 means never"),
+            ("tick_interval", "0", "tick_interval: 0ns is outside"),
+            ("max_inflight_msgs", "0", "max_inflight_msgs: 0 is outside"),
+            ("max_uncommitted_size", "1", "max_uncommitted_size: 1 is below max_proposal_size"),
+            ("max_size_per_msg", "0", "max_size_per_msg: 0 means one entry"),
+        ];
+        for (name, value, says) in table {
+            let mut config = Config::default();
+            config.set(name, value).map_err(|e| e.to_string()).unwrap_or_default();
+            let error = config.validate().err().map(|e| (e.field.clone(), e.message)).unwrap_or_default();
+            assert_eq!(error.0.as_deref(), Some(*name));
+            assert!(error.1.starts_with(says), "{}", error.1);
+        }
+    }
+
+    #[test]
+    fn what_is_no_setting_or_no_value_is_refused() {
+        let mut config = Config::default();
+        for (name, value) in [
+            ("nonsense", "1"),
+            ("election_tick", "-1"),
+            ("pre_vote", "maybe"),
+            ("log_engine", "paper"),
+            ("request_timeout", "nan"),
+        ] {
+            assert!(config.set(name, value).is_err(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The Raft node of raftify_ffi: sans-I/O core, durable log, snapshots, transport, shell and client. No FFI.
+//!
+//! Rooms: [`core`] decides, [`log`] and [`snapshots`] keep, [`transport`] carries, [`node`] runs them on threads, [`client`] asks from outside.
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
+
+pub mod cluster;
+pub mod config;
+pub mod error;
+pub mod log;
+pub mod machine;
+pub mod request;
+pub mod status;
+pub mod wire;
+
+pub use cluster::{ClusterState, Member, NodeId, Uid};
+pub use config::{Config, LogEngine};
+pub use error::{Committed, Error, ErrorCode, Result};

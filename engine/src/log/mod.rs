@@ -1,0 +1,102 @@
+//! The durable log: one trait for writing, one for reading, and what a log says when it is opened.
+//!
+//! Lives here: [`LogWriter`] and [`LogReader`], the record codec, the LMDB log. The simulated log lives in `engine/sim`.
+//! May not live here: any rule of Raft. A log stores what the core says, all of a [`LogWrite`] or nothing of it.
+//!
+//! Invariants: entries are contiguous; an append at index `i` removes every entry at or above `i` first, in the same
+//! transaction; a batch of writes is one transaction with one sync; after the first error nothing is written any more (S10).
+
+use std::sync::Arc;
+
+use raft::eraftpb::{Entry, HardState};
+
+use crate::cluster::{ClusterState, NodeId, Uid};
+use crate::error::Error;
+
+/// Who a directory belongs to. Written when it is born; only `incarnation` changes, once, from nothing to something (S11).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub node_id: NodeId,
+    /// Random, drawn when the directory was made.
+    pub directory: Uid,
+    /// Digest of `cluster_id` and the initial member map; 0 for a node that waits to be joined.
+    pub digest: u64,
+    /// The cluster this directory has become part of.
+    pub incarnation: Option<Uid>,
+}
+
+/// Names one snapshot: the log continues right after its index.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SnapshotMeta {
+    pub index: u64,
+    pub term: u64,
+    /// The cluster at exactly `index` (S13).
+    pub cluster: ClusterState,
+    /// Bytes of the state in the file; 0 for the founding snapshot, which has no file.
+    pub size: u64,
+    /// CRC32C of the state bytes.
+    pub crc: u32,
+    /// False for the founding "snapshot" at index 1: nothing to restore.
+    pub has_file: bool,
+}
+
+/// The configuration with its index (S13): it holds for every index from that of its last change up to `index`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterRecord {
+    pub index: u64,
+    pub cluster: ClusterState,
+}
+
+/// One atomic change of the log. Several may be merged into one transaction, in order.
+#[derive(Clone, Debug, Default)]
+pub struct LogWrite {
+    /// Rises by at least one with each write; echoed when it is durable.
+    pub number: u64,
+    /// Appended; the first one's index says from where older entries are removed (a conflicting suffix).
+    pub entries: Option<Arc<Vec<Entry>>>,
+    pub hard_state: Option<HardState>,
+    /// The cluster as of an applied index; `hard_state.commit` on disk is never below that index afterwards.
+    pub cluster: Option<Arc<ClusterRecord>>,
+    pub identity: Option<Identity>,
+    /// Names a snapshot whose file is complete and synced. With `reset`, the whole log goes and starts anew after it.
+    pub snapshot: Option<Arc<SnapshotMeta>>,
+    pub reset: bool,
+    /// Entries up to and including this index may go (never above the named snapshot's index).
+    pub compact_to: Option<u64>,
+    /// False when nothing in it promises anything (a commit index alone): may wait for the next write.
+    pub must_sync: bool,
+}
+
+/// What an opened log knows.
+#[derive(Clone, Debug)]
+pub struct LogState {
+    pub identity: Identity,
+    pub hard_state: HardState,
+    /// The newest stored configuration and the index up to which it holds.
+    pub cluster: ClusterRecord,
+    /// The snapshot the log names. Every log has one: the founding one if no other.
+    pub snapshot: Option<SnapshotMeta>,
+    /// First index that can be read. `snapshot.index + 1` or lower (a trailing log is kept).
+    pub first_index: u64,
+    /// Term of the entry before `first_index`.
+    pub prev_term: u64,
+    /// `first_index - 1` when the log is empty.
+    pub last_index: u64,
+    /// (index, term) at which each term begins, ascending; covers `first_index..=last_index`.
+    pub terms: Vec<(u64, u64)>,
+    /// Bytes of all entries' data.
+    pub bytes: u64,
+}
+
+/// The writing half. Owned by the writer thread alone.
+pub trait LogWriter: Send {
+    /// Makes all writes durable in one transaction with one sync. After an error the log refuses everything (S10).
+    fn write(&mut self, writes: &[LogWrite]) -> Result<(), Error>;
+}
+
+/// The reading half. Owned by the reader thread; sees what has been written.
+pub trait LogReader: Send {
+    /// Entries `low..high` in order, cut after the first one that brings their data above `max_bytes` (at least one is returned).
+    /// `Ok` with fewer or none when the log does not hold them (any more).
+    fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>, Error>;
+}

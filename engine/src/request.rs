@@ -1,0 +1,112 @@
+//! What can be asked of a node, locally or by a client over the wire, and what it answers.
+
+use crate::cluster::{ClusterState, NodeId};
+use crate::error::Error;
+
+/// Caller's name for a pending request. Drawn by the caller; echoed in its completion.
+pub type Token = u64;
+
+/// One change of membership; several in one request are one step (joint consensus).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// A voter is first a learner and is promoted once it has caught up.
+    Add {
+        id: NodeId,
+        addr: String,
+        learner: bool,
+    },
+    Promote {
+        id: NodeId,
+    },
+    /// A voter becomes a learner.
+    Demote {
+        id: NodeId,
+    },
+    Remove {
+        id: NodeId,
+    },
+    UpdateAddress {
+        id: NodeId,
+        addr: String,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Request {
+    /// Replicate this command; answered with what `apply` returned here.
+    Propose(Vec<u8>),
+    /// Answered when everything acknowledged anywhere before the call is applied here.
+    Read,
+    /// Reserve an id for the node at this address (or learn the id it has).
+    ReserveId {
+        addr: String,
+    },
+    /// Make the node at `addr` a voter: as a learner first, promoted when it has caught up.
+    Join {
+        id: NodeId,
+        addr: String,
+        directory: Vec<u8>,
+        learner: bool,
+    },
+    ChangeMembers(Vec<MemberChange>),
+    /// Leave the cluster for good.
+    Leave,
+    /// To this node, or to the one that is most up to date.
+    TransferLeader(Option<NodeId>),
+    /// Give up leadership without naming a successor.
+    StepDown,
+    /// Take a snapshot now.
+    Snapshot,
+    /// The node's status as JSON.
+    Status,
+}
+
+/// A ticket: the id that was reserved, and where the cluster is.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Ticket {
+    pub reserved_id: NodeId,
+    /// The address it was reserved for; empty if none was named.
+    #[serde(default)]
+    pub raft_addr: String,
+    pub leader_id: NodeId,
+    pub leader_addr: String,
+    pub peers: std::collections::BTreeMap<NodeId, String>,
+    /// Hexadecimal number of the cluster (S11).
+    pub incarnation: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SnapshotInfo {
+    pub index: u64,
+    pub term: u64,
+    pub size: u64,
+    pub path: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Reply {
+    /// Of a proposal: what `apply` returned, and where the entry stands.
+    Applied {
+        index: u64,
+        term: u64,
+        data: Vec<u8>,
+    },
+    /// Of a read: everything up to `index` is applied.
+    ReadIndex(u64),
+    Ticket(Ticket),
+    /// Of a membership change: the cluster after it.
+    Cluster(Box<ClusterState>),
+    Snapshot(SnapshotInfo),
+    /// Of a leader transfer: the new leader.
+    Leader(NodeId),
+    /// Of `Status`: JSON.
+    Text(String),
+    Done,
+}
+
+/// The one answer to a request.
+#[derive(Clone, Debug)]
+pub struct Completion {
+    pub token: Token,
+    pub result: Result<Reply, Error>,
+}

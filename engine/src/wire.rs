@@ -1,0 +1,164 @@
+//! What nodes and clients say to each other. Encoded with prost: a newer version may add fields that an older one skips (N-1).
+//!
+//! Peer streams carry [`Frame`]s; the first thing on a stream is a [`Hello`], answered by a [`Welcome`] before anything else counts.
+
+use crate::cluster::Member;
+
+/// Raised only when an older node could no longer follow.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// First words of a stream, and of its answer: who speaks, and from which directory (S11).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hello {
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    #[prost(uint64, tag = "2")]
+    pub node_id: u64,
+    /// Who the speaker believes to have reached.
+    #[prost(uint64, tag = "3")]
+    pub to: u64,
+    #[prost(string, tag = "4")]
+    pub addr: String,
+    /// 16 bytes.
+    #[prost(bytes = "vec", tag = "5")]
+    pub directory: Vec<u8>,
+    #[prost(uint64, tag = "6")]
+    pub digest: u64,
+    /// 16 bytes, or none while the cluster is not founded (for the speaker).
+    #[prost(bytes = "vec", tag = "7")]
+    pub incarnation: Vec<u8>,
+    /// Nothing was ever written there: no term, no vote, no entry.
+    #[prost(bool, tag = "8")]
+    pub fresh: bool,
+    /// The directory that the speaker's log records for the listener, 16 bytes; none if it records none.
+    #[prost(bytes = "vec", tag = "9")]
+    pub recorded: Vec<u8>,
+    /// Drawn at the speaker's start.
+    #[prost(uint64, tag = "10")]
+    pub start: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum Verdict {
+    /// Frames may follow.
+    Accepted = 0,
+    /// Not now: ask again (for instance: not recorded yet).
+    Later = 1,
+    /// Another cluster.
+    ClusterMismatch = 2,
+    /// This id is recorded with another directory: it was wiped.
+    WrongDirectory = 3,
+    /// This id was removed by an entry of the log.
+    Removed = 4,
+    /// You reached somebody else.
+    WrongNode = 5,
+    /// No common protocol version.
+    Version = 6,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Welcome {
+    #[prost(enumeration = "Verdict", tag = "1")]
+    pub verdict: i32,
+    #[prost(string, tag = "2")]
+    pub reason: String,
+    #[prost(message, optional, tag = "3")]
+    pub hello: Option<Hello>,
+}
+
+/// One batch on a peer stream. `crc` is CRC32C over `items` as sent.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Frame {
+    #[prost(message, repeated, tag = "1")]
+    pub items: Vec<Item>,
+}
+
+/// One thing in a frame: exactly one of its fields is set.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Item {
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4")]
+    pub body: Option<Body>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Body {
+    /// A raft message (eraftpb.Message, encoded).
+    #[prost(bytes, tag = "1")]
+    Raft(Vec<u8>),
+    #[prost(message, tag = "2")]
+    Forward(Forward),
+    #[prost(message, tag = "3")]
+    ForwardAnswer(ForwardAnswer),
+}
+
+/// Proposals of a follower for its leader (S15). Taken only by the leader of exactly this term; a number is taken once.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Forward {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    /// The proposer's start number.
+    #[prost(uint64, tag = "2")]
+    pub start: u64,
+    /// Rises with each forward of this start.
+    #[prost(uint64, tag = "3")]
+    pub number: u64,
+    #[prost(message, repeated, tag = "4")]
+    pub proposals: Vec<ForwardedProposal>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ForwardedProposal {
+    #[prost(uint64, tag = "1")]
+    pub sequence: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: Vec<u8>,
+    /// 0: a command. Others: `core::entry::Kind`.
+    #[prost(uint32, tag = "3")]
+    pub kind: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ForwardAnswer {
+    #[prost(uint64, tag = "1")]
+    pub start: u64,
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// Taken: the proposals stand at `first_index`.. in `term`. Otherwise certainly not appended.
+    #[prost(bool, tag = "3")]
+    pub taken: bool,
+    #[prost(uint64, tag = "4")]
+    pub first_index: u64,
+    #[prost(uint64, tag = "5")]
+    pub term: u64,
+    /// An [`crate::ErrorCode`] for a refusal that should reach the caller (overload, a refused membership change); 0: try again.
+    #[prost(int32, tag = "6")]
+    pub code: i32,
+    #[prost(string, tag = "7")]
+    pub message: String,
+}
+
+/// Ahead of a snapshot's chunks: what it is. The receiver makes the file whole before raft hears of it (S6).
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotHeader {
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    #[prost(uint64, tag = "3")]
+    pub size: u64,
+    #[prost(uint32, tag = "4")]
+    pub crc: u32,
+    #[prost(message, optional, tag = "5")]
+    pub cluster: Option<crate::cluster::ClusterState>,
+    /// False: no state, the cluster record alone.
+    #[prost(bool, tag = "6")]
+    pub has_file: bool,
+}
+
+/// The context of a membership entry: the records of the members it adds or changes, and who asked.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MembershipContext {
+    #[prost(message, repeated, tag = "1")]
+    pub members: Vec<Member>,
+}
