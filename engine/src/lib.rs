@@ -10,9 +10,11 @@ pub mod error;
 pub mod log;
 pub mod machine;
 pub mod request;
+pub mod runtime;
 pub mod status;
 pub mod wire;
 
 pub use cluster::{ClusterState, Member, NodeId, Uid};
 pub use config::{Config, LogEngine};
 pub use error::{Committed, Error, ErrorCode, Result};
+pub use runtime::Runtime;

@@ -110,3 +110,12 @@ pub struct Completion {
     pub token: Token,
     pub result: Result<Reply, Error>,
 }
+
+/// How long a call may take. Every call ends by its deadline; with `None` it still ends when its fate is decided or the node closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timeout {
+    /// The configured default of its kind.
+    Default,
+    None,
+    After(std::time::Duration),
+}
