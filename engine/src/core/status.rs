@@ -5,9 +5,39 @@ use std::collections::BTreeMap;
 use raft::StateRole;
 
 use super::Core;
+use crate::cluster::NodeId;
 use crate::status::{PeerStatus, Role, Status};
 
+/// How far the node has got. `snapshot <= applied <= handed <= commit <= last`, but for the moment of installing a received snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Positions {
+    pub term: u64,
+    /// 0: none known.
+    pub leader: NodeId,
+    pub snapshot: u64,
+    /// Where the state machine stands.
+    pub applied: u64,
+    /// Up to here the core itself has acted on the log (membership).
+    pub handed: u64,
+    pub commit: u64,
+    pub last: u64,
+}
+
 impl Core {
+    /// The cheap part of [`Core::status`].
+    pub fn positions(&self) -> Positions {
+        let raft = &self.raw.raft;
+        Positions {
+            term: raft.term,
+            leader: raft.leader_id,
+            snapshot: self.snapshot_index(),
+            applied: self.applied(),
+            handed: self.handed,
+            commit: raft.raft_log.committed,
+            last: raft.raft_log.last_index(),
+        }
+    }
+
     pub(super) fn role(&self) -> Role {
         if self.removed {
             return Role::Removed;
