@@ -10,7 +10,7 @@ use super::requests::{State, What};
 use super::{Body, Core, Outbound};
 use crate::cluster::NodeId;
 use crate::error::{Error, ErrorCode, Result};
-use crate::request::{Completion, MemberChange, Reply, Token};
+use crate::request::{Completion, MemberChange, Token};
 use crate::wire::{Forward, ForwardAnswer, ForwardedProposal};
 
 /// A forward is cut here, so that one message stays small.
@@ -198,12 +198,7 @@ impl Core {
             What::Transfer(to) => {
                 let to = *to;
                 match self.transfer(to) {
-                    Ok(target) if target == self.id => self.complete(request, Ok(Reply::Leader(target))),
-                    Ok(_) => {
-                        if let Some(pending) = self.requests.pending.get_mut(&request) {
-                            pending.state = State::Following;
-                        }
-                    }
+                    Ok(target) => self.await_transfer(request, target),
                     Err(error) => self.complete(request, Err(error)),
                 }
             }
@@ -232,34 +227,6 @@ impl Core {
             Some((index, term)) => Ok(Proposed::At(index, term)),
             None => Ok(Proposed::Later),
         }
-    }
-
-    /// Starts handing over leadership; 0: to the voter that is most up to date. The target's id.
-    fn transfer(&mut self, to: NodeId) -> Result<NodeId> {
-        let refuse = |message: String| Err(Error::not_done(ErrorCode::Membership, message));
-        let target = if to != 0 {
-            to
-        } else {
-            let best = self
-                .cluster
-                .voters
-                .iter()
-                .filter(|id| **id != self.id)
-                .filter_map(|id| self.raw.raft.prs().get(*id).map(|p| (p.recent_active, p.matched, *id)))
-                .max();
-            match best {
-                Some((true, _, id)) => id,
-                Some(_) => return refuse("no other voter has been heard of lately; leadership stays here".into()),
-                None => return refuse("there is no other voter to hand over to".into()),
-            }
-        };
-        if !self.cluster.is_voter(target) {
-            return refuse(format!("node {target} is no voter; leadership can only go to a voter"));
-        }
-        if target != self.id {
-            self.raw.transfer_leader(target);
-        }
-        Ok(target)
     }
 
     /// Learners that are to be voters, once they have caught up.
@@ -482,6 +449,10 @@ impl Core {
         if let What::Change(change) = &pending.what {
             let goals = change.goals().collect();
             self.requests.goals.insert(request, goals);
+        }
+        if let What::Transfer(to) = pending.what {
+            self.await_transfer(request, to);
+            return;
         }
         if index == 0 {
             pending.state = State::Following;

@@ -14,6 +14,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use super::deadlines::{Deadlines, Micros};
 use super::membership::{Change, Goal};
+use super::transfer::Transfer;
 use super::Core;
 use crate::cluster::NodeId;
 use crate::error::{Committed, Error, ErrorCode, Result};
@@ -95,6 +96,7 @@ pub(super) struct Requests {
     pub graces: VecDeque<(Micros, u64)>,
     /// Membership changes and reservations that wait for the cluster to look like this.
     pub goals: BTreeMap<u64, Vec<(NodeId, Goal)>>,
+    pub transfers: Vec<Transfer>,
 }
 
 impl Requests {
@@ -264,6 +266,7 @@ impl Core {
             self.requests.graces.push_back((self.now.saturating_add(grace), lost.0));
         }
         self.requests.uncommitted_bytes = 0;
+        self.settle_transfers();
     }
 
     pub(super) fn tick_requests(&mut self) {
@@ -292,6 +295,7 @@ impl Core {
                 self.complete(request, Err(error.with_leader(self.leader_hint())));
             }
         }
+        self.settle_transfers();
         self.check_goals();
     }
 
@@ -340,6 +344,7 @@ impl Core {
 fn fate(pending: &Pending) -> Committed {
     match (&pending.what, pending.state) {
         (What::Read | What::Snapshot | What::BecomeMember, _) | (_, State::Unsent) => Committed::No,
+        (What::Transfer(_), State::Following) => Committed::Unknown,
         (_, State::Placed { committed: true, .. } | State::Following) => Committed::Yes,
         _ => Committed::Unknown,
     }

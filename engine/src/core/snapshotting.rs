@@ -208,7 +208,7 @@ impl Core {
             let store = self.raw.mut_store();
             store.set_snapshot_meta(Arc::clone(&meta));
             store.compact(compact_to);
-            self.out.prune = Some(Arc::clone(&meta));
+            self.prune = Some(Arc::clone(&meta));
             self.out.events.push(Event::SnapshotTaken { index: meta.index, size: meta.size });
         }
         for request in asked {
@@ -288,7 +288,8 @@ impl Core {
         if meta.index > self.raw.raft.raft_log.applied {
             self.raw.advance_apply_to(meta.index);
         }
-        if meta.has_file {
+        // One that came later may be durable already: the machine takes that one.
+        if meta.has_file && meta.index == self.snapshot_index() {
             self.restore_machine(&meta);
         }
         self.machine.resume_after(meta.index);
@@ -297,7 +298,7 @@ impl Core {
             self.requests.placed.remove(&index);
             self.result_lost(request, index);
         }
-        self.out.prune = Some(Arc::clone(&meta));
+        self.prune = Some(Arc::clone(&meta));
         self.out.events.push(Event::SnapshotInstalled { index: meta.index, size: meta.size });
     }
 
