@@ -296,7 +296,7 @@ impl Core {
             }
             self.requests.next_forward = self.requests.next_forward.saturating_add(1);
             let number = self.requests.next_forward;
-            self.requests.forwards.insert(number, requests);
+            self.requests.forwards.insert(number, (self.now, requests));
             let forward = Forward { term, start: self.start, number, proposals };
             self.out.messages.push(Outbound { to: leader, body: Body::Forward(forward) });
         }
@@ -304,8 +304,28 @@ impl Core {
 
     /// The transport says that this forward certainly never left this process.
     pub fn forward_not_sent(&mut self, number: u64) {
-        for request in self.requests.forwards.remove(&number).unwrap_or_default() {
+        for request in self.requests.forwards.remove(&number).unwrap_or_default().1 {
             self.try_again(request);
+        }
+    }
+
+    /// A forward or its answer that was lost with its stream, while the leader stays: nobody will say any more (S15).
+    pub(super) fn give_up_forwards(&mut self) {
+        let patience = u64::try_from(self.config.election_timeout().as_micros()).unwrap_or(u64::MAX).saturating_mul(5);
+        while let Some(oldest) = self.requests.forwards.first_entry() {
+            if oldest.get().0.saturating_add(patience) > self.now {
+                return;
+            }
+            let (_, requests) = oldest.remove();
+            for request in requests {
+                if matches!(self.requests.pending.get(&request).map(|p| p.state), Some(State::Forwarded { .. })) {
+                    let error = Error::unknown(
+                        ErrorCode::ConnectionFailed,
+                        "it was sent to the leader, who has not answered: the outcome is unknown",
+                    );
+                    self.complete(request, Err(error.with_leader(self.leader_hint())));
+                }
+            }
         }
     }
 
@@ -424,7 +444,7 @@ impl Core {
         if answer.start != self.start {
             return;
         }
-        let requests = self.requests.forwards.remove(&answer.number).unwrap_or_default();
+        let (_, requests) = self.requests.forwards.remove(&answer.number).unwrap_or_default();
         if !answer.taken {
             let code = ErrorCode::from_i32(answer.code);
             for request in requests {

@@ -83,8 +83,8 @@ pub(super) struct Requests {
     pub later: Vec<u64>,
     /// Own entries in the log, by index.
     pub placed: BTreeMap<u64, u64>,
-    /// Forwards without an answer: number → requests in it.
-    pub forwards: BTreeMap<u64, Vec<u64>>,
+    /// Forwards without an answer: number → when it went, and the requests in it.
+    pub forwards: BTreeMap<u64, (Micros, Vec<u64>)>,
     pub next_forward: u64,
     /// Numbers taken of other nodes' forwards: (node, start, newest number), oldest first.
     pub taken: VecDeque<(NodeId, u64, u64)>,
@@ -295,6 +295,7 @@ impl Core {
                 self.complete(request, Err(error.with_leader(self.leader_hint())));
             }
         }
+        self.give_up_forwards();
         self.settle_transfers();
         self.check_goals();
     }

@@ -252,8 +252,12 @@ impl Core {
             self.refuse_peer(from, "its snapshot is not the one its message names".into());
             return;
         }
-        self.snapshots.received = Some(Arc::new(meta));
         let _ = self.raw.step(message);
+        // Raft may have refused it, and may hold another one that came just before.
+        let taken = self.raw.raft.raft_log.unstable.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
+        if taken.is_some_and(|m| m.index == meta.index) {
+            self.snapshots.received = Some(Arc::new(meta));
+        }
     }
 
     /// Raft has taken a received snapshot: the log starts anew behind it.
