@@ -5,7 +5,7 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
 use super::deadlines::Micros;
 use super::entry::{Context, Kind, Origin};
-use super::membership::{plan, Change};
+use super::membership::{plan, Awaited, Change};
 use super::requests::{State, What};
 use super::{Body, Core, Outbound};
 use crate::cluster::NodeId;
@@ -182,13 +182,17 @@ impl Core {
                 match self.propose_change(&change, self.id, self.start, request) {
                     Ok(Proposed::At(index, term)) => {
                         self.place(request, index, term);
-                        self.requests.goals.insert(request, change.goals().collect());
+                        self.requests
+                            .goals
+                            .insert(request, Awaited { since: u64::MAX, goals: change.goals().collect() });
                     }
                     Ok(Proposed::Already) => {
                         if let Some(pending) = self.requests.pending.get_mut(&request) {
                             pending.state = State::Following;
                         }
-                        self.requests.goals.insert(request, change.goals().collect());
+                        self.requests
+                            .goals
+                            .insert(request, Awaited { since: self.handed, goals: change.goals().collect() });
                         self.check_goals();
                     }
                     Ok(Proposed::Later) => self.requests.later.push(request),
@@ -369,6 +373,7 @@ impl Core {
             Ok(Some((first_index, term))) => {
                 answer.taken = true;
                 answer.first_index = first_index;
+                answer.already_at = if first_index == 0 { self.handed } else { 0 };
                 answer.term = term;
             }
             Ok(None) => {}
@@ -460,15 +465,15 @@ impl Core {
         }
         for (offset, request) in (0u64..).zip(requests) {
             let index = if answer.first_index == 0 { 0 } else { answer.first_index.saturating_add(offset) };
-            self.taken_at(request, index, answer.term);
+            self.taken_at(request, index, answer.term, answer.already_at);
         }
     }
 
-    fn taken_at(&mut self, request: u64, index: u64, term: u64) {
+    fn taken_at(&mut self, request: u64, index: u64, term: u64, already_at: u64) {
         let Some(pending) = self.requests.pending.get_mut(&request) else { return };
         if let What::Change(change) = &pending.what {
-            let goals = change.goals().collect();
-            self.requests.goals.insert(request, goals);
+            let since = if index == 0 { already_at } else { u64::MAX };
+            self.requests.goals.insert(request, Awaited { since, goals: change.goals().collect() });
         }
         if let What::Transfer(to) = pending.what {
             self.await_transfer(request, to);
