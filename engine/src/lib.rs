@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod core;
@@ -13,6 +14,7 @@ pub mod machine;
 pub mod request;
 pub mod runtime;
 pub mod status;
+pub mod transport;
 pub mod wire;
 
 pub use cluster::{ClusterState, Member, NodeId, Uid};
