@@ -109,7 +109,10 @@ impl Draft {
         }
         if let Some(cluster) = &write.cluster {
             if cluster.index < self.cluster.index {
-                return Err(format!("its cluster record of {} is older than that of {}", cluster.index, self.cluster.index));
+                return Err(format!(
+                    "its cluster record of {} is older than that of {}",
+                    cluster.index, self.cluster.index
+                ));
             }
             self.cluster = ClusterRecord::clone(cluster);
             self.change(Meta::Cluster);
@@ -165,8 +168,13 @@ impl Draft {
 
     fn reset(&mut self, snapshot: &SnapshotMeta) {
         let next = snapshot.index.saturating_add(1);
-        self.bounds =
-            Bounds { first: next, prev_term: snapshot.term, last: snapshot.index, floor: next, number: self.bounds.number };
+        self.bounds = Bounds {
+            first: next,
+            prev_term: snapshot.term,
+            last: snapshot.index,
+            floor: next,
+            number: self.bounds.number,
+        };
         self.terms.clear();
         self.changed = [true; Meta::ALL.len()];
     }

@@ -84,7 +84,9 @@ pub(crate) fn classify(directory: &Path) -> Result<Contents> {
     Err(Error::storage(
         ErrorCode::WrongDirectory,
         directory,
-        format_args!("not a node's directory: found {found}; nothing was changed; name another directory, or empty this one"),
+        format_args!(
+            "not a node's directory: found {found}; nothing was changed; name another directory, or empty this one"
+        ),
     ))
 }
 

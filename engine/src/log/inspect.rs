@@ -59,7 +59,8 @@ pub fn inspect(directory: &Path, from: u64, limit: u64) -> Result<Json> {
     let mut entries = Vec::new();
     let (mut next, mut bytes) = (first, 0u64);
     while next < end && bytes < MAX_DATA {
-        let part = consistent(&pages, |pages, root| some_entries(pages, root, next, end.min(next.saturating_add(PART))))?;
+        let part =
+            consistent(&pages, |pages, root| some_entries(pages, root, next, end.min(next.saturating_add(PART))))?;
         if part.is_empty() {
             break;
         }

@@ -65,9 +65,8 @@ pub(crate) fn disk_space(path: &Path) -> Option<(u64, u64)> {
 
 /// An error of LMDB as one of ours.
 pub(crate) fn translate(path: &Path, attempted: &str, error: heed::Error) -> Error {
-    let storage = |code, why: &dyn std::fmt::Display| {
-        Error::storage(code, path, format_args!("cannot {attempted}: {why}"))
-    };
+    let storage =
+        |code, why: &dyn std::fmt::Display| Error::storage(code, path, format_args!("cannot {attempted}: {why}"));
     match error {
         heed::Error::Io(e) => {
             // LMDB reports a short write, which a full disk causes, as EIO.
@@ -93,7 +92,9 @@ pub(crate) fn translate(path: &Path, attempted: &str, error: heed::Error) -> Err
             | MdbError::PageFull),
         ) => corrupt(path, format_args!("cannot {attempted}: {e}")),
         heed::Error::Mdb(e) => storage(ErrorCode::Storage, &e),
-        heed::Error::EnvAlreadyOpened => storage(ErrorCode::DirectoryInUse, &"another node of this process has it open"),
+        heed::Error::EnvAlreadyOpened => {
+            storage(ErrorCode::DirectoryInUse, &"another node of this process has it open")
+        }
         heed::Error::Encoding(e) | heed::Error::Decoding(e) => storage(ErrorCode::Internal, &e),
     }
 }

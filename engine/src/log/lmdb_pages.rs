@@ -20,7 +20,8 @@ pub(crate) type Visit<'v> = dyn FnMut(&[u8], Value<'_>) -> Result<ControlFlow<()
 /// Checks the whole file at its newest commit, and shows every record of the main tree to `visit`.
 pub(crate) fn check(pages: &PageFile, root: &Root, visit: &mut Visit<'_>) -> Result<()> {
     let file_pages = pages.page_count()?;
-    let mut walker = Walker { pages, root, seen: Some(Seen::new(file_pages)), numbers: false, counts: Counts::default() };
+    let mut walker =
+        Walker { pages, root, seen: Some(Seen::new(file_pages)), numbers: false, counts: Counts::default() };
     walker.tree(&root.main, None, &mut |key, value| {
         // A check that ends early would check nothing behind that point.
         let _ = visit(key, value)?;

@@ -7,9 +7,9 @@ use raft::eraftpb::Entry;
 
 use crate::error::Result;
 use crate::log::files::corrupt;
-use crate::log::load::record_error;
 use crate::log::lmdb::Shared;
 use crate::log::lmdb_env::translate;
+use crate::log::load::record_error;
 use crate::log::record::{self, Meta};
 use crate::log::LogReader;
 

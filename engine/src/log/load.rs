@@ -63,9 +63,9 @@ struct Loader {
 impl Loader {
     fn record(&mut self, pages: &PageFile, key: &[u8], value: Value<'_>, deep: bool) -> Result<()> {
         match record::parse_key(key) {
-            Some(Key::Entry(index)) => self
-                .entry(pages, index, value, deep)?
-                .map_err(|fault| record_error(pages.path(), Some(index), fault)),
+            Some(Key::Entry(index)) => {
+                self.entry(pages, index, value, deep)?.map_err(|fault| record_error(pages.path(), Some(index), fault))
+            }
             Some(Key::Meta(meta)) => {
                 let whole = match value {
                     Value::Here(bytes) => bytes.to_vec(),

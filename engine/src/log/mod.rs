@@ -17,6 +17,8 @@ mod lmdb_reader;
 mod lmdb_writer;
 mod load;
 mod lock;
+#[cfg(test)]
+mod model_tests;
 mod record;
 #[cfg(test)]
 mod tests;

@@ -114,7 +114,8 @@ fn a_waiting_node_begins_with_nothing() {
     assert_eq!((log.state.first_index, log.state.prev_term, log.state.last_index), (1, 0, 0));
     assert!(log.state.snapshot.is_none());
     // Its first content is a snapshot from the leader.
-    let install = LogWrite { snapshot: Some(Arc::new(meta(40, 3))), reset: true, must_sync: true, ..Default::default() };
+    let install =
+        LogWrite { snapshot: Some(Arc::new(meta(40, 3))), reset: true, must_sync: true, ..Default::default() };
     log.writer.write(&[install, range(41, 43, 3, 10), hard_state(3, 0, 41)]).unwrap();
     drop(log);
     let log = open(dir.path()).unwrap();
@@ -128,8 +129,7 @@ fn what_was_written_is_read_back_here_and_after_a_kill() {
     let mut log = open(dir.path()).unwrap();
     log.writer.write(&[range(2, 50, 1, 100)]).unwrap();
     log.writer.write(&[hard_state(2, 2, 30), range(40, 60, 2, 5000)]).unwrap();
-    let expected: Vec<Entry> =
-        (2..40).map(|i| entry(i, 1, 100)).chain((40..=60).map(|i| entry(i, 2, 5000))).collect();
+    let expected: Vec<Entry> = (2..40).map(|i| entry(i, 1, 100)).chain((40..=60).map(|i| entry(i, 2, 5000))).collect();
     assert_eq!(log.reader.entries(2, 61, u64::MAX).unwrap(), expected);
     let copy = killed(dir.path(), log);
     let log = open(copy.path()).unwrap();
@@ -219,17 +219,17 @@ fn what_promises_nothing_waits_for_the_next_write_or_the_stop() {
 #[test]
 fn a_write_that_contradicts_the_log_stops_it_for_good() {
     let table: Vec<(&str, LogWrite)> = vec![
-        ("gap", range(12, 13, 2, 1)),
+        ("gap", range(13, 14, 2, 1)),
         ("replaces committed", range(5, 13, 2, 1)),
-        ("term falls", range(11, 11, 1, 1)),
-        ("unordered", append(vec![entry(11, 2, 1), entry(13, 2, 1)])),
-        ("commit beyond the log", hard_state(2, 2, 11)),
+        ("term falls", range(12, 12, 1, 1)),
+        ("unordered", append(vec![entry(12, 2, 1), entry(14, 2, 1)])),
+        ("commit beyond the log", hard_state(2, 2, 12)),
         ("second vote", hard_state(2, 1, 6)),
         ("term goes back", hard_state(1, 0, 6)),
-        ("entries of a later term", range(11, 11, 3, 1)),
+        ("entries of a later term", range(12, 12, 3, 1)),
         ("compaction beyond the snapshot", LogWrite { compact_to: Some(5), must_sync: true, ..Default::default() }),
         ("reset without snapshot", LogWrite { reset: true, must_sync: true, ..Default::default() }),
-        ("snapshot beyond the log", compact(11, 2, 3)),
+        ("snapshot beyond the log", compact(12, 2, 3)),
         ("identity", LogWrite { identity: Some(identity(2)), must_sync: true, ..Default::default() }),
     ];
     for (what, write) in table {
@@ -336,10 +336,7 @@ fn found_or_harmless(dir: &Path, expected: &(String, Vec<Entry>), what: &str) ->
     let mut log = match open(dir) {
         Ok(log) => log,
         Err(error) => {
-            assert!(
-                matches!(error.code, ErrorCode::CorruptData | ErrorCode::FormatTooNew),
-                "{what}: {error}"
-            );
+            assert!(matches!(error.code, ErrorCode::CorruptData | ErrorCode::FormatTooNew), "{what}: {error}");
             return true;
         }
     };
@@ -416,4 +413,88 @@ fn a_flipped_payload_is_found_when_read_even_after_a_clean_stop() {
     drop(log);
     let error = check(dir.path()).unwrap_err();
     assert_eq!((error.code, error.index), (ErrorCode::CorruptData, Some(2)));
+}
+
+#[test]
+fn an_inspection_shows_the_log_beside_a_live_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dir.path().join("node-1");
+    let mut log = open(&node).unwrap();
+    log.writer.write(&[range(2, 300, 1, 20), hard_state(2, 2, 250), range(301, 303, 2, 9000)]).unwrap();
+    log.writer.write(&[compact(200, 1, 100)]).unwrap();
+    for path in [dir.path(), node.as_path()] {
+        let shown = inspect(path, 0, 2).unwrap();
+        assert_eq!(shown["identity"]["node_id"], 1);
+        assert_eq!(shown["identity"]["directory"], Uid(99).to_string());
+        assert!(shown["identity"]["incarnation"].is_null());
+        assert_eq!(shown["hard_state"], serde_json::json!({"term": 2, "vote": 2, "commit": 250}));
+        assert_eq!(shown["snapshot"], serde_json::json!({"index": 200, "term": 1, "size": 0, "has_file": true}));
+        assert_eq!(shown["membership"]["members"], serde_json::json!({"1": "a:1", "2": "b:2"}));
+        assert_eq!((&shown["membership"]["index"], &shown["membership"]["voters"][1]), (&200.into(), &2.into()));
+        assert_eq!((&shown["first_index"], &shown["last_index"]), (&101.into(), &303.into()));
+        assert_eq!(shown["next_index"], 103);
+        let first = &shown["entries"][0];
+        assert_eq!((&first["index"], &first["size"], &first["type"]), (&101.into(), &20.into(), &"EntryNormal".into()));
+        assert_eq!(first["data"].as_str().unwrap().len(), 40);
+    }
+    let all = inspect(&node, 0, u64::MAX).unwrap();
+    assert_eq!(all["entries"].as_array().unwrap().len(), 203);
+    assert!(all["next_index"].is_null());
+    assert_eq!(inspect(&node, 303, 9).unwrap()["entries"][0]["size"], 9000);
+    assert_eq!(inspect(&node, 304, 9).unwrap()["entries"].as_array().unwrap().len(), 0);
+    // The lock is still held: nothing has opened and closed its file.
+    assert_eq!(open(&node).unwrap_err().code, ErrorCode::DirectoryInUse);
+    log.writer.write(&[range(304, 304, 2, 5)]).unwrap();
+}
+
+#[test]
+fn an_inspection_beside_a_busy_writer_is_always_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    log.writer.write(&[range(2, 500, 1, 100)]).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for last in 500..900 {
+                let write = LogWrite {
+                    hard_state: Some(HardState { term: 1, vote: 0, commit: last }),
+                    ..compact(last, 1, last - 400)
+                };
+                log.writer.write(&[write, range(last + 1, last + 1, 1, 100 + last as usize % 3 * 3000)]).unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Release);
+        });
+        let mut shown = 0;
+        while shown == 0 || !done.load(std::sync::atomic::Ordering::Acquire) {
+            let json = inspect(dir.path(), 0, 100).unwrap();
+            for listed in json["entries"].as_array().unwrap() {
+                let index = listed["index"].as_u64().unwrap();
+                let size = if index > 500 { 100 + (index - 1) as usize % 3 * 3000 } else { 100 };
+                assert_eq!(listed["size"], size, "{index}");
+            }
+            shown += 1;
+        }
+    });
+}
+
+#[test]
+fn an_inspection_of_the_wrong_place_says_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let says = |path: &Path, text: &str| {
+        let error = inspect(path, 0, 1).unwrap_err();
+        assert_eq!(error.code, ErrorCode::WrongDirectory, "{error}");
+        assert!(error.message.contains(text), "{error}");
+    };
+    says(&dir.path().join("absent"), "no such directory");
+    says(dir.path(), "is empty");
+    std::fs::write(dir.path().join("file"), b"").unwrap();
+    says(dir.path(), "no log of this library");
+    says(&dir.path().join("file"), "not a directory");
+    for id in [1, 2] {
+        open_or_create(&dir.path().join(format!("node-{id}")), &LogOptions { node_id: id, disk_quota: None }, || {
+            Ok(founding(id))
+        })
+        .unwrap();
+    }
+    says(dir.path(), "several nodes lie there (node-1, node-2)");
 }
