@@ -7,6 +7,7 @@
 pub mod client;
 pub mod cluster;
 pub mod config;
+pub mod core;
 pub mod error;
 pub mod log;
 pub mod machine;
