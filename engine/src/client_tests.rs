@@ -104,7 +104,7 @@ fn applied(index: u64) -> Line {
 }
 
 fn soon() -> Timeout {
-    Timeout::After(Duration::from_millis(300))
+    Timeout::After(Duration::from_secs(1))
 }
 
 /// An address where nobody listens.
@@ -190,7 +190,7 @@ fn a_deadline_ends_what_is_never_answered_and_says_what_is_known() {
         assert_eq!((error.code, error.committed), (ErrorCode::Timeout, Committed::Unknown));
         let error = asker.ask(Request::Read, soon()).await.unwrap_err();
         assert_eq!((error.code, error.committed), (ErrorCode::Timeout, Committed::No));
-        let error = call(&node.addr, propose(), Duration::from_millis(100)).await.unwrap_err();
+        let error = call(&node.addr, propose(), Duration::from_secs(1)).await.unwrap_err();
         assert_eq!((error.code, error.committed), (ErrorCode::Timeout, Committed::Unknown));
     });
 }

@@ -30,10 +30,13 @@ const MAX_QUEUED: usize = 1 << 20;
 /// Most that a frame adds around its one item.
 const FRAME_OVERHEAD: usize = 64;
 
+/// The template, and the directory that the log records for each peer.
+pub type Greeting = (Hello, BTreeMap<NodeId, Vec<u8>>);
+
 /// What the tasks on the runtime's thread share.
 pub struct Local {
     pub shared: Arc<Shared>,
-    pub hello: RefCell<Option<(Hello, BTreeMap<NodeId, Vec<u8>>)>>,
+    pub hello: RefCell<Option<Greeting>>,
     pub hello_set: Notify,
 }
 

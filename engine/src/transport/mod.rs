@@ -160,6 +160,7 @@ pub enum Incoming {
         lane: Lane,
         reason: String,
     },
+    /// What lies in the channel already still comes after a [`Transport::hang_up`].
     Frame {
         from: NodeId,
         lane: Lane,
