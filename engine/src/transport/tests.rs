@@ -190,6 +190,26 @@ fn frames_of_both_lanes_arrive_in_order() {
 }
 
 #[test]
+fn two_that_dial_each_other_at_once_both_get_through() {
+    run(async {
+        let (mut a, mut b) = Host::pair().await;
+        a.dial(2, &b.transport.local_addr());
+        b.dial(1, &a.transport.local_addr());
+        let mut lanes = [0, 0];
+        while lanes != [2, 2] {
+            tokio::select! {
+                heard = a.next() => lanes[0] += i32::from(matches!(heard, Incoming::Connected { .. })),
+                heard = b.next() => lanes[1] += i32::from(matches!(heard, Incoming::Connected { .. })),
+            }
+        }
+        a.transport.send(2, Lane::Control, vec![item(vec![1])]).unwrap();
+        b.transport.send(1, Lane::Control, vec![item(vec![2])]).unwrap();
+        assert_eq!(b.received(1).await, [(Lane::Control, vec![1])]);
+        assert_eq!(a.received(1).await, [(Lane::Control, vec![2])]);
+    });
+}
+
+#[test]
 fn a_frame_of_sixteen_mebibytes_passes() {
     run(async {
         let (mut a, mut b) = Host::pair().await;
