@@ -11,6 +11,7 @@ pub mod log;
 pub mod machine;
 pub mod request;
 pub mod runtime;
+pub mod snapshots;
 pub mod status;
 pub mod wire;
 

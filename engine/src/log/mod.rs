@@ -7,7 +7,7 @@
 //! transaction; a batch of writes is one transaction with one sync; after the first error nothing is written any more (S10).
 
 mod draft;
-mod files;
+pub(crate) mod files;
 mod inspect;
 mod lmdb;
 mod lmdb_env;
