@@ -9,7 +9,7 @@
 mod draft;
 pub(crate) mod files;
 mod inspect;
-mod lmdb;
+pub mod lmdb;
 mod lmdb_env;
 mod lmdb_format;
 mod lmdb_pages;
