@@ -27,9 +27,11 @@ pub struct MachineOutcome {
 
 /// Answers APPLY: the whole batch was applied, in order.
 ///
-/// request: the record's token. outcomes, count: of every command that failed and of every one that was `wanted`, ascending by index; copied with all they point to.
+/// request: the record's token. outcomes, count: of every command that failed and of every one that was `wanted`,
+///   ascending by index; copied with all they point to.
 /// error: optional; receives an error object on failure.
-/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI 1.
+/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI
+///   1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_apply_done(
     node: *mut NodeHandle,
@@ -71,10 +73,12 @@ fn unpack(mut rest: &[u8]) -> Result<Vec<(u64, Outcome)>> {
     Ok(outcomes)
 }
 
-/// As raftify_apply_done, with the outcomes as one buffer: repeated { uint64 index; uint32 failed; uint32 len; uint8 data[len] }, little-endian, without padding.
+/// As raftify_apply_done, with the outcomes as one buffer: repeated { uint64 index; uint32 failed; uint32 len; uint8
+/// data[len] }, little-endian, without padding.
 ///
 /// outcomes, len: copied. request, error: as for raftify_apply_done.
-/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI 1.
+/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI
+///   1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_apply_done_packed(
     node: *mut NodeHandle,
@@ -94,9 +98,11 @@ pub unsafe extern "C" fn raftify_apply_done_packed(
 
 /// Answers SNAPSHOT, first part: the next bytes of the state, in pieces of any size (64 KiB or more is best).
 ///
-/// request: the record's token. data: copied or written before the call returns; NULL is right for len 0. error: optional; receives an error object on failure.
+/// request: the record's token. data: copied or written before the call returns; NULL is right for len 0. error:
+///   optional; receives an error object on failure.
 /// Threads: any, one at a time per request. Blocks: may wait for the disk.
-/// Errors: STORAGE, DISK_FULL, INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED; after one end it with raftify_snapshot_done, as failed. Since: ABI 1.
+/// Errors: STORAGE, DISK_FULL, INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED; after one end it
+///   with raftify_snapshot_done, as failed. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_snapshot_chunk(
     node: *mut NodeHandle,
@@ -109,10 +115,13 @@ pub unsafe extern "C" fn raftify_snapshot_chunk(
     unsafe { call(node, error, |node| node.node().snapshot_chunk(request, slice(data, len, "data")?)) }
 }
 
-/// Answers SNAPSHOT, last part: the state is complete, or could not be had. In the latter case the node goes on and tries again later.
+/// Answers SNAPSHOT, last part: the state is complete, or could not be had. In the latter case the node goes on and
+/// tries again later.
 ///
-/// request: the record's token. failed: 0: complete; otherwise `reason` says why not. reason: UTF-8, copied. error: optional; receives an error object on failure.
-/// Threads: any. Blocks: may wait for the disk. Errors: STORAGE, DISK_FULL, INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI 1.
+/// request: the record's token. failed: 0: complete; otherwise `reason` says why not. reason: UTF-8, copied. error:
+///   optional; receives an error object on failure.
+/// Threads: any. Blocks: may wait for the disk. Errors: STORAGE, DISK_FULL, INVALID_ARGUMENT (also if no such request
+///   is open), CLOSED, FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_snapshot_done(
     node: *mut NodeHandle,
@@ -134,9 +143,12 @@ pub unsafe extern "C" fn raftify_snapshot_done(
 
 /// While a RESTORE is open: reads bytes of the state, which are checked as they are read.
 ///
-/// request: the record's token. offset: where to begin. out: borrowed for the call; gets up to `capacity` bytes, which must be above 0.
-/// n: receives how many; 0 at the end. There may be fewer than `capacity` before the end. error: optional; receives an error object on failure.
-/// Threads: any. Blocks: on the disk. Errors: CORRUPT_DATA, STORAGE, INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI 1.
+/// request: the record's token. offset: where to begin. out: borrowed for the call; gets up to `capacity` bytes,
+///   which must be above 0.
+/// n: receives how many; 0 at the end. There may be fewer than `capacity` before the end. error: optional; receives
+///   an error object on failure.
+/// Threads: any. Blocks: on the disk. Errors: CORRUPT_DATA, STORAGE, INVALID_ARGUMENT (also if no such request is
+///   open), CLOSED, FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_restore_read(
     node: *mut NodeHandle,
@@ -164,7 +176,8 @@ pub unsafe extern "C" fn raftify_restore_read(
 /// Answers RESTORE: the state machine now holds that state.
 ///
 /// request: the record's token. error: optional; receives an error object on failure.
-/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI 1.
+/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI
+///   1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_restore_done(
     node: *mut NodeHandle,
@@ -175,11 +188,13 @@ pub unsafe extern "C" fn raftify_restore_done(
     unsafe { call(node, error, |node| node.node().answer(MachineAnswer::Restored { id: request })) }
 }
 
-/// Answers APPLY or RESTORE: the state machine itself has failed (its disk, its memory), not a command. The node stops; CLOSED carries
-/// RAFTIFY_ERR_MACHINE_FAILED with this reason.
+/// Answers APPLY or RESTORE: the state machine itself has failed (its disk, its memory), not a command. The node
+/// stops; CLOSED carries RAFTIFY_ERR_MACHINE_FAILED with this reason.
 ///
-/// request: the record's token. index: the entry it stopped at, which counts as not applied. reason: UTF-8, copied. error: optional; receives an error object on failure.
-/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI 1.
+/// request: the record's token. index: the entry it stopped at, which counts as not applied. reason: UTF-8, copied.
+/// error: optional; receives an error object on failure.
+/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI
+///   1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_machine_failed(
     node: *mut NodeHandle,

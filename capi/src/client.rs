@@ -55,10 +55,13 @@ unsafe fn submit(
 
 /// Makes a client of a cluster. It connects when it is first asked something.
 ///
-/// runtime, queue: borrowed for the call; the client keeps the queue itself alive; the runtime must be freed after the client.
-/// addrs: host:port of one or more members, separated by commas, UTF-8, copied. out: receives the client on success; owned, free with raftify_client_free.
+/// runtime, queue: borrowed for the call; the client keeps the queue itself alive; the runtime must be freed after
+///   the client.
+/// addrs: host:port of one or more members, separated by commas, UTF-8, copied. out: receives the client on success;
+///   owned, free with raftify_client_free.
 /// error: optional; receives an error object on failure.
-/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT, INVALID_CONFIG, CLOSED (the runtime has ended), FORKED, INTERNAL. Since: ABI 1.
+/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT, INVALID_CONFIG, CLOSED (the runtime has ended), FORKED,
+///   INTERNAL. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_client_new(
     runtime: *mut RuntimeHandle,
@@ -106,10 +109,13 @@ pub unsafe extern "C" fn raftify_client_number(client: *const ClientHandle) -> u
     unsafe { client.as_ref() }.map_or(0, |client| client.number)
 }
 
-/// As raftify_propose, through the cluster's leader: `data` of the COMPLETION is what the leader's state machine returned.
+/// As raftify_propose, through the cluster's leader: `data` of the COMPLETION is what the leader's state machine
+/// returned.
 ///
-/// token: not 0. data: copied; NULL is right for len 0. timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or RAFTIFY_TIMEOUT_DEFAULT (5 s). error: optional; receives an error object on failure.
-/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// token: not 0. data: copied; NULL is right for len 0. timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or
+///   RAFTIFY_TIMEOUT_DEFAULT (5 s). error: optional; receives an error object on failure.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_client_propose(
     client: *mut ClientHandle,
@@ -126,7 +132,8 @@ pub unsafe extern "C" fn raftify_client_propose(
 /// As raftify_reserve_id, through the cluster's leader: `data` of the COMPLETION is a ticket as JSON.
 ///
 /// addr: UTF-8, copied; empty: not known yet. token, timeout_ms, error: as for raftify_client_propose.
-/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_client_reserve_id(
     client: *mut ClientHandle,
@@ -146,8 +153,10 @@ pub unsafe extern "C" fn raftify_client_reserve_id(
 
 /// As raftify_change_members, through the cluster's leader.
 ///
-/// changes, count: at least one; copied with all they point to. token, timeout_ms, error: as for raftify_client_propose.
-/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// changes, count: at least one; copied with all they point to. token, timeout_ms, error: as for
+///   raftify_client_propose.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_client_change_members(
     client: *mut ClientHandle,
@@ -163,8 +172,10 @@ pub unsafe extern "C" fn raftify_client_change_members(
 
 /// As raftify_transfer_leader, through the cluster's leader.
 ///
-/// to: the id of the next leader; 0: the one that is most up to date. token, timeout_ms, error: as for raftify_client_propose.
-/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// to: the id of the next leader; 0: the one that is most up to date. token, timeout_ms, error: as for
+///   raftify_client_propose.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_client_transfer_leader(
     client: *mut ClientHandle,
@@ -180,7 +191,8 @@ pub unsafe extern "C" fn raftify_client_transfer_leader(
 /// As raftify_snapshot, on the cluster's leader.
 ///
 /// token, timeout_ms, error: as for raftify_client_propose.
-/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_client_snapshot(
     client: *mut ClientHandle,
@@ -195,7 +207,8 @@ pub unsafe extern "C" fn raftify_client_snapshot(
 /// Asks for the status of the first member that answers. COMPLETION: `data` is JSON as of raftify_node_status.
 ///
 /// token, timeout_ms, error: as for raftify_client_propose.
-/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_client_status(
     client: *mut ClientHandle,
@@ -209,8 +222,10 @@ pub unsafe extern "C" fn raftify_client_status(
 
 /// Frees the client; NULL is ignored. What is pending ends with RAFTIFY_ERR_CLOSED, then CLOSED comes.
 ///
-/// Threads: any, once, and no other call on this client at the same time or later; not inside a callback. Blocks: until CLOSED is in the queue, at most 2 s.
-/// Returns: 0; TIMEOUT if CLOSED had not come: the handle is gone; REENTRANT inside a callback: then nothing was done; FORKED in a forked child: the handle is gone. Since: ABI 1.
+/// Threads: any, once, and no other call on this client at the same time or later; not inside a callback. Blocks:
+///   until CLOSED is in the queue, at most 2 s.
+/// Returns: 0; TIMEOUT if CLOSED had not come: the handle is gone; REENTRANT inside a callback: then nothing was
+///   done; FORKED in a forked child: the handle is gone. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_client_free(client: *mut ClientHandle) -> raftify_status {
     let free = || -> Result<()> {

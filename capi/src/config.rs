@@ -58,12 +58,13 @@ pub extern "C" fn raftify_config_new() -> *mut ConfigHandle {
     Box::into_raw(Box::new(ConfigHandle { owner: Owner::here(), settings }))
 }
 
-/// Sets one setting by its name. Times are in seconds ("0.1"), sizes in bytes, switches "true" or "false". Each value is
-/// checked for itself here, all together by raftify_config_validate and raftify_node_start. Beside the engine's settings there is
-/// "log_level": "off", "critical", "error", "warning", "info" (the default), "debug", "trace".
+/// Sets one setting by its name. Times are in seconds ("0.1"), sizes in bytes, switches "true" or "false". Each value
+/// is checked for itself here, all together by raftify_config_validate and raftify_node_start. Beside the engine's
+/// settings there is "log_level": "off", "critical", "error", "warning", "info" (the default), "debug", "trace".
 ///
 /// name, value: UTF-8, borrowed for the call. error: optional; receives an error object on failure.
-/// Threads: any. Blocks: no. Errors: INVALID_CONFIG (the error names the field), INVALID_ARGUMENT, FORKED. Since: ABI 1.
+/// Threads: any. Blocks: no. Errors: INVALID_CONFIG (the error names the field), INVALID_ARGUMENT, FORKED. Since: ABI
+///   1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_config_set(
     config: *mut ConfigHandle,
@@ -106,7 +107,8 @@ pub unsafe extern "C" fn raftify_config_validate(
 #[no_mangle]
 pub unsafe extern "C" fn raftify_config_free(config: *mut ConfigHandle) {
     if !config.is_null() {
-        // SAFETY: made by Box::into_raw in raftify_config_new, given back once (preface of the header). Plain memory: fine in a forked child too.
+        // SAFETY: made by Box::into_raw in raftify_config_new, given back once (preface of the header). Plain
+        // memory: fine in a forked child too.
         drop(unsafe { Box::from_raw(config) });
     }
 }

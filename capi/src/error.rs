@@ -69,7 +69,8 @@ pub const RAFTIFY_ERR_REENTRANT: i32 = -27;
 /// The state machine itself failed, and its node stopped.
 pub const RAFTIFY_ERR_MACHINE_FAILED: i32 = -28;
 
-/// A failure: its code, a text for people (what, why, what to do), and the facts a program acts on. Never changes; may be read by many threads.
+/// A failure: its code, a text for people (what, why, what to do), and the facts a program acts on. Never changes;
+/// may be read by many threads.
 pub struct ErrorObject {
     code: i32,
     message: CString,
@@ -96,7 +97,7 @@ pub(crate) fn left_behind(what: &str) -> Error {
     Error::unknown(ErrorCode::Timeout, format!("{what} did not end in time and is left behind"))
 }
 
-/// The name of a status: "ok", "InvalidConfig", "Timeout", …; "unknown" for a number this library does not know.
+/// The name of a status: "ok", "InvalidConfig", "Timeout", ...; "unknown" for a number this library does not know.
 ///
 /// Returns: static text, NUL-terminated; never freed.
 /// Threads: any. Blocks: no. Errors: none. Since: ABI 1.
@@ -138,11 +139,11 @@ pub unsafe extern "C" fn raftify_error_message(error: *const ErrorObject) -> *co
     unsafe { error.as_ref() }.map_or(c"".as_ptr(), |error| error.message.as_ptr())
 }
 
-/// Everything the error knows, as one JSON object:
-/// {"code":-8, "name":"Timeout", "message":"…", "committed":true|false|null, "retryable":false, "leader_id":1|null,
-///  "leader_addr":"…"|null, "path":"…"|null, "index":7|null, "field":"…"|null}.
-/// `committed`: the command is in the log for good (true), certainly is not and never will be (false), nobody can say (null).
-/// `retryable`: it certainly was not done, and the cause may pass. Newer libraries may add keys.
+/// Everything the error knows, as one JSON object: {"code":-8, "name":"Timeout", "message":"...",
+/// "committed":true|false|null, "retryable":false, "leader_id":1|null, "leader_addr":"..."|null, "path":"..."|null,
+/// "index":7|null, "field":"..."|null}. `committed`: the command is in the log for good (true), certainly is not and
+/// never will be (false), nobody can say (null). `retryable`: it certainly was not done, and the cause may pass.
+/// Newer libraries may add keys.
 ///
 /// Returns: text, NUL-terminated, that lives as long as `error`; "null" for NULL.
 /// Threads: any. Blocks: no. Errors: none. Since: ABI 1.

@@ -23,7 +23,8 @@ const LAYOUTS: [&[usize]; 7] = [
 ];
 
 /// Size and field offsets of a public struct as this library was compiled, for bindings to compare with their own:
-/// 0: raftify_event, 1: raftify_entry, 2: raftify_proposal, 3: raftify_peer, 4: raftify_member_change, 5: raftify_machine, 6: raftify_outcome.
+/// 0: raftify_event, 1: raftify_entry, 2: raftify_proposal, 3: raftify_peer, 4: raftify_member_change, 5:
+/// raftify_machine, 6: raftify_outcome.
 ///
 /// out: borrowed for the call; gets up to `capacity` numbers: the size, then the offset of each field in its order.
 /// Returns: how many numbers there are; 0 if there is no such struct.
@@ -31,7 +32,8 @@ const LAYOUTS: [&[usize]; 7] = [
 #[no_mangle]
 pub unsafe extern "C" fn raftify_struct_layout(which: u32, out: *mut usize, capacity: usize) -> usize {
     let Some(layout) = usize::try_from(which).ok().and_then(|which| LAYOUTS.get(which)) else { return 0 };
-    // SAFETY: NULL, or room for `capacity` numbers (preface of the header); no more than the layout's own length is used.
+    // SAFETY: NULL, or room for `capacity` numbers (preface of the header); no more than the layout's own length is
+    // used.
     if let Ok(out) = unsafe { slice_mut(out, capacity.min(layout.len()), "out") } {
         for (to, from) in out.iter_mut().zip(layout.iter()) {
             *to = *from;

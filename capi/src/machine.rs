@@ -30,11 +30,12 @@ pub struct SnapshotReader {
     input: *mut (dyn SnapshotIn + 'static),
 }
 
-/// Push form of a state machine. All functions are called from one thread of the node's own, in log order, never two at a time, and
-/// must not unwind (no C++ exception, no longjmp). Inside them requests may be submitted; close, free, wait and start are refused (RAFTIFY_ERR_REENTRANT).
+/// Push form of a state machine. All functions are called from one thread of the node's own, in log order, never two
+/// at a time, and must not unwind (no C++ exception, no longjmp). Inside them requests may be submitted; close, free,
+/// wait and start are refused (RAFTIFY_ERR_REENTRANT).
 ///
-/// Zero the struct first, then set struct_size to its size: the library takes what a shorter one lacks as NULL, and refuses a longer
-/// one whose tail is not zero.
+/// Zero the struct first, then set struct_size to its size: the library takes what a shorter one lacks as NULL, and
+/// refuses a longer one whose tail is not zero.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Machine {
@@ -43,9 +44,10 @@ pub struct Machine {
     pub reserved: u32,
     /// Handed to every function.
     pub user_data: *mut c_void,
-    /// Applies `count` commands, in order; the bytes of entries[i] lie at data + entries[i].offset. All pointers are borrowed for the call. Write what
-    /// command i came to with raftify_results_set(results, i, …); without it the result is empty. A command that fails, does so on every node alike: say it in its
-    /// result. Return 0; any other number says that this machine itself has failed (its disk, its memory): the node stops. Required.
+    /// Applies `count` commands, in order; the bytes of entries[i] lie at data + entries[i].offset. All pointers are
+    /// borrowed for the call. Write what command i came to with raftify_results_set(results, i, ...); without it the
+    /// result is empty. A command that fails, does so on every node alike: say it in its result. Return 0; any other
+    /// number says that this machine itself has failed (its disk, its memory): the node stops. Required.
     pub apply: Option<
         unsafe extern "C" fn(
             user_data: *mut c_void,
@@ -55,12 +57,14 @@ pub struct Machine {
             results: *mut ResultsHandle,
         ) -> i32,
     >,
-    /// Writes out the state with raftify_snapshot_write, any number of times. Return 0; on any other number there is no snapshot, the node goes on and tries later.
-    /// Without this function there are no snapshots, and the log is never shortened.
+    /// Writes out the state with raftify_snapshot_write, any number of times. Return 0; on any other number there is
+    /// no snapshot, the node goes on and tries later. Without this function there are no snapshots, and the log is
+    /// never shortened.
     pub snapshot: Option<unsafe extern "C" fn(user_data: *mut c_void, writer: *mut SnapshotWriter) -> i32>,
     /// Replaces the state by what raftify_snapshot_read gives. Return 0; any other number stops the node.
     pub restore: Option<unsafe extern "C" fn(user_data: *mut c_void, reader: *mut SnapshotReader) -> i32>,
-    /// Optional; called exactly once, on any thread, after the last call of the others; also if raftify_node_start fails (then before it returns).
+    /// Optional; called exactly once, on any thread, after the last call of the others; also if raftify_node_start
+    /// fails (then before it returns).
     pub destroy: Option<unsafe extern "C" fn(user_data: *mut c_void)>,
 }
 
@@ -68,8 +72,8 @@ pub struct Machine {
 const MAX_STRUCT_SIZE: usize = 1024;
 
 impl Machine {
-    /// Copies the caller's struct by the rules of struct_size. The user data is owned from here on: destroyed also on a refusal,
-    /// as far as the struct could be read.
+    /// Copies the caller's struct by the rules of struct_size. The user data is owned from here on: destroyed also on
+    /// a refusal, as far as the struct could be read.
     pub(crate) unsafe fn take(machine: *const Machine) -> (Option<CMachine>, Result<()>) {
         // SAFETY: every version of the struct begins with its size (header).
         let size = usize::try_from(unsafe { machine.cast::<u32>().read() }).unwrap_or(usize::MAX);
@@ -89,8 +93,10 @@ impl Machine {
             destroy: None,
         };
         let known = size.min(size_of::<Machine>());
-        // SAFETY: the caller says that `size` bytes are there (header); `known` is no more than that nor than the copy, and holds whole
-        // fields. Any bytes of a pointer are a valid optional function pointer as far as the header's demand goes: NULL or a function of that type.
+        // SAFETY: the caller says that `size` bytes are there (header); `known` is no more than that nor than the
+        // copy, and holds whole
+        // fields. Any bytes of a pointer are a valid optional function pointer as far as the header's demand goes:
+        // NULL or a function of that type.
         unsafe { std::ptr::copy_nonoverlapping(machine.cast::<u8>(), (&raw mut copy).cast::<u8>(), known) };
         // SAFETY: as above, the bytes after the known ones, if there are any.
         let tail = unsafe { std::slice::from_raw_parts(machine.cast::<u8>().add(known), size.saturating_sub(known)) };
@@ -116,7 +122,8 @@ pub(crate) struct CMachine {
     user_data: UserData,
 }
 
-// SAFETY: the struct holds function pointers and the caller's own pointer; the header demands that they may be used from a thread of ours.
+// SAFETY: the struct holds function pointers and the caller's own pointer; the header demands that they may be used
+// from a thread of ours.
 unsafe impl Send for CMachine {}
 
 fn verdict(function: &str, returned: i32) -> Result<(), String> {
@@ -132,7 +139,8 @@ impl StateMachine for CMachine {
         let entries: Vec<Entry> = batch.entries.iter().map(|entry| Entry::new(entry, 0)).collect();
         let mut handle = ResultsHandle { results };
         let _scope = CallbackScope::enter();
-        // SAFETY: the caller's function; every pointer lives until it returns, which is as long as it may use them (header).
+        // SAFETY: the caller's function; every pointer lives until it returns, which is as long as it may use them
+        // (header).
         let returned = unsafe {
             apply(self.user_data.pointer, entries.as_ptr(), entries.len(), batch.data.as_ptr(), &raw mut handle)
         };
@@ -141,7 +149,8 @@ impl StateMachine for CMachine {
 
     fn snapshot(&mut self, out: &mut dyn SnapshotOut) -> Result<(), String> {
         let snapshot = self.functions.snapshot.ok_or("the state machine has no snapshot function")?;
-        // SAFETY: only the lifetime changes. The pointer is used by raftify_snapshot_write alone, which the header allows only until
+        // SAFETY: only the lifetime changes. The pointer is used by raftify_snapshot_write alone, which the header
+        // allows only until
         // `snapshot` returns; `out` lives longer than that.
         let out = unsafe { std::mem::transmute::<*mut dyn SnapshotOut, *mut (dyn SnapshotOut + 'static)>(out) };
         let mut writer = SnapshotWriter { out };
@@ -165,7 +174,8 @@ impl StateMachine for CMachine {
 ///
 /// failed: 0: `data` is the result for the proposer; otherwise the UTF-8 text of the command's failure.
 /// data: copied; NULL is right for len 0.
-/// Threads: the one that runs `apply`, until it returns. Blocks: no. Errors: INVALID_ARGUMENT (also for an `i` beyond the batch). Since: ABI 1.
+/// Threads: the one that runs `apply`, until it returns. Blocks: no. Errors: INVALID_ARGUMENT (also for an `i` beyond
+///   the batch). Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_results_set(
     results: *mut ResultsHandle,
@@ -175,7 +185,8 @@ pub unsafe extern "C" fn raftify_results_set(
     len: usize,
 ) -> raftify_status {
     let set = || -> Result<()> {
-        // SAFETY: NULL, or the pointer that `apply` was given, while it runs: then what it holds is alive and used by nobody else.
+        // SAFETY: NULL, or the pointer that `apply` was given, while it runs: then what it holds is alive and used
+        // by nobody else.
         let results = unsafe { place(place(results, "results")?.results, "results") }?;
         // SAFETY: NULL or `len` bytes (preface of the header).
         let data = unsafe { slice(data, len, "data") }?;
@@ -197,7 +208,8 @@ pub(crate) fn outcome(failed: i32, data: &[u8]) -> raftify_engine::machine::Outc
 ///
 /// data: copied; NULL is right for len 0.
 /// Threads: the one that runs `snapshot`, until it returns. Blocks: on the disk.
-/// Errors: what the disk says (STORAGE, DISK_FULL), CLOSED; after one the snapshot is lost, whatever `snapshot` returns. Since: ABI 1.
+/// Errors: what the disk says (STORAGE, DISK_FULL), CLOSED; after one the snapshot is lost, whatever `snapshot`
+///   returns. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_snapshot_write(
     writer: *mut SnapshotWriter,
@@ -205,7 +217,8 @@ pub unsafe extern "C" fn raftify_snapshot_write(
     len: usize,
 ) -> raftify_status {
     let write = || -> Result<()> {
-        // SAFETY: NULL, or the pointer that `snapshot` was given, while it runs: then what it holds is alive and used by nobody else.
+        // SAFETY: NULL, or the pointer that `snapshot` was given, while it runs: then what it holds is alive and
+        // used by nobody else.
         let out = unsafe { place(place(writer, "writer")?.out, "writer") }?;
         // SAFETY: NULL or `len` bytes (preface of the header).
         out.write(unsafe { slice(data, len, "data") }?)
@@ -230,7 +243,8 @@ pub unsafe extern "C" fn raftify_snapshot_read(
     let read = || -> Result<()> {
         // SAFETY: NULL or writable (preface of the header).
         let n = unsafe { place(n, "n") }?;
-        // SAFETY: NULL, or the pointer that `restore` was given, while it runs: then what it holds is alive and used by nobody else.
+        // SAFETY: NULL, or the pointer that `restore` was given, while it runs: then what it holds is alive and
+        // used by nobody else.
         let input = unsafe { place(place(reader, "reader")?.input, "reader") }?;
         // SAFETY: NULL or room for `capacity` bytes (preface of the header).
         let out = unsafe { slice_mut(out, capacity, "out") }?;

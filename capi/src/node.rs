@@ -1,4 +1,5 @@
-//! `raftify_node`: its start, its status and its end. Requests to it are in `requests`, answers of its machine in `answers`.
+//! `raftify_node`: its start, its status and its end. Requests to it are in `requests`, answers of its machine in
+//! `answers`.
 
 use std::collections::BTreeMap;
 use std::ffi::c_char;
@@ -85,19 +86,23 @@ unsafe fn peers(peers: *const Peer, count: usize, given: i32) -> Result<Option<B
     Ok(Some(map))
 }
 
-/// Opens the node's directory `<log_dir>/node-<id>`, checks it, and starts the node. Afterwards the node restores its own snapshot, listens, and says so with
-/// a COMPLETION of token 0; only then does it serve. Its records may be in the queue before this call has returned. Which cluster it joins or founds follows from the
-/// directory and `peers`: see the guide in docs/.
+/// Opens the node's directory `<log_dir>/node-<id>`, checks it, and starts the node. Afterwards the node restores its
+/// own snapshot, listens, and says so with a COMPLETION of token 0; only then does it serve. Its records may be in
+/// the queue before this call has returned. Which cluster it joins or founds follows from the directory and `peers`:
+/// see the guide in docs/.
 ///
-/// runtime, queue, config: borrowed for the call. The node keeps the queue itself alive, and copies the settings; the runtime must be freed after the node.
+/// runtime, queue, config: borrowed for the call. The node keeps the queue itself alive, and copies the settings; the
+///   runtime must be freed after the node.
 /// node_id: above 0. raft_addr: host:port that other members dial; UTF-8, borrowed for the call.
-/// peers, peer_count: borrowed for the call. peers_given: 0 says that none were named (then peer_count must be 0), 1 that these were, even if they are none.
-/// machine: push form of the state machine, copied; NULL: pull form (APPLY, SNAPSHOT and RESTORE arrive in the queue). Its `destroy` runs exactly once, also if this call fails.
+/// peers, peer_count: borrowed for the call. peers_given: 0 says that none were named (then peer_count must be 0), 1
+///   that these were, even if they are none.
+/// machine: push form of the state machine, copied; NULL: pull form (APPLY, SNAPSHOT and RESTORE arrive in the
+///   queue). Its `destroy` runs exactly once, also if this call fails.
 /// out: receives the node on success; owned, free with raftify_node_free.
 /// error: optional; receives an error object on failure.
 /// Threads: any; not inside a callback. Blocks: while the directory is opened and read through.
-/// Errors: INVALID_CONFIG, INVALID_ARGUMENT, STORAGE, DISK_FULL, CORRUPT_DATA, WRONG_DIRECTORY, DIRECTORY_IN_USE, FORMAT_TOO_NEW, CLOSED (the runtime has ended),
-/// REENTRANT, FORKED, INTERNAL. Since: ABI 1.
+/// Errors: INVALID_CONFIG, INVALID_ARGUMENT, STORAGE, DISK_FULL, CORRUPT_DATA, WRONG_DIRECTORY, DIRECTORY_IN_USE,
+///   FORMAT_TOO_NEW, CLOSED (the runtime has ended), REENTRANT, FORKED, INTERNAL. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_node_start(
     runtime: *mut RuntimeHandle,
@@ -196,10 +201,12 @@ pub unsafe extern "C" fn raftify_node_number(node: *const NodeHandle) -> u64 {
     unsafe { node.as_ref() }.map_or(0, |node| node.number)
 }
 
-/// The node's status as JSON: {"node_id", "addr", "role", "term", "leader_id", "last_index", "commit_index", "applied_index", "snapshot_index", "voters", "learners",
-/// "peers":{"2":{"addr", "match_index", "lag", "connected", "last_seen"}}, "error"}. Newer libraries may add keys.
+/// The node's status as JSON: {"node_id", "addr", "role", "term", "leader_id", "last_index", "commit_index",
+/// "applied_index", "snapshot_index", "voters", "learners", "peers":{"2":{"addr", "match_index", "lag", "connected",
+/// "last_seen"}}, "error"}. Newer libraries may add keys.
 ///
-/// out: receives UTF-8 text, NUL-terminated; owned, free with raftify_string_free. len: optional; receives its length without the NUL.
+/// out: receives UTF-8 text, NUL-terminated; owned, free with raftify_string_free. len: optional; receives its length
+///   without the NUL.
 /// error: optional; receives an error object on failure.
 /// Threads: any, also inside a callback. Blocks: no. Errors: INVALID_ARGUMENT, FORKED, INTERNAL. Since: ABI 1.
 #[no_mangle]
@@ -245,9 +252,11 @@ pub unsafe extern "C" fn raftify_node_set_log_level(
     }
 }
 
-/// Begins to close the node: pending requests end (with RAFTIFY_ERR_CLOSED, if nothing else becomes known of them), and CLOSED comes as its last record. Again: no effect.
+/// Begins to close the node: pending requests end (with RAFTIFY_ERR_CLOSED, if nothing else becomes known of them),
+/// and CLOSED comes as its last record. Again: no effect.
 ///
-/// timeout_ms: what the node may take to end in order (finish a write, hand over leadership); after it the node ends hard. -1: no limit, -2: 5 s.
+/// timeout_ms: what the node may take to end in order (finish a write, hand over leadership); after it the node ends
+///   hard. -1: no limit, -2: 5 s.
 /// Threads: any; not inside a callback. Blocks: no. Errors: INVALID_ARGUMENT, REENTRANT, FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_node_close(node: *mut NodeHandle, timeout_ms: i64) -> raftify_status {
@@ -268,12 +277,14 @@ pub unsafe extern "C" fn raftify_node_close(node: *mut NodeHandle, timeout_ms: i
     }
 }
 
-/// Frees the node; NULL is ignored. One that is still open is closed hard: what is pending ends with RAFTIFY_ERR_CLOSED. For an end in order call raftify_node_close before
-/// and drain until CLOSED.
+/// Frees the node; NULL is ignored. One that is still open is closed hard: what is pending ends with
+/// RAFTIFY_ERR_CLOSED. For an end in order call raftify_node_close before and drain until CLOSED.
 ///
-/// Threads: any, once, and no other call on this node at the same time or later; not inside a callback. Blocks: until its threads have ended, at most 2 s.
-/// Returns: 0; TIMEOUT if a thread had not ended (a write on a hung disk, a callback that does not return): it is left behind and the handle is gone;
-/// REENTRANT inside a callback: then nothing was done; FORKED in a forked child: the handle is gone. Since: ABI 1.
+/// Threads: any, once, and no other call on this node at the same time or later; not inside a callback. Blocks: until
+///   its threads have ended, at most 2 s.
+/// Returns: 0; TIMEOUT if a thread had not ended (a write on a hung disk, a callback that does not return): it is
+///   left behind and the handle is gone; REENTRANT inside a callback: then nothing was done; FORKED in a forked
+///   child: the handle is gone. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_node_free(node: *mut NodeHandle) -> raftify_status {
     let free = || -> Result<()> {

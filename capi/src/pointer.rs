@@ -1,7 +1,9 @@
 //! The checks at the door: what comes as pointer and length becomes a reference or a named refusal.
 //!
-//! Each function is `unsafe` for the same reason: it believes the caller that a pointer which is not NULL is aligned, points to
-//! as many initialised values as said, and that nobody writes to them during the call. The header's preface demands that.
+//! Each function is `unsafe` for the same reason: it believes the caller that a pointer which is not NULL is
+//! aligned, points to
+//! as many initialised values as said, and that nobody writes to them during the call. The header's preface demands
+//! that.
 
 use std::ffi::c_char;
 use std::time::Duration;

@@ -1,7 +1,9 @@
 //! `raftify_queue`: where completions, notices and a node's requests to its machine arrive.
 //!
-//! Invariants: a signal is given when the queue turns from empty to non-empty, and only then; a drain takes the signal back before
-//! it pops, under the same lock, and gives it again if records remain: so no wake-up is lost. The bytes of drained records
+//! Invariants: a signal is given when the queue turns from empty to non-empty, and only then; a drain takes the
+//! signal back before
+//! it pops, under the same lock, and gives it again if records remain: so no wake-up is lost. The bytes of drained
+//! records
 //! live until the next drain. Completions are never dropped; log lines are, past a bound.
 
 use std::collections::VecDeque;
@@ -103,7 +105,8 @@ impl Queue {
         }
     }
 
-    /// The edge. The descriptor is set under the lock (a drain cannot come between), the callback is called outside of it.
+    /// The edge. The descriptor is set under the lock (a drain cannot come between), the callback is called outside
+    /// of it.
     fn signal(&self, mut state: MutexGuard<'_, State>) {
         if let Wake::Descriptor(descriptor) = &self.wake {
             descriptor.set();
@@ -186,7 +189,8 @@ impl Queue {
     }
 }
 
-/// Where completions, notices and the pull form's requests arrive. One queue may serve any number of nodes and clients.
+/// Where completions, notices and the pull form's requests arrive. One queue may serve any number of nodes and
+/// clients.
 pub struct QueueHandle {
     owner: Owner,
     shared: Arc<Queue>,
@@ -209,10 +213,12 @@ impl QueueHandle {
 /// Makes a queue.
 ///
 /// wake_kind: RAFTIFY_WAKE_*; how its owner hears that it has turned non-empty.
-/// wake: for RAFTIFY_WAKE_CALLBACK; called from threads of the library, or from within raftify_queue_drain when that leaves records behind. It must
-///   not block nor unwind, and should only pass the word on (raftify_queue_drain returns 0 inside it). It may come once too often, never too seldom.
+/// wake: for RAFTIFY_WAKE_CALLBACK; called from threads of the library, or from within raftify_queue_drain when that
+///   leaves records behind. It must not block nor unwind, and should only pass the word on (raftify_queue_drain
+///   returns 0 inside it). It may come once too often, never too seldom.
 /// user_data: handed to `wake` and `destroy`.
-/// destroy: optional; called exactly once, on any thread, after the last use of `user_data`; also if this call fails (then before it returns).
+/// destroy: optional; called exactly once, on any thread, after the last use of `user_data`; also if this call fails
+///   (then before it returns).
 /// out: receives the queue on success; owned, free with raftify_queue_free.
 /// error: optional; receives an error object on failure.
 /// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT, INTERNAL (no descriptor to be had). Since: ABI 1.
@@ -247,9 +253,11 @@ pub unsafe extern "C" fn raftify_queue_new(
     unsafe { finish(catch(made), error) }
 }
 
-/// The descriptor that is readable while the queue may hold records. Add it to poll, epoll, kqueue or an event loop; do not read or close it.
+/// The descriptor that is readable while the queue may hold records. Add it to poll, epoll, kqueue or an event loop;
+/// do not read or close it.
 ///
-/// Returns: the descriptor, which lives as long as the queue; -1 if the queue is not of RAFTIFY_WAKE_FD, for NULL, and in a forked child.
+/// Returns: the descriptor, which lives as long as the queue; -1 if the queue is not of RAFTIFY_WAKE_FD, for NULL,
+///   and in a forked child.
 /// Threads: any. Blocks: no. Errors: none. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_queue_fd(queue: *const QueueHandle) -> i32 {
@@ -263,8 +271,8 @@ pub unsafe extern "C" fn raftify_queue_fd(queue: *const QueueHandle) -> i32 {
     }
 }
 
-/// Takes up to `capacity` records, oldest first. Takes the signal back, and gives it again if records remain. What the records of the drain
-/// before pointed to is freed.
+/// Takes up to `capacity` records, oldest first. Takes the signal back, and gives it again if records remain. What
+/// the records of the drain before pointed to is freed.
 ///
 /// out: receives the records; their `data` is borrowed until the next drain of this queue, or its free.
 /// Returns: how many; 0 if there was none, for NULL, for capacity 0, inside `wake`, and in a forked child.
@@ -279,7 +287,8 @@ pub unsafe extern "C" fn raftify_queue_drain(queue: *mut QueueHandle, out: *mut 
     let mut next = out;
     catch(|| {
         Ok(handle.shared.drain(capacity, |event| {
-            // SAFETY: `out` has room for `capacity` records (preface of the header), and this runs at most that often.
+            // SAFETY: `out` has room for `capacity` records (preface of the header), and this runs at most that
+            // often.
             unsafe {
                 next.write(event);
                 next = next.add(1);
@@ -306,7 +315,8 @@ pub unsafe extern "C" fn raftify_queue_len(queue: *const QueueHandle) -> usize {
 ///
 /// timeout_ms: milliseconds; below 0: for ever.
 /// Threads: any number. Blocks: yes.
-/// Returns: 0 when there is a record; RAFTIFY_ERR_TIMEOUT; INVALID_ARGUMENT for NULL; REENTRANT inside a callback; FORKED. Since: ABI 1.
+/// Returns: 0 when there is a record; RAFTIFY_ERR_TIMEOUT; INVALID_ARGUMENT for NULL; REENTRANT inside a callback;
+///   FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_queue_wait(queue: *mut QueueHandle, timeout_ms: i64) -> raftify_status {
     // SAFETY: NULL or a live queue (preface of the header); no error slot.
@@ -318,11 +328,13 @@ pub unsafe extern "C" fn raftify_queue_wait(queue: *mut QueueHandle, timeout_ms:
     }
 }
 
-/// Frees the queue and drops the records that are still in it; NULL is ignored. Nodes and clients that fill it may live on: what they say goes nowhere, and
-/// `wake` begins no more. (A call of `wake` already begun on another thread may still be running; `destroy` comes after it.)
+/// Frees the queue and drops the records that are still in it; NULL is ignored. Nodes and clients that fill it may
+/// live on: what they say goes nowhere, and `wake` begins no more. (A call of `wake` already begun on another thread
+/// may still be running; `destroy` comes after it.)
 ///
 /// Threads: any, once, and no other call on this queue at the same time. Blocks: no.
-/// Returns: 0; REENTRANT inside a callback: then nothing was done; FORKED in a forked child: the handle is gone. Since: ABI 1.
+/// Returns: 0; REENTRANT inside a callback: then nothing was done; FORKED in a forked child: the handle is gone.
+///   Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_queue_free(queue: *mut QueueHandle) -> raftify_status {
     let free = || -> Result<()> {

@@ -10,24 +10,31 @@ use serde_json::json;
 
 use crate::json;
 
-/// The answer to a request: `token` names it. status 0: `data` depends on the request; otherwise `data` is the error as JSON
-/// (raftify_error_json). With token 0: the node's own snapshot is restored and it listens; `data` is {"addr":"host:port"}.
+/// The answer to a request: `token` names it. status 0: `data` depends on the request; otherwise `data` is the error
+/// as JSON (raftify_error_json). With token 0: the node's own snapshot is restored and it listens; `data` is
+/// {"addr":"host:port"}.
 pub const RAFTIFY_EVENT_COMPLETION: i32 = 1;
-/// Pull form: apply `count` commands. `token` is the request's number, `index` and `term` are where the machine then stands. `data`: `count` times
-/// raftify_entry, then the commands' bytes; `offset` counts from the start of `data`, which is aligned for raftify_entry. May be of no commands:
-/// to be answered all the same. Answer with raftify_apply_done or raftify_apply_done_packed, or raftify_machine_failed.
+/// Pull form: apply `count` commands. `token` is the request's number, `index` and `term` are where the machine then
+/// stands. `data`: `count` times raftify_entry, then the commands' bytes; `offset` counts from the start of `data`,
+/// which is aligned for raftify_entry. May be of no commands: to be answered all the same. Answer with
+/// raftify_apply_done or raftify_apply_done_packed, or raftify_machine_failed.
 pub const RAFTIFY_EVENT_APPLY: i32 = 2;
-/// Pull form: hand over the state at exactly `index`. `token` is the request's number. Answer with raftify_snapshot_chunk and raftify_snapshot_done.
+/// Pull form: hand over the state at exactly `index`. `token` is the request's number. Answer with
+/// raftify_snapshot_chunk and raftify_snapshot_done.
 pub const RAFTIFY_EVENT_SNAPSHOT: i32 = 3;
-/// Pull form: replace the state. `token` is the request's number, `data` the path of the file (UTF-8; not to be opened: read it with
-/// raftify_restore_read, which checks it). Answer with raftify_restore_done or raftify_machine_failed.
+/// Pull form: replace the state. `token` is the request's number, `data` the path of the file (UTF-8; not to be
+/// opened: read it with raftify_restore_read, which checks it). Answer with raftify_restore_done or
+///   raftify_machine_failed.
 pub const RAFTIFY_EVENT_RESTORE: i32 = 4;
-/// Something happened that nobody asked for: `data` is JSON, {"event":"leader_changed","term":3,"leader_id":1} and the like.
+/// Something happened that nobody asked for: `data` is JSON, {"event":"leader_changed","term":3,"leader_id":1} and
+/// the like.
 pub const RAFTIFY_EVENT_NOTICE: i32 = 5;
-/// A line for the log: `data` is {"level":"info","target":"raft"|"storage"|"transport","message":"…","node_id":1,"term":3}. When nobody drains, the newest
-/// lines are left out, and a line says how many.
+/// A line for the log: `data` is
+/// {"level":"info","target":"raft"|"storage"|"transport","message":"...","node_id":1,"term":3}. When nobody drains,
+/// the newest lines are left out, and a line says how many.
 pub const RAFTIFY_EVENT_LOG: i32 = 6;
-/// The last record of a node or client. status 0 after a close, otherwise what ended it, with the error as JSON in `data`. No callback of its machine runs any more.
+/// The last record of a node or client. status 0 after a close, otherwise what ended it, with the error as JSON in
+/// `data`. No callback of its machine runs any more.
 pub const RAFTIFY_EVENT_CLOSED: i32 = 7;
 
 /// One record of a queue.
@@ -42,7 +49,8 @@ pub struct Event {
     /// Borrowed until the next raftify_queue_drain of this queue, or raftify_queue_free. NULL only if `len` is 0.
     pub data: *const u8,
     pub len: usize,
-    /// Which node or client it concerns: raftify_node_number, raftify_client_number. Records may come before raftify_node_start has returned.
+    /// Which node or client it concerns: raftify_node_number, raftify_client_number. Records may come before
+    /// raftify_node_start has returned.
     pub source: u64,
     /// RAFTIFY_EVENT_*; newer libraries may add numbers.
     pub kind: i32,

@@ -11,7 +11,8 @@ use crate::pointer::{call, invalid, slice, text, timeout, token};
 
 /// No deadline: the request ends when its fate is decided, or the node closes.
 pub const RAFTIFY_TIMEOUT_NONE: i64 = -1;
-/// The default of its kind: `conf_change_request_timeout` for membership, 600 s for a snapshot, otherwise `request_timeout`.
+/// The default of its kind: `conf_change_request_timeout` for membership, 600 s for a snapshot, otherwise
+/// `request_timeout`.
 pub const RAFTIFY_TIMEOUT_DEFAULT: i64 = -2;
 
 /// Add `id` at `addr` as a voter: first a learner, promoted when it has caught up.
@@ -80,10 +81,13 @@ pub(crate) fn transferee(to: u64) -> Option<u64> {
     (to != 0).then_some(to)
 }
 
-/// Proposes a command. COMPLETION: `data` is what the state machine of this node returned for it, `index` and `term` are its entry's.
+/// Proposes a command. COMPLETION: `data` is what the state machine of this node returned for it, `index` and `term`
+/// are its entry's.
 ///
-/// token: not 0; the caller's number for this request, best not used twice at a time. data: copied; NULL is right for len 0.
-/// timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or RAFTIFY_TIMEOUT_DEFAULT. error: optional; receives an error object on failure.
+/// token: not 0; the caller's number for this request, best not used twice at a time. data: copied; NULL is right for
+///   len 0.
+/// timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or RAFTIFY_TIMEOUT_DEFAULT. error: optional; receives an error
+///   object on failure.
 /// Threads: any, also inside a callback. Blocks: no.
 /// Errors, then without a COMPLETION: INVALID_ARGUMENT, PROPOSAL_TOO_LARGE, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
 #[no_mangle]
@@ -105,7 +109,8 @@ pub unsafe extern "C" fn raftify_propose(
     }
 }
 
-/// Proposes several commands, in this order, with one hand-over: either all are accepted or none. Each has its own COMPLETION.
+/// Proposes several commands, in this order, with one hand-over: either all are accepted or none. Each has its own
+/// COMPLETION.
 ///
 /// proposals, count: copied with all they point to. timeout_ms, error: as for raftify_propose, for all of them.
 /// Threads: any, also inside a callback. Blocks: no.
@@ -132,11 +137,12 @@ pub unsafe extern "C" fn raftify_propose_many(
     }
 }
 
-/// Linearizable read. COMPLETION: the state machine of this node now holds everything that was acknowledged anywhere before this call; `index` says up to where.
-/// `data` is empty: the caller reads its own state machine.
+/// Linearizable read. COMPLETION: the state machine of this node now holds everything that was acknowledged anywhere
+/// before this call; `index` says up to where. `data` is empty: the caller reads its own state machine.
 ///
 /// token, timeout_ms, error: as for raftify_propose.
-/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_read(
     node: *mut NodeHandle,
@@ -148,10 +154,13 @@ pub unsafe extern "C" fn raftify_read(
     unsafe { call(node, error, |node| node.node().submit(self::token(token)?, Request::Read, timeout(timeout_ms)?)) }
 }
 
-/// Reserves an id for the node at `addr`, or finds the one it has. COMPLETION: `data` is a ticket as JSON, for raftify_join.
+/// Reserves an id for the node at `addr`, or finds the one it has. COMPLETION: `data` is a ticket as JSON, for
+/// raftify_join.
 ///
-/// addr: host:port of the node that will join, UTF-8, copied; empty: not known yet. token, timeout_ms, error: as for raftify_propose.
-/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// addr: host:port of the node that will join, UTF-8, copied; empty: not known yet. token, timeout_ms, error: as for
+///   raftify_propose.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_reserve_id(
     node: *mut NodeHandle,
@@ -170,10 +179,12 @@ pub unsafe extern "C" fn raftify_reserve_id(
     }
 }
 
-/// Joins the cluster that the ticket names: as a learner first, as a voter once caught up. COMPLETION: it is a member; `data` is JSON. At once for one who is a member.
+/// Joins the cluster that the ticket names: as a learner first, as a voter once caught up. COMPLETION: it is a
+/// member; `data` is JSON. At once for one who is a member.
 ///
 /// ticket_json: UTF-8, copied. token, timeout_ms, error: as for raftify_propose.
-/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, CLOSED, FORKED. Since: ABI 1.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, CLOSED,
+///   FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_join(
     node: *mut NodeHandle,
@@ -196,7 +207,8 @@ pub unsafe extern "C" fn raftify_join(
 /// Changes the membership, all in one step (joint consensus). COMPLETION: `data` is the cluster after it as JSON.
 ///
 /// changes, count: at least one; copied with all they point to. token, timeout_ms, error: as for raftify_propose.
-/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_change_members(
     node: *mut NodeHandle,
@@ -218,7 +230,8 @@ pub unsafe extern "C" fn raftify_change_members(
 /// Takes this node out of its cluster for good; its id is spent. COMPLETION: it is out.
 ///
 /// token, timeout_ms, error: as for raftify_propose.
-/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_leave(
     node: *mut NodeHandle,
@@ -233,7 +246,8 @@ pub unsafe extern "C" fn raftify_leave(
 /// Makes another member the leader. COMPLETION: `data` is {"leader_id":2}.
 ///
 /// to: its id; 0: the one that is most up to date. token, timeout_ms, error: as for raftify_propose.
-/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_transfer_leader(
     node: *mut NodeHandle,
@@ -253,7 +267,8 @@ pub unsafe extern "C" fn raftify_transfer_leader(
 /// Gives up leadership without naming a successor. COMPLETION: this node does not lead (any more).
 ///
 /// token, timeout_ms, error: as for raftify_propose.
-/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_step_down(
     node: *mut NodeHandle,
@@ -267,10 +282,12 @@ pub unsafe extern "C" fn raftify_step_down(
     }
 }
 
-/// Takes a snapshot on this node; with nothing new since the last one, that one is named. COMPLETION: `data` is {"index","term","size","path"}.
+/// Takes a snapshot on this node; with nothing new since the last one, that one is named. COMPLETION: `data` is
+/// {"index","term","size","path"}.
 ///
 /// token, timeout_ms, error: as for raftify_propose.
-/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_snapshot(
     node: *mut NodeHandle,

@@ -13,7 +13,8 @@ use crate::pointer::{finish, invalid, place, Handle};
 /// How long a free waits for threads to end.
 pub(crate) const JOIN: Duration = Duration::from_secs(2);
 
-/// One thread that drives nodes and clients and carries their network traffic. A program needs one; more spread nodes over processors.
+/// One thread that drives nodes and clients and carries their network traffic. A program needs one; more spread nodes
+/// over processors.
 pub struct RuntimeHandle {
     owner: Owner,
     shared: Arc<Runtime>,
@@ -55,12 +56,13 @@ pub unsafe extern "C" fn raftify_runtime_new(
     unsafe { finish(catch(made), error) }
 }
 
-/// Ends the runtime's thread and frees the runtime; NULL is ignored. All nodes and clients on it must have been freed before.
+/// Ends the runtime's thread and frees the runtime; NULL is ignored. All nodes and clients on it must have been freed
+/// before.
 ///
 /// Threads: any, once. Blocks: until the thread has ended, at most 2 s.
-/// Returns: 0; INVALID_ARGUMENT while a node or client uses it, and REENTRANT inside a callback: then nothing was done;
-/// TIMEOUT if the thread had not ended: it is left behind and the handle is gone; FORKED in a forked child: the handle is gone.
-/// Since: ABI 1.
+/// Returns: 0; INVALID_ARGUMENT while a node or client uses it, and REENTRANT inside a callback: then nothing was
+///   done; TIMEOUT if the thread had not ended: it is left behind and the handle is gone; FORKED in a forked child:
+///   the handle is gone. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_runtime_free(runtime: *mut RuntimeHandle) -> raftify_status {
     let free = || -> Result<()> {

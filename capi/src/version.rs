@@ -2,10 +2,12 @@
 
 use std::ffi::c_char;
 
-/// The number of this ABI. A program compiled against this header works with every library that reports the same number.
+/// The number of this ABI. A program compiled against this header works with every library that reports the same
+/// number.
 pub const RAFTIFY_ABI_VERSION: u32 = 1;
 
-/// The ABI number of the library that is loaded. Compare it with `RAFTIFY_ABI_VERSION` of the header before any other call.
+/// The ABI number of the library that is loaded. Compare it with `RAFTIFY_ABI_VERSION` of the header before any other
+/// call.
 ///
 /// Threads: any. Blocks: no. Errors: none. Since: ABI 1.
 #[no_mangle]

@@ -18,7 +18,8 @@ pub(crate) struct UserData {
     destroy: Option<DestroyFn>,
 }
 
-// SAFETY: the pointer is never looked into here, only handed to the caller's functions, and the header demands of these that they
+// SAFETY: the pointer is never looked into here, only handed to the caller's functions, and the header demands of
+// these that they
 // may be called from any thread.
 unsafe impl Send for UserData {}
 // SAFETY: as above.
