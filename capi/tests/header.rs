@@ -1,4 +1,6 @@
 //! include/raftify.h is what cbindgen makes of this crate, is clean C99 and C++11, and lays out its structs as Rust does.
+#![allow(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
