@@ -11,6 +11,7 @@ pub mod core;
 pub mod error;
 pub mod log;
 pub mod machine;
+pub mod machine_thread;
 pub mod node;
 pub mod request;
 pub mod runtime;
