@@ -20,7 +20,9 @@ def load_peers(path: Path) -> Peers:
         document: dict[str, Any] = tomllib.loads(path.read_text())
         return Peers(
             {
-                int(peer["node_id"]): Peer(f"{peer['ip']}:{peer['port']}", InitialRole.from_str(peer.get("role", "voter")))
+                int(peer["node_id"]): Peer(
+                    f"{peer['ip']}:{peer['port']}", InitialRole.from_str(peer.get("role", "voter"))
+                )
                 for peer in document["raft"]["peers"]
             }
         )

@@ -1,12 +1,15 @@
-"""`make demo`: a cluster of real processes in a temporary directory, shown live. Ctrl-C ends all of it and removes the directory.
+"""`make demo`: a cluster of real processes in a temporary directory, shown live. Ctrl-C ends all of it and removes the
+directory.
 
-Each node's standard input is a pipe from here, and each ends when its pipe does: none is left behind, however this program dies.
+Each node's standard input is a pipe from here, and each ends when its pipe does: none is left behind, however this
+program dies.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import shutil
 import signal
 import socket
@@ -108,10 +111,11 @@ class Cluster:
     def start(self, count: int) -> None:
         raft_ports, web_ports = free_ports(FIRST_RAFT_PORT, count), free_ports(FIRST_WEB_PORT, count)
         peers = "\n".join(
-            f'[[raft.peers]]\nip = "{HOST}"\nport = {port}\nnode_id = {id_}\nrole = "voter"\n' for id_, port in enumerate(raft_ports, 1)
+            f'[[raft.peers]]\nip = "{HOST}"\nport = {port}\nnode_id = {id_}\nrole = "voter"\n'
+            for id_, port in enumerate(raft_ports, 1)
         )
         (self.directory / "cluster.toml").write_text(peers)
-        for id_, (raft_port, web_port) in enumerate(zip(raft_ports, web_ports), 1):
+        for id_, (raft_port, web_port) in enumerate(zip(raft_ports, web_ports, strict=True), 1):
             self.nodes.append(Node.start(id_, f"{HOST}:{raft_port}", f"{HOST}:{web_port}", self.directory))
 
     def stop(self) -> None:
@@ -168,7 +172,9 @@ class Cluster:
 def picture(cluster: Cluster) -> Group:
     table = Table(title="raftify_ffi demo", title_justify="left")
     for column in ("node", "raft", "web", "pid", "role", "term", "last", "committed", "applied", "keys"):
-        table.add_column(column, justify="right" if column in ("term", "last", "committed", "applied", "keys") else "left")
+        table.add_column(
+            column, justify="right" if column in ("term", "last", "committed", "applied", "keys") else "left"
+        )
     problems = []
     for node in cluster.nodes:
         role, status = node.role(), node.status or {}
@@ -204,10 +210,8 @@ async def watch(cluster: Cluster, stop: asyncio.Event, plain: bool) -> int:
                         print("\n".join(["ready", *cluster.things_to_try()]), flush=True)
                 if all(node.process.poll() is not None for node in cluster.nodes):
                     break
-                try:
+                with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(stop.wait(), 0.25)
-                except asyncio.TimeoutError:
-                    pass
         finally:
             if live is not None:
                 live.stop()
@@ -234,7 +238,9 @@ async def run(args: argparse.Namespace, directory: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="A raftify_ffi cluster of real processes, shown live.")
-    parser.add_argument("--nodes", type=int, default=3, choices=range(1, 8), metavar="1..7", help="how many (default: 3)")
+    parser.add_argument(
+        "--nodes", type=int, default=3, choices=range(1, 8), metavar="1..7", help="how many (default: 3)"
+    )
     parser.add_argument("--plain", action="store_true", help="plain lines, as when the output is not a terminal")
     parser.add_argument("--dir", type=Path, help="keep everything here instead of in a temporary directory")
     args = parser.parse_args()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -34,16 +35,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer-addr", metavar="HOST:PORT", help="join the cluster that this member belongs to")
     parser.add_argument("--web-server", metavar="HOST:PORT", help="serve HTTP here")
     parser.add_argument(
-        "--ignore-static-bootstrap", action="store_true", help="without --peer-addr: found a cluster of one instead of reading --config"
+        "--ignore-static-bootstrap",
+        action="store_true",
+        help="without --peer-addr: found a cluster of one instead of reading --config",
     )
-    parser.add_argument("--config", type=Path, default=HERE / "cluster.toml", help="initial members (default: %(default)s)")
+    parser.add_argument(
+        "--config", type=Path, default=HERE / "cluster.toml", help="initial members (default: %(default)s)"
+    )
     parser.add_argument("--log-dir", default="./logs", help="parent of the node's directory (default: %(default)s)")
-    parser.add_argument("--until-stdin-closes", action="store_true", help="end when standard input does: for a parent that may die")
+    parser.add_argument(
+        "--until-stdin-closes", action="store_true", help="end when standard input does: for a parent that may die"
+    )
     return parser.parse_args()
 
 
 def stop_requested(watch_stdin: bool) -> asyncio.Event:
-    """Set by Ctrl-C, by SIGTERM, and by the end of standard input if that is watched. Signals are ours: the library installs none."""
+    """Set by Ctrl-C, by SIGTERM, and by the end of standard input if that is watched. Signals are ours: the library
+    installs none."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -73,14 +81,18 @@ async def run_node(args: argparse.Namespace, stop: asyncio.Event) -> None:
         peers = load_peers(args.config)
         found = peers.get_node_id_by_addr(args.raft_addr)
         if found is None:
-            raise SystemExit(f"{args.raft_addr} is not in {args.config}; add it there, or join a cluster with --peer-addr")
+            raise SystemExit(
+                f"{args.raft_addr} is not in {args.config}; add it there, or join a cluster with --peer-addr"
+            )
         node_id = found
 
-    async with Raft.build(node_id, args.raft_addr, store, config, peers) as raft:
-        async with serve_web(raft, store, args.web_server, stop):
-            if ticket is not None:
-                await raft.join(ticket)
-            await raft.wait()
+    async with (
+        Raft.build(node_id, args.raft_addr, store, config, peers) as raft,
+        serve_web(raft, store, args.web_server, stop),
+    ):
+        if ticket is not None:
+            await raft.join(ticket)
+        await raft.wait()
 
 
 async def main(args: argparse.Namespace) -> None:
@@ -92,10 +104,8 @@ async def main(args: argparse.Namespace) -> None:
     if not node.done():
         # Cancelling leaves the contexts in order: the web server stops, then the node closes.
         node.cancel()
-    try:
+    with contextlib.suppress(asyncio.CancelledError):
         await node
-    except asyncio.CancelledError:
-        pass
 
 
 if __name__ == "__main__":

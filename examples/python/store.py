@@ -34,7 +34,8 @@ class HashStore:
         return len(self._store)
 
     async def apply(self, message: bytes) -> bytes:
-        # A command that cannot be decoded raises here, on every node alike: its proposer gets ApplyError, the cluster goes on.
+        # A command that cannot be decoded raises here, on every node alike: its proposer gets ApplyError, the cluster
+        # goes on.
         command = SetCommand.decode(message)
         self._store[command.key] = command.value
         return message

@@ -1,6 +1,7 @@
 """The example's HTTP server: reads, writes, a look at the cluster, and a page that shows it live.
 
-It binds where it is told, has no authentication, and `GET /put` changes data: for one's own machine, not for the open network.
+It binds where it is told, has no authentication, and `GET /put` changes data: for one's own machine, not for the open
+network.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ REFRESH = 0.5
 
 
 class ClusterView:
-    """What every member says of itself. Asked at most once per REFRESH however many pages are open, and never if none is."""
+    """What every member says of itself. Asked at most once per REFRESH however many pages are open, and never if none
+    is."""
 
     def __init__(self, raft: Raft, clients: AsyncExitStack) -> None:
         self._raft = raft
@@ -57,11 +58,13 @@ class ClusterView:
 
 
 def status_dict(raft: Raft) -> dict[str, Any]:
-    return asdict(raft.status)
+    return raft.status.to_dict()
 
 
 @web.middleware
-async def errors_as_json(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+async def errors_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
     """A RaftError becomes a status that says whether to try again: 503 certainly not done, 504 outcome unknown."""
     try:
         return await handler(request)
@@ -72,7 +75,12 @@ async def errors_as_json(request: web.Request, handler: Callable[[web.Request], 
             status = 503
         else:
             status = 504 if isinstance(error, RaftTimeout) else 500
-        body = {"error": type(error).__name__, "message": str(error), "committed": error.committed, "retryable": error.retryable}
+        body = {
+            "error": type(error).__name__,
+            "message": str(error),
+            "committed": error.committed,
+            "retryable": error.retryable,
+        }
         return web.json_response(body, status=status)
 
 
@@ -102,7 +110,8 @@ class Handlers:
         ]
 
     async def get(self, request: web.Request) -> web.Response:
-        """The value as it is now, on whichever node this is: a read waits until all that was acknowledged before it is applied here."""
+        """The value as it is now, on whichever node this is: a read waits until all that was acknowledged before it is
+        applied here."""
         key = request.match_info["key"]
         value = await self.raft.read(lambda _: self.store.get(key))
         if value is None:

@@ -30,10 +30,19 @@ def _combined(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 
 output_option = click.option(
-    "-o", "--output", type=click.Choice(["table", "json"]), default=None, help="Default: a table on a terminal, JSON otherwise."
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default=None,
+    help="Default: a table on a terminal, JSON otherwise.",
 )
 timeout_option = click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True, metavar="SECONDS", help="Deadline of the call."
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Deadline of the call.",
 )
 online = _combined(timeout_option, output_option)
 node_argument = click.argument("addr")
@@ -41,9 +50,24 @@ node_argument = click.argument("addr")
 any_node = click.argument("addr", metavar="ADDR[,ADDR...]")
 offline = _combined(
     click.argument("directory", metavar="DIR"),
-    click.option("--from", "start", type=click.IntRange(min=0), default=0, metavar="INDEX", help="First entry to show."),
-    click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="Entries to show at most."),
-    click.option("--decode", metavar="MODULE:CLASS", help="Show commands as this class (its decode, or the callable) gives them."),
+    click.option(
+        "--from",
+        "start",
+        type=click.IntRange(min=0, max=2**64 - 1),
+        default=0,
+        metavar="INDEX",
+        help="First entry to show.",
+    ),
+    click.option(
+        "--limit",
+        type=click.IntRange(min=1, max=2**32),
+        default=1000,
+        show_default=True,
+        help="Entries to show at most.",
+    ),
+    click.option(
+        "--decode", metavar="MODULE:CLASS", help="Show commands as this class (its decode, or the callable) gives them."
+    ),
     click.option("--raw", is_flag=True, help="Show payloads as base64."),
     output_option,
 )
@@ -55,7 +79,8 @@ offline = _combined(
 def app(context: click.Context, debug: bool) -> None:
     """Looks into raftify_ffi clusters and changes them.
 
-    Exit codes: 0 ok, 1 failure, 2 usage, 3 no connection, 4 rejected, 5 unhealthy, 6 storage corrupt, 7 timeout or outcome unknown.
+    Exit codes: 0 ok, 1 failure, 2 usage, 3 no connection, 4 rejected, 5 unhealthy, 6 storage corrupt, 7 timeout or
+    outcome unknown.
     """
     context.ensure_object(dict)["debug"] = debug
 
@@ -147,7 +172,9 @@ def member_add(addr: str, node_id: int, node_addr: str, learner: bool, timeout: 
     """Make the node NODE_ID at NODE_ADDR a member. It is promoted to voter once it has caught up."""
     addrs = _cluster.split_addrs([addr])
     _cluster.parse_addr(node_addr)
-    _cluster.change(addrs, timeout, lambda client: client.members.add(node_id, node_addr, learner=learner, timeout=timeout))
+    _cluster.change(
+        addrs, timeout, lambda client: client.members.add(node_id, node_addr, learner=learner, timeout=timeout)
+    )
     click.echo(f"node {node_id} at {node_addr} is a member")
 
 
@@ -200,7 +227,9 @@ def leader_transfer(addr: str, node_id: int | None, timeout: float) -> None:
 @app.command()
 @any_node
 @click.option("--data", help="The command, as UTF-8 text.")
-@click.option("--file", "path", type=click.Path(allow_dash=True), help="The command, as the bytes of this file (- is stdin).")
+@click.option(
+    "--file", "path", type=click.Path(allow_dash=True), help="The command, as the bytes of this file (- is stdin)."
+)
 @online
 def propose(addr: str, data: str | None, path: str | None, timeout: float, output: str | None) -> None:
     """Propose one command and show what the state machine's apply returned."""

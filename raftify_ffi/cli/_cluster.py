@@ -1,4 +1,5 @@
-"""Commands for running nodes, over `RaftServiceClient`: what one node says, what the cluster looks like, and changes to it."""
+"""Commands for running nodes, over `RaftServiceClient`: what one node says, what the cluster looks like, and changes to
+it."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ def split_addrs(values: Sequence[str]) -> list[str]:
 
 
 async def probe(addr: str, timeout: float) -> None:
-    """Fails at once where nobody listens. The client itself goes on trying until its deadline, which is right for a program and wrong
-    for a person who mistyped a port."""
+    """Fails at once where nobody listens. The client itself goes on trying until its deadline, which is right for a
+    program and wrong for a person who mistyped a port."""
     host, port = parse_addr(addr)
     try:
         _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout)
@@ -54,7 +55,9 @@ async def probe(addr: str, timeout: float) -> None:
         reason = error.strerror or one_line(error)
         if isinstance(error, ConnectionRefusedError) or "refused" in reason.lower():
             reason = "connection refused"
-        raise CliError(f"{addr}: {reason}; is the node running, and is this its raft address?", ExitCode.NO_CONNECTION) from error
+        raise CliError(
+            f"{addr}: {reason}; is the node running, and is this its raft address?", ExitCode.NO_CONNECTION
+        ) from error
     writer.close()
 
 
@@ -64,7 +67,7 @@ async def first_alive(addrs: Sequence[str], timeout: float) -> list[str]:
     failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     if len(failures) == len(addrs):
         raise failures[0]
-    return [addr for addr, outcome in zip(addrs, outcomes) if outcome is None]
+    return [addr for addr, outcome in zip(addrs, outcomes, strict=True) if outcome is None]
 
 
 @asynccontextmanager
@@ -89,7 +92,7 @@ async def node_status(addr: str, timeout: float) -> dict[str, Any]:
         return status
 
 
-# ---- one node ---------------------------------------------------------------------------------------------------------------------
+# ---- one node --------------------------------------------------------------------------------------------------------
 
 
 def peer_rows(status: Status) -> list[list[object]]:
@@ -101,9 +104,8 @@ def peer_rows(status: Status) -> list[list[object]]:
         kind = "learner" if int(key) in (status.get("learners") or []) else "voter"
         connected_ = "yes" if peer.get("connected") else "no"
         seen = peer.get("last_seen")
-        rows.append([
-            int(key), peer.get("addr"), kind, connected_, peer.get("match_index"), peer.get("lag"), None if seen is None else f"{seen:.1f} s"
-        ])  # fmt: skip
+        since = None if seen is None else f"{seen:.1f} s"
+        rows.append([int(key), peer.get("addr"), kind, connected_, peer.get("match_index"), peer.get("lag"), since])
     return rows
 
 
@@ -115,10 +117,12 @@ def show_node(addr: str, timeout: float, output: str | None) -> None:
     console = _render.console()
     plain = {key: value for key, value in status.items() if key != "peers"}
     console.print(_render.fields(f"node {status.get('node_id')} at {addr}", plain))
-    console.print(_render.table("peers", ("id", "addr", "kind", "connected", "match", "lag", "seen"), peer_rows(status)))
+    console.print(
+        _render.table("peers", ("id", "addr", "kind", "connected", "match", "lag", "seen"), peer_rows(status))
+    )
 
 
-# ---- the cluster --------------------------------------------------------------------------------------------------------------------
+# ---- the cluster -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ async def look(addrs: Sequence[str], timeout: float) -> View:
     answers: dict[str, dict[str, Any] | CliError] = {}
     todo = list(addrs)
     while todo:
-        answers.update(zip(todo, await asyncio.gather(*map(ask, todo))))
+        answers.update(zip(todo, await asyncio.gather(*map(ask, todo)), strict=True))
         known = {answer["addr"] for answer in answers.values() if not isinstance(answer, CliError)} | answers.keys()
         named = {
             peer["addr"]
@@ -204,13 +208,15 @@ def status_table(view: View) -> tuple[tuple[str, ...], list[list[object]]]:
     rows: list[list[object]] = []
     for addr, answer in view.answers.items():
         if isinstance(answer, CliError):
-            rows.append([None, addr, Text("unreachable", style="red"), None, None, None, None, None, None, answer.message])
+            rows.append(
+                [None, addr, Text("unreachable", style="red"), None, None, None, None, None, None, answer.message]
+            )
             continue
         lead = answer["role"] == "leader"
         rows.append([
             answer["node_id"], addr, Text("leader *", style="green bold") if lead else answer["role"], answer["term"],
-            answer["last_index"], answer["commit_index"], answer["applied_index"], max(0, commit - answer["applied_index"]),
-            answer["snapshot_index"], answer.get("error"),
+            answer["last_index"], answer["commit_index"], answer["applied_index"], max(0, commit -
+            answer["applied_index"]), answer["snapshot_index"], answer.get("error"),
         ])  # fmt: skip
     rows.sort(key=lambda row: (row[0] is None, row[0] or 0))
     return ("id", "addr", "role", "term", "last", "commit", "applied", "lag", "snapshot", "error"), rows
@@ -271,8 +277,12 @@ def show_leader(addrs: Sequence[str], timeout: float, output: str | None) -> Non
         raise view.first_failure()
     leader = newest["leader_id"]
     if leader is None:
-        raise CliError(f"no leader is known in term {newest['term']}; look with: raftify_cli status {addrs[0]}", ExitCode.UNHEALTHY)
-    addr = newest["addr"] if leader == newest["node_id"] else (newest.get("peers") or {}).get(str(leader), {}).get("addr")
+        raise CliError(
+            f"no leader is known in term {newest['term']}; look with: raftify_cli status {addrs[0]}", ExitCode.UNHEALTHY
+        )
+    addr = (
+        newest["addr"] if leader == newest["node_id"] else (newest.get("peers") or {}).get(str(leader), {}).get("addr")
+    )
     if _render.wants_json(output):
         _render.print_json({"leader_id": leader, "leader_addr": addr, "term": newest["term"]})
     else:

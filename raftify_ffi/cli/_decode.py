@@ -18,13 +18,16 @@ Decoder = Callable[[bytes], object]
 
 
 def load(spec: str) -> Decoder:
-    """Imports `module:Class` (looking in the present directory too). The class' `decode` is used if it has one, otherwise it is called.
+    """Imports `module:Class` (looking in the present directory too). The class' `decode` is used if it has one,
+    otherwise it is called.
 
     The library itself never unpickles and never imports anything from data: only what is named here runs.
     """
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
-        raise CliError(f"--decode {spec}: expected module:Class, for instance myapp.commands:SetCommand", ExitCode.USAGE)
+        raise CliError(
+            f"--decode {spec}: expected module:Class, for instance myapp.commands:SetCommand", ExitCode.USAGE
+        )
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -32,7 +35,8 @@ def load(spec: str) -> Decoder:
         target: Any = importlib.import_module(module_name)
     except Exception as error:
         raise CliError(
-            f"--decode {spec}: cannot import {module_name}: {one_line(error)}; start raftify_cli where it can be imported",
+            f"--decode {spec}: cannot import {module_name}: {one_line(error)}; "
+            "start raftify_cli where it can be imported",
             ExitCode.USAGE,
         ) from error
     for part in attribute.split("."):
@@ -47,7 +51,8 @@ def load(spec: str) -> Decoder:
 
 
 def plain(data: bytes) -> object:
-    """A value JSON can hold: the text if it is readable text, otherwise base64 under its own key, so that nothing is lost."""
+    """A value JSON can hold: the text if it is readable text, otherwise base64 under its own key, so that nothing is
+    lost."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -58,7 +63,8 @@ def plain(data: bytes) -> object:
 
 
 def decoded(data: bytes, decoder: Decoder | None) -> object:
-    """What to show for one command. A decoder that raises is shown as such beside the raw value: one bad entry hides no other."""
+    """What to show for one command. A decoder that raises is shown as such beside the raw value: one bad entry hides no
+    other."""
     if decoder is None:
         return plain(data)
     try:

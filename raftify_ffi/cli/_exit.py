@@ -43,6 +43,7 @@ _CODES: tuple[tuple[str, ExitCode], ...] = (
     ("ConnectionFailed", ExitCode.NO_CONNECTION),
     ("CorruptData", ExitCode.CORRUPT),
     ("InvalidConfig", ExitCode.USAGE),
+    ("InvalidArgument", ExitCode.USAGE),
     ("NotLeader", ExitCode.REJECTED),
     ("Overloaded", ExitCode.REJECTED),
     ("ProposalTooLarge", ExitCode.REJECTED),
