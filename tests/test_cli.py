@@ -1,4 +1,5 @@
-"""raftify_cli: what it says, on which stream, with which exit code; against nothing, against a directory, against a running node."""
+"""raftify_cli: what it says, on which stream, with which exit code; against nothing, against a directory, against a
+running node."""
 
 from __future__ import annotations
 

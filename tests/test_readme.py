@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from processes import Process, free_ports, run_command
 
 ROOT = Path(__file__).resolve().parent.parent
