@@ -11,11 +11,13 @@ from ._library import call, ffi, lib
 
 
 def inspect(directory: str | os.PathLike[str], start: int = 0, limit: int = 1000) -> dict[str, Any]:
-    """What the directory holds: `identity`, `hard_state`, `snapshot`, `membership`, and up to `limit` `entries` from
-    index `start` on.
+    """What the directory holds, with up to `limit` entries from index `start` on (0: the first there is).
 
-    Raises a `StorageError`: `WrongDirectory` for one that is no node's, `CorruptData` for damage, `FormatTooNew` for a
-    newer version's.
+    Keys: `identity`, `hard_state {term, vote, commit}`, `snapshot` (None if there is none), `membership`, `first_index`,
+    `last_index`, `entries` (payloads in hex) and `next_index` (where to go on; None at the end). `directory` is a node's, or a
+    `log_dir` that holds exactly one.
+
+    Raises a `StorageError`: `WrongDirectory` for one that is no node's, `CorruptData` for damage, `FormatTooNew`.
     """
     path = os.fsencode(directory)
     out = ffi.new("char **")

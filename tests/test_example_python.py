@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import re
@@ -59,6 +60,10 @@ def knows_leader(member: Member) -> bool:
     return status == 200 and body != "0"
 
 
+def follows(member: Member, leader: int) -> bool:
+    return fetch("GET", f"http://{member.web}/leader") == (200, str(leader))
+
+
 def start(directory: Path, raft: str, *options: str) -> Member:
     (port,) = free_ports(1)
     web = f"127.0.0.1:{port}"
@@ -79,7 +84,7 @@ def cluster(tmp_path: Path) -> Iterator[list[Member]]:
     members = [start(tmp_path, f"127.0.0.1:{port}", "--config", "cluster.toml") for port in ports]
     try:
         for member in members:
-            eventually(f"{member.raft} knows a leader", lambda member=member: knows_leader(member))
+            eventually(f"{member.raft} knows a leader", functools.partial(knows_leader, member))
         yield members
     finally:
         for member in members:
@@ -112,7 +117,7 @@ def test_leadership_is_handed_on_and_a_snapshot_taken(cluster: list[Member]) -> 
     for member in cluster:
         eventually(
             "everybody follows the successor",
-            lambda member=member: fetch("GET", f"http://{member.web}/leader") == (200, str(successor)),
+            functools.partial(follows, member, successor),
         )
     assert fetch("PUT", f"http://{cluster[0].web}/store/k/v")[0] == 200
     status, body = fetch("POST", f"http://{cluster[0].web}/snapshot")

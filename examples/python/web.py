@@ -28,7 +28,7 @@ class ClusterView:
     """What every member says of itself. Asked at most once per REFRESH however many pages are open, and never if none
     is."""
 
-    def __init__(self, raft: Raft, clients: AsyncExitStack) -> None:
+    def __init__(self, raft: Raft[HashStore], clients: AsyncExitStack) -> None:
         self._raft = raft
         self._clients = clients
         self._by_addr: dict[str, RaftServiceClient] = {}
@@ -57,7 +57,7 @@ class ClusterView:
             return {"node_id": node_id, "addr": addr, "role": "unreachable", "error": str(error)}
 
 
-def status_dict(raft: Raft) -> dict[str, Any]:
+def status_dict(raft: Raft[HashStore]) -> dict[str, Any]:
     return raft.status.to_dict()
 
 
@@ -85,7 +85,7 @@ async def errors_as_json(
 
 
 class Handlers:
-    def __init__(self, raft: Raft, store: HashStore, view: ClusterView, stop: asyncio.Event) -> None:
+    def __init__(self, raft: Raft[HashStore], store: HashStore, view: ClusterView, stop: asyncio.Event) -> None:
         self.raft = raft
         self.store = store
         self.view = view
@@ -113,7 +113,7 @@ class Handlers:
         """The value as it is now, on whichever node this is: a read waits until all that was acknowledged before it is
         applied here."""
         key = request.match_info["key"]
-        value = await self.raft.read(lambda _: self.store.get(key))
+        value = await self.raft.read(lambda store: store.get(key))
         if value is None:
             raise web.HTTPNotFound(text=f"{key} is not set\n")
         return web.Response(text=value)
@@ -173,7 +173,9 @@ class Handlers:
 
 
 @asynccontextmanager
-async def serve_web(raft: Raft, store: HashStore, address: str | None, stop: asyncio.Event) -> AsyncIterator[None]:
+async def serve_web(
+    raft: Raft[HashStore], store: HashStore, address: str | None, stop: asyncio.Event
+) -> AsyncIterator[None]:
     """The server runs in the program's own loop, for as long as the context is open."""
     if address is None:
         yield

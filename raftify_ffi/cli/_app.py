@@ -68,7 +68,7 @@ offline = _combined(
     click.option(
         "--decode", metavar="MODULE:CLASS", help="Show commands as this class (its decode, or the callable) gives them."
     ),
-    click.option("--raw", is_flag=True, help="Show payloads as base64."),
+    click.option("--raw", is_flag=True, help="Show payloads in hex."),
     output_option,
 )
 
@@ -251,13 +251,15 @@ def snapshot() -> None:
 
 
 @snapshot.command("create")
-@node_argument
+@any_node
 @online
 def snapshot_create(addr: str, timeout: float, output: str | None) -> None:
-    """Have the node at ADDR take a snapshot now and compact its log."""
+    """The leader takes a snapshot now, and its log is compacted."""
     from dataclasses import asdict
 
-    info = asdict(_cluster.change([_one(addr)], timeout, lambda client: client.snapshot(timeout=timeout)))
+    info = asdict(
+        _cluster.change(_cluster.split_addrs([addr]), timeout, lambda client: client.snapshot(timeout=timeout))
+    )
     if _render.wants_json(output):
         _render.print_json(_decode.jsonable(info))
     else:

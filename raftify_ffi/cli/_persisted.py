@@ -3,8 +3,6 @@ node."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +11,10 @@ from typing import Any
 from . import _decode, _render
 from ._exit import CliError, ExitCode
 
-#: Keys of a report in the order in which they are shown; others follow.
-_METADATA = ("identity", "hard_state", "snapshot", "membership")
+#: Keys of a report that tell of its entries; the others are its metadata.
+_ENTRY_KEYS = ("entries", "next_index")
+#: Columns of unbounded width, or of no interest to people.
+_NOT_IN_TABLES = ("data", "context", "proposer", "time_us")
 
 
 def report(directory: str, start: int, limit: int) -> dict[str, Any]:
@@ -29,38 +29,31 @@ def report(directory: str, start: int, limit: int) -> dict[str, Any]:
             f"{directory}: this is a file; give a node's directory, for instance ./logs/node-1", ExitCode.USAGE
         )
     try:
-        names = sorted(os.listdir(path))
+        empty = not os.listdir(path)
     except OSError as error:
         raise CliError(
             f"{directory}: cannot be read: {error.strerror}; run this as the user the node runs as"
         ) from error
-    if not names:
+    if empty:
         raise CliError(f"{directory}: the directory is empty: no node has been started there; check the path")
-    nodes = [name for name in names if name.startswith("node-") and (path / name).is_dir()]
-    if nodes:
-        raise CliError(
-            f"{directory}: holds the directories of {len(nodes)} node(s), and is none itself; "
-            f"name one: {path / nodes[0]}",
-            ExitCode.USAGE,
-        )
     from raftify_ffi._inspect import inspect
 
     return inspect(path, start, limit)
 
 
+def is_command(entry: Mapping[str, Any]) -> bool:
+    """The program's own; the other kinds are the library's, and no decoder's business."""
+    if "kind" in entry:
+        return bool(entry["kind"] == "command")
+    return bool(entry.get("type") == "EntryNormal")
+
+
 def entry_view(entry: Mapping[str, Any], decoder: _decode.Decoder | None, raw: bool) -> dict[str, Any]:
-    """An entry with its payload made readable. Only commands are given to the decoder: the other kinds are the
-    library's own."""
+    """An entry with its payload made readable; `raw` leaves it in hex, as the library gives it."""
     shown = dict(entry)
-    data = shown.get("data")
-    if not isinstance(data, str) or raw:
-        return shown
-    try:
-        payload = base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        return shown
-    is_command = shown.get("kind", "command") == "command"
-    shown["data"] = _decode.decoded(payload, decoder if is_command else None)
+    if not raw:
+        payload = bytes.fromhex(shown["data"])
+        shown["data"] = _decode.decoded(payload, decoder if payload and is_command(entry) else None)
     return shown
 
 
@@ -70,33 +63,28 @@ def show(
     """`what`: "all", "logs" (entries only) or "metadata" (all but the entries)."""
     decoder = _decode.load(decode) if decode else None
     found = report(directory, start, 0 if what == "metadata" else limit)
-    entries = [entry_view(entry, decoder, raw) for entry in found.get("entries") or []]
-    metadata = {key: found[key] for key in _METADATA if key in found}
-    metadata.update({key: value for key, value in found.items() if key not in metadata and key != "entries"})
+    metadata = {key: value for key, value in found.items() if key not in _ENTRY_KEYS}
+    entries = [entry_view(entry, decoder, raw) for entry in found["entries"]]
 
     if _render.wants_json(output):
-        _render.print_json(
-            {**({} if what == "logs" else metadata), **({} if what == "metadata" else {"entries": entries})}
-        )
+        logs = {"entries": entries, "next_index": found.get("next_index")}
+        _render.print_json(metadata if what == "metadata" else logs if what == "logs" else {**metadata, **logs})
         return
     console = _render.console()
     if what != "logs":
+        plain = {key: value for key, value in metadata.items() if not isinstance(value, Mapping)}
         for key, value in metadata.items():
             if isinstance(value, Mapping):
                 console.print(_render.fields(key.replace("_", " "), value))
-            else:
-                console.print(_render.fields(key.replace("_", " "), {key: value}))
+        if plain:
+            console.print(_render.fields("log", plain))
     if what != "metadata":
-        # The payload last: it is the only column of unbounded width.
-        columns = [
-            key for key in (entries[0] if entries else {"index": 0, "term": 0, "kind": "", "data": ""}) if key != "data"
-        ] + ["data"]
-        rows = [[entry.get(column) for column in columns] for entry in entries]
-        console.print(_render.table("entries", columns, rows))
         if not entries:
             console.print("No entries in this range: a snapshot may cover them (describe metadata shows its index).")
-        elif len(entries) == limit:
-            last = entries[-1].get("index")
-            console.print(
-                f"Stopped after {limit} entries; go on with --from {int(last) + 1 if isinstance(last, int) else '…'}."
-            )
+            return
+        # The payload last: it is the only column of unbounded width.
+        columns = [key for key in entries[0] if key not in _NOT_IN_TABLES] + ["data"]
+        rows = [[entry.get(column) for column in columns] for entry in entries]
+        console.print(_render.table("entries", columns, rows))
+        if found.get("next_index") is not None:
+            console.print(f"There are more: --from {found['next_index']}")
