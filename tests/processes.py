@@ -64,13 +64,15 @@ class Process:
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.output: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
+        self._process.stdout.close()
 
     @property
     def pid(self) -> int:
@@ -108,11 +110,17 @@ class Process:
         self._process.kill()
         self._process.wait(10)
 
+    def close(self) -> None:
+        """Kills it if it still runs, and gives back what it held."""
+        self.kill()
+        self.close_input()
+        # A child of it may hold the other end a moment longer: not worth waiting for.
+        self._reader.join(10)
+
     def __enter__(self) -> Process:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill()
-        self.close_input()
+        self.close()

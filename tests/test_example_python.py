@@ -88,7 +88,7 @@ def cluster(tmp_path: Path) -> Iterator[list[Member]]:
         yield members
     finally:
         for member in members:
-            member.process.kill()
+            member.process.close()
 
 
 def test_what_is_put_on_one_node_is_read_on_all(cluster: list[Member]) -> None:
