@@ -7,9 +7,9 @@
 //! transaction; a batch of writes is one transaction with one sync; after the first error nothing is written any more (S10).
 
 mod draft;
-mod files;
+pub(crate) mod files;
 mod inspect;
-mod lmdb;
+pub mod lmdb;
 mod lmdb_env;
 mod lmdb_format;
 mod lmdb_pages;
@@ -19,7 +19,7 @@ mod load;
 mod lock;
 #[cfg(test)]
 mod model_tests;
-mod record;
+pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 

@@ -58,7 +58,6 @@ struct Driver {
     waiters: HashMap<Token, Waiter>,
     next_token: Token,
     joins: HashMap<Token, AbortHandle>,
-    snapshots: HashMap<u64, Arc<SnapshotMeta>>,
     /// What the core has to hear of before it is polled again.
     feedback: Vec<Feedback>,
     status_due: bool,
@@ -135,7 +134,6 @@ impl Driver {
             waiters: HashMap::new(),
             next_token: FIRST_INTERNAL_TOKEN,
             joins: HashMap::new(),
-            snapshots: HashMap::new(),
             feedback: Vec::new(),
             status_due: true,
             status_at: origin,

@@ -9,8 +9,7 @@ use super::NodeOptions;
 use crate::cluster::{NodeId, Uid};
 use crate::core::{founding_digest, new_log};
 use crate::error::{Error, ErrorCode, Result};
-use crate::log::lmdb::{open_or_create, LogOptions, NewLog};
-use crate::log::{Identity, LogReader, LogState, LogWriter};
+use crate::log::{open_or_create, Identity, LogOptions, LogReader, LogState, LogWriter, NewLog};
 use crate::snapshots::SnapshotDir;
 use crate::transport::address;
 
