@@ -79,7 +79,7 @@ py-lint: $(TOOLS) ## ruff
 	$(BIN)/ruff format --check .
 
 py-types: $(INSTALLED) ## mypy --strict: the source, the wheel as a user sees it, the example against the wheel
-	$(BIN)/mypy --strict raftify_ffi
+	$(BIN)/mypy --strict
 	cd $(VENV) && $(BIN)/mypy --strict -p raftify_ffi
 	cd examples/python && $(BIN)/mypy --strict main.py demo.py
 
