@@ -20,7 +20,6 @@ RELEASE_LIB := $(CARGO_TARGET_DIR)/release
 SOURCES := $(shell find engine capi interop include raftify_ffi -type f \
 	-not -name '*.pyc' -not -name '*.so' -not -name '_native.py' 2>/dev/null) \
 	$(wildcard Cargo.toml Cargo.lock pyproject.toml setup.py MANIFEST.in)
-PY := raftify_ffi tests examples/python benches
 
 .PHONY: help setup demo test bench clean rust-fmt rust-lint rust-test header wheel py-lint py-types py-test c-example
 
@@ -76,11 +75,11 @@ wheel: $(INSTALLED) ## build and install the wheel; import it from elsewhere tha
 	$(BIN)/raftify_cli version
 
 py-lint: $(TOOLS) ## ruff
-	$(BIN)/ruff check $(PY)
-	$(BIN)/ruff format --check $(PY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 py-types: $(INSTALLED) ## mypy --strict: the source, the wheel as a user sees it, the example against the wheel
-	$(BIN)/mypy --strict raftify_ffi
+	$(BIN)/mypy --strict
 	cd $(VENV) && $(BIN)/mypy --strict -p raftify_ffi
 	cd examples/python && $(BIN)/mypy --strict main.py demo.py
 

@@ -157,6 +157,8 @@ class Cluster:
 
     def things_to_try(self) -> list[str]:
         first, second = self.nodes[0], self.nodes[1 % len(self.nodes)]
+        leader = self.leader()
+        leading = self.nodes[leader[0] - 1] if leader else first
         return [
             f"open     http://{first.web_addr}/",
             f"write    curl -X PUT http://{first.web_addr}/store/greeting/hello",
@@ -165,22 +167,25 @@ class Cluster:
             f"ask      raftify_cli debug node {second.raft_addr}",
             f"inspect  raftify_cli debug persisted {self.directory}/logs/node-1",
             f"hand on  curl -X POST http://{first.web_addr}/transfer_leader/{second.id}",
-            f"kill     kill -9 {first.process.pid}",
+            f"kill     kill -9 {leading.process.pid}",
         ]
+
+
+def port_of(addr: str) -> str:
+    return addr[addr.rindex(":") :]
 
 
 def picture(cluster: Cluster) -> Group:
     table = Table(title="raftify_ffi demo", title_justify="left")
-    for column in ("node", "raft", "web", "pid", "role", "term", "last", "committed", "applied", "keys"):
-        table.add_column(
-            column, justify="right" if column in ("term", "last", "committed", "applied", "keys") else "left"
-        )
+    # All on this host: the ports alone tell them apart, and the table fits 80 columns.
+    for column in ("node", "raft", "web", "role", "term", "last", "commit", "applied", "keys"):
+        table.add_column(column, justify="left" if column == "role" else "right", no_wrap=True)
     problems = []
     for node in cluster.nodes:
         role, status = node.role(), node.status or {}
         style = "bold green" if role == "leader" else "red" if role.startswith("ended") else ""
         numbers = (str(status.get(key, "-")) for key in ("term", "last_index", "commit_index", "applied_index", "keys"))
-        table.add_row(str(node.id), node.raft_addr, node.web_addr, str(node.process.pid), Text(role, style), *numbers)
+        table.add_row(str(node.id), port_of(node.raft_addr), port_of(node.web_addr), Text(role, style), *numbers)
         if node.process.poll() not in (None, -signal.SIGKILL, 0):
             problems.append(Text(f"node {node.id}: {node.last_words()}", style="red"))
     history = [Text(line, style="dim") for line in cluster.history]
