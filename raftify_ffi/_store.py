@@ -72,7 +72,7 @@ def _function(method: Callable[..., Any]) -> Callable[..., Any]:
         elif inspect.ismethod(method):
             method = method.__func__
         elif not inspect.isroutine(method) and not inspect.isclass(method):
-            return type(method).__call__  # type: ignore[no-any-return, operator]
+            return type(method).__call__
         else:
             return method
 
