@@ -164,7 +164,8 @@ impl Core {
 
     /// The shell has learnt that a pending request cannot come to anything.
     pub fn abandon(&mut self, token: Token, error: Error) {
-        let found = self.requests.pending.iter().find(|(_, p)| p.token == token && matches!(p.what, What::BecomeMember));
+        let found =
+            self.requests.pending.iter().find(|(_, p)| p.token == token && matches!(p.what, What::BecomeMember));
         if let Some(request) = found.map(|(request, _)| *request) {
             self.complete(request, Err(error));
         }
