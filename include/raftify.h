@@ -14,7 +14,7 @@
  *   function that its text names. Never mix with malloc and free.
  * - Threads: every handle may be used by many threads at once, except that nothing may use it while it is freed, or
  *   later.
- * - Requests are named by tokens: numbers of the caller's choice, not 0. An accepted request (status 0) has exactly
+ * - Requests are named by tokens: numbers of the caller's choice, 1 to 2^63 - 1. An accepted request (status 0) has exactly
  *   one COMPLETION, a refused one none. It never comes from inside the submitting call; but a thread that drains
  *   meanwhile may see it before that call has returned on its own thread, so register the token first.
  * - Callbacks are called without any lock of the library held, must not unwind (no C++ exception, no longjmp), and
@@ -471,7 +471,7 @@ typedef struct raftify_machine {
  */
 typedef struct raftify_proposal {
   /**
-   * Not 0.
+   * 1 to 2^63 - 1.
    */
   uint64_t token;
   const uint8_t *data;
@@ -800,7 +800,7 @@ raftify_status raftify_node_close(struct raftify_node *node, int64_t timeout_ms)
  *   its threads have ended, at most 2 s.
  * Returns: 0; TIMEOUT if a thread had not ended (a write on a hung disk, a callback that does not return): it is
  *   left behind and the handle is gone; REENTRANT inside a callback: then nothing was done; FORKED in a forked
- *   child: the handle is gone. Since: ABI 1.
+ * child: the handle is gone. Since: ABI 1.
  */
 raftify_status raftify_node_free(struct raftify_node *node);
 
@@ -808,8 +808,8 @@ raftify_status raftify_node_free(struct raftify_node *node);
  * Proposes a command. COMPLETION: `data` is what the state machine of this node returned for it, `index` and `term`
  * are its entry's.
  *
- * token: not 0; the caller's number for this request, best not used twice at a time. data: copied; NULL is right for
- *   len 0.
+ * token: 1 to 2^63 - 1; the caller's number for this request, best not used twice at a time. data: copied; NULL is
+ *   right for len 0.
  * timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or RAFTIFY_TIMEOUT_DEFAULT. error: optional; receives an error
  *   object on failure.
  * Threads: any, also inside a callback. Blocks: no.
@@ -1111,7 +1111,7 @@ uint64_t raftify_client_number(const struct raftify_client *client);
  * As raftify_propose, through the cluster's leader: `data` of the COMPLETION is what the leader's state machine
  * returned.
  *
- * token: not 0. data: copied; NULL is right for len 0. timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or
+ * token: 1 to 2^63 - 1. data: copied; NULL is right for len 0. timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or
  *   RAFTIFY_TIMEOUT_DEFAULT (5 s). error: optional; receives an error object on failure.
  * Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
  *   ABI 1.
@@ -1201,13 +1201,36 @@ raftify_status raftify_client_status(struct raftify_client *client,
 raftify_status raftify_client_free(struct raftify_client *client);
 
 /**
- * To be called in a child right after fork(), when the parent had used this library (`pthread_atfork`, Python's
- * `os.register_at_fork`). Closes the descriptors that the child inherited from queues. Needless before an exec:
- * every descriptor of this library is close-on-exec. Also without this call every handle of the parent is dead in
- * the child: calls return `RAFTIFY_ERR_FORKED`, a free returns it too and leaks, and no thread is waited for.
+ * Shows what the log in a directory holds, as JSON: {"identity", "hard_state":{"term","vote","commit"}, "snapshot",
+ * "membership", "first_index", "last_index", "entries":[{"index","term","type","size","data","context"}],
+ * "next_index"}; bytes are in hexadecimal. Reads only, takes no lock: a node may run in that directory meanwhile.
  *
- * Threads: the one that forked, which is the only one of the child. Blocks: no; takes no lock, allocates nothing.
- * Errors: none. Since: ABI 1.
+ * dir: a node's directory, or a log_dir that holds exactly one; UTF-8, borrowed for the call.
+ * from: index of the first entry to show; 0: the first there is. limit: how many at most; "next_index" says where to
+ *   go on, or is null.
+ * out: receives UTF-8 text, NUL-terminated; owned, free with raftify_string_free. out_len: optional; receives its
+ *   length without the NUL.
+ * error: optional; receives an error object on failure.
+ * Threads: any. Blocks: on the disk. Errors: INVALID_ARGUMENT, STORAGE, WRONG_DIRECTORY, CORRUPT_DATA,
+ *   FORMAT_TOO_NEW. Since: ABI 1.
+ */
+raftify_status raftify_inspect(const char *dir,
+                               size_t len,
+                               uint64_t from,
+                               uint64_t limit,
+                               char **out,
+                               size_t *out_len,
+                               struct raftify_error **error);
+
+/**
+ * To be called in a child right after fork(), when the parent had used this library (`pthread_atfork`, Python's
+ * `os.register_at_fork`). Closes the descriptors that the child inherited from queues and from the locks of
+ * directories. Needless before an exec: every descriptor of this library is close-on-exec. Also without this call
+ * every handle of the parent is dead in the child: calls return `RAFTIFY_ERR_FORKED`, a free returns it too and
+ * leaks, and no thread is waited for. Called again: no effect.
+ *
+ * Threads: the one that forked, which is the only one of the child. Blocks: no; waits for no lock. Errors: none.
+ *   Since: ABI 1.
  */
 void raftify_after_fork_in_child(void);
 

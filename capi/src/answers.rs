@@ -8,6 +8,7 @@ use raftify_engine::{Committed, Error, ErrorCode, Result};
 use crate::error::{raftify_status, ErrorObject};
 use crate::machine::outcome;
 use crate::node::NodeHandle;
+use crate::open_requests::Kind;
 use crate::pointer::{call, invalid, place, slice, slice_mut, text};
 
 /// What one command came to.
@@ -46,6 +47,7 @@ pub unsafe extern "C" fn raftify_apply_done(
             let copy =
                 |o: &MachineOutcome| Ok((o.index, outcome(o.failed, slice(o.data, o.len, "an outcome's data")?)));
             let outcomes = slice(outcomes, count, "outcomes")?.iter().map(copy).collect::<Result<Vec<_>>>()?;
+            node.open().answered(request, &[Kind::Apply])?;
             node.node().answer(MachineAnswer::Applied { id: request, outcomes })
         })
     }
@@ -91,6 +93,7 @@ pub unsafe extern "C" fn raftify_apply_done_packed(
     unsafe {
         call(node, error, |node| {
             let outcomes = unpack(slice(outcomes, len, "outcomes")?)?;
+            node.open().answered(request, &[Kind::Apply])?;
             node.node().answer(MachineAnswer::Applied { id: request, outcomes })
         })
     }
@@ -112,7 +115,13 @@ pub unsafe extern "C" fn raftify_snapshot_chunk(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe { call(node, error, |node| node.node().snapshot_chunk(request, slice(data, len, "data")?)) }
+    unsafe {
+        call(node, error, |node| {
+            let data = slice(data, len, "data")?;
+            node.open().check(request, Kind::Snapshot)?;
+            node.node().snapshot_chunk(request, data)
+        })
+    }
 }
 
 /// Answers SNAPSHOT, last part: the state is complete, or could not be had. In the latter case the node goes on and
@@ -136,6 +145,7 @@ pub unsafe extern "C" fn raftify_snapshot_done(
         call(node, error, |node| {
             let reason = text(reason, len, "reason")?;
             let result = if failed == 0 { Ok(()) } else { Err(reason.to_owned()) };
+            node.open().answered(request, &[Kind::Snapshot])?;
             node.node().snapshot_done(request, result)
         })
     }
@@ -167,6 +177,7 @@ pub unsafe extern "C" fn raftify_restore_read(
             if out.is_empty() {
                 return Err(invalid("capacity is 0"));
             }
+            node.open().check(request, Kind::Restore)?;
             *n = node.node().restore_read(request, offset, out)?;
             Ok(())
         })
@@ -185,7 +196,12 @@ pub unsafe extern "C" fn raftify_restore_done(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe { call(node, error, |node| node.node().answer(MachineAnswer::Restored { id: request })) }
+    unsafe {
+        call(node, error, |node| {
+            node.open().answered(request, &[Kind::Restore])?;
+            node.node().answer(MachineAnswer::Restored { id: request })
+        })
+    }
 }
 
 /// Answers APPLY or RESTORE: the state machine itself has failed (its disk, its memory), not a command. The node
@@ -209,6 +225,7 @@ pub unsafe extern "C" fn raftify_machine_failed(
         call(node, error, |node| {
             let reason = text(reason, len, "reason")?;
             let error = Error::new(ErrorCode::MachineFailed, Committed::Unknown, reason).with_index(index);
+            node.open().answered(request, &[Kind::Apply, Kind::Restore])?;
             node.node().answer(MachineAnswer::Failed { id: request, index, error })
         })
     }

@@ -112,7 +112,7 @@ pub unsafe extern "C" fn raftify_client_number(client: *const ClientHandle) -> u
 /// As raftify_propose, through the cluster's leader: `data` of the COMPLETION is what the leader's state machine
 /// returned.
 ///
-/// token: not 0. data: copied; NULL is right for len 0. timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or
+/// token: 1 to 2^63 - 1. data: copied; NULL is right for len 0. timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or
 ///   RAFTIFY_TIMEOUT_DEFAULT (5 s). error: optional; receives an error object on failure.
 /// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
 ///   ABI 1.

@@ -2,7 +2,7 @@
 //! hang nor
 //! touch what the parent goes on using (DESIGN §6).
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
 use raftify_engine::{Error, ErrorCode, Result};
 
@@ -52,22 +52,37 @@ pub(crate) fn unregister(descriptor: i32) {
     }
 }
 
+/// The process in which the inherited descriptors were closed last: there their numbers may already stand for others.
+static CLOSED_IN: AtomicU32 = AtomicU32::new(0);
+
+fn close_raw(descriptor: i32) {
+    // SAFETY: the number is of a descriptor that this library opened and the parent has not closed (it is unregistered before that); its
+    // owner in this process is a handle that is dead here and never dropped, so nobody else closes it.
+    unsafe { rustix::io::close(descriptor) };
+}
+
 /// To be called in a child right after fork(), when the parent had used this library (`pthread_atfork`, Python's
-/// `os.register_at_fork`). Closes the descriptors that the child inherited from queues. Needless before an exec:
-/// every descriptor of this library is close-on-exec. Also without this call every handle of the parent is dead in
-/// the child: calls return `RAFTIFY_ERR_FORKED`, a free returns it too and leaks, and no thread is waited for.
+/// `os.register_at_fork`). Closes the descriptors that the child inherited from queues and from the locks of
+/// directories. Needless before an exec: every descriptor of this library is close-on-exec. Also without this call
+/// every handle of the parent is dead in the child: calls return `RAFTIFY_ERR_FORKED`, a free returns it too and
+/// leaks, and no thread is waited for. Called again: no effect.
 ///
-/// Threads: the one that forked, which is the only one of the child. Blocks: no; takes no lock, allocates nothing.
-/// Errors: none. Since: ABI 1.
+/// Threads: the one that forked, which is the only one of the child. Blocks: no; waits for no lock. Errors: none.
+///   Since: ABI 1.
 #[no_mangle]
 pub extern "C" fn raftify_after_fork_in_child() {
+    let here = std::process::id();
+    if CLOSED_IN.swap(here, Ordering::AcqRel) == here {
+        return;
+    }
     for slot in &DESCRIPTORS {
         let descriptor = slot.swap(NONE, Ordering::AcqRel);
         if descriptor != NONE {
-            // SAFETY: the number is of a descriptor that this library opened and has not closed (`unregister` comes
-            // first); its
-            // owner in this process is a handle that is dead here and never dropped, so nobody else closes it.
-            unsafe { rustix::io::close(descriptor) };
+            close_raw(descriptor);
         }
+    }
+    // The locks are POSIX record locks, which the child does not hold: closing its copy leaves the parent's lock alone.
+    for descriptor in raftify_engine::log::lock_descriptors() {
+        close_raw(descriptor);
     }
 }

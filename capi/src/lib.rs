@@ -44,11 +44,14 @@ mod machine;
 
 mod client;
 
+mod inspect;
+
 mod fork;
 
 mod layout;
 
 mod json;
+mod open_requests;
 mod panic;
 mod pointer;
 mod sink;
@@ -59,6 +62,7 @@ pub use client::*;
 pub use config::*;
 pub use error::*;
 pub use fork::*;
+pub use inspect::*;
 pub use layout::*;
 pub use machine::*;
 pub use node::*;

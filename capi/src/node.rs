@@ -14,6 +14,7 @@ use crate::config::{log_level, ConfigHandle};
 use crate::error::{c_text, left_behind, raftify_status, ErrorObject};
 use crate::fork::Owner;
 use crate::machine::{CMachine, Machine};
+use crate::open_requests::OpenRequests;
 use crate::panic::{catch, refuse_in_callback};
 use crate::pointer::{call, finish, invalid, null, place, slice, text, Handle};
 use crate::queue::QueueHandle;
@@ -52,6 +53,10 @@ impl Handle for NodeHandle {
 impl NodeHandle {
     pub(crate) fn node(&self) -> &Node {
         &self.node
+    }
+
+    pub(crate) fn open(&self) -> &OpenRequests {
+        &self.sink.open
     }
 }
 
@@ -284,7 +289,7 @@ pub unsafe extern "C" fn raftify_node_close(node: *mut NodeHandle, timeout_ms: i
 ///   its threads have ended, at most 2 s.
 /// Returns: 0; TIMEOUT if a thread had not ended (a write on a hung disk, a callback that does not return): it is
 ///   left behind and the handle is gone; REENTRANT inside a callback: then nothing was done; FORKED in a forked
-///   child: the handle is gone. Since: ABI 1.
+/// child: the handle is gone. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_node_free(node: *mut NodeHandle) -> raftify_status {
     let free = || -> Result<()> {

@@ -118,10 +118,13 @@ pub(crate) fn timeout(timeout_ms: i64) -> Result<Timeout> {
     }
 }
 
-/// 0 is the token of what nobody asked for (a node's start).
+/// Tokens that the library keeps for itself: 0 (a node's start) and the upper half.
+const FIRST_TOKEN_OF_OURS: u64 = 1 << 63;
+
 pub(crate) fn token(token: u64) -> Result<u64> {
     match token {
-        0 => Err(invalid("token is 0, which is the library's own; use any other number")),
+        0 => Err(invalid("token is 0, which is the library's own; use any number from 1 to 2^63 - 1")),
+        FIRST_TOKEN_OF_OURS.. => Err(invalid(format!("token is {token}; use any number from 1 to 2^63 - 1"))),
         token => Ok(token),
     }
 }

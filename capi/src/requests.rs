@@ -32,7 +32,7 @@ pub const RAFTIFY_MEMBER_UPDATE_ADDRESS: i32 = 6;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Proposal {
-    /// Not 0.
+    /// 1 to 2^63 - 1.
     pub token: u64,
     pub data: *const u8,
     pub len: usize,
@@ -84,8 +84,8 @@ pub(crate) fn transferee(to: u64) -> Option<u64> {
 /// Proposes a command. COMPLETION: `data` is what the state machine of this node returned for it, `index` and `term`
 /// are its entry's.
 ///
-/// token: not 0; the caller's number for this request, best not used twice at a time. data: copied; NULL is right for
-///   len 0.
+/// token: 1 to 2^63 - 1; the caller's number for this request, best not used twice at a time. data: copied; NULL is
+///   right for len 0.
 /// timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or RAFTIFY_TIMEOUT_DEFAULT. error: optional; receives an error
 ///   object on failure.
 /// Threads: any, also inside a callback. Blocks: no.

@@ -15,6 +15,7 @@ use raftify_engine::status::Event;
 use raftify_engine::Result;
 use slog::{FilterLevel, Level};
 
+use crate::open_requests::OpenRequests;
 use crate::queue::Queue;
 use crate::record::Record;
 
@@ -89,6 +90,8 @@ pub(crate) struct NodeSink {
     ending: Arc<Ending>,
     /// Push form; without one, requests to the machine go to the queue.
     machine: Option<Arc<MachineThread>>,
+    /// Of the pull form.
+    pub(crate) open: OpenRequests,
     log_level: AtomicUsize,
 }
 
@@ -100,7 +103,8 @@ impl NodeSink {
         machine: Option<Arc<MachineThread>>,
         log_level: FilterLevel,
     ) -> Self {
-        NodeSink { queue, number, ending, machine, log_level: AtomicUsize::new(log_level.as_usize()) }
+        let log_level = AtomicUsize::new(log_level.as_usize());
+        NodeSink { queue, number, ending, machine, open: OpenRequests::default(), log_level }
     }
 
     pub(crate) fn set_log_level(&self, level: FilterLevel) {
@@ -118,7 +122,10 @@ impl Sink for NodeSink {
     fn machine(&self, request: MachineRequest) {
         match &self.machine {
             Some(machine) => machine.request(request),
-            None => self.queue.push(Record::machine(self.number, request)),
+            None => {
+                self.open.opened(&request);
+                self.queue.push(Record::machine(self.number, request));
+            }
         }
     }
 

@@ -72,6 +72,8 @@ fn every_function_that_takes_a_handle_takes_null_for_a_mistake_and_not_for_a_cra
         raftify_queue_new(0, None, null_mut(), None, null_mut(), e);
         raftify_node_start(null_mut(), null_mut(), null(), 1, a, 1, null(), 0, 0, null(), null_mut(), e);
         raftify_client_new(null_mut(), null_mut(), a, 1, null_mut(), e);
+        raftify_inspect(a, 1, 0, 1, null_mut(), &mut size, e);
+        raftify_inspect(null(), 1, 0, 1, &mut text, &mut size, e);
     };
     for (function, status) in &results {
         assert_eq!((*function, *status), (*function, INVALID));

@@ -51,6 +51,17 @@ fn every_accepted_request_completes_exactly_once_and_closed_comes_last() {
     let snapshot: serde_json::Value = serde_json::from_slice(&rig.completion(1003).data).unwrap();
     assert!(snapshot["index"].as_u64().unwrap() >= last, "{snapshot}");
 
+    let (mut text, mut len) = (null_mut(), 0);
+    let (dir, dir_len) = common::text(rig.dir.path().to_str().unwrap());
+    ok(unsafe { raftify_inspect(dir, dir_len, 0, 5, &mut text, &mut len, &mut error) }, error);
+    let inside: serde_json::Value =
+        serde_json::from_slice(unsafe { std::ffi::CStr::from_ptr(text) }.to_bytes()).unwrap();
+    unsafe { raftify_string_free(text) };
+    assert_eq!(
+        (inside["identity"]["node_id"].as_u64(), inside["entries"].as_array().map(Vec::len)),
+        (Some(1), Some(5))
+    );
+
     // What is in flight at a close ends too: with its result or with what is known.
     for token in 2001..=2100 {
         rig.propose(token, &command(token));
@@ -112,6 +123,7 @@ fn wrong_arguments_on_a_live_node_are_refused_without_a_completion() {
     }
     refused! {
         "token is 0" raftify_propose(0, null(), 0, -2);
+        "token is 9223372036854775808" raftify_propose(1 << 63, null(), 0, -2);
         "data is NULL" raftify_propose(1, null(), 1, -2);
         "timeout_ms is -3" raftify_propose(1, null(), 0, -3);
         "token is 0" raftify_propose_many(&zero, 1, -2);
@@ -150,6 +162,7 @@ fn wrong_arguments_on_a_live_node_are_refused_without_a_completion() {
             raftify_snapshot_done(n, 1 << 60, 0, null(), 0, null_mut()),
             raftify_restore_read(n, 1 << 60, 0, buffer.as_mut_ptr(), 4, &mut size, null_mut()),
             raftify_restore_done(n, 1 << 60, null_mut()),
+            raftify_machine_failed(n, 1 << 60, 1, null(), 0, null_mut()),
         ]
     } {
         assert_eq!(status, RAFTIFY_ERR_INVALID_ARGUMENT);

@@ -195,6 +195,9 @@ impl Rig {
             unsafe { raftify_apply_done_packed(self.node, record.token, packed.as_ptr(), packed.len(), &mut error) },
             error,
         );
+        // A second answer is refused, and harms nobody.
+        let again = unsafe { raftify_apply_done(self.node, record.token, null(), 0, null_mut()) };
+        assert_eq!(again, RAFTIFY_ERR_INVALID_ARGUMENT);
     }
 
     fn snapshot(&mut self, record: &Seen) {
