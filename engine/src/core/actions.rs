@@ -1,0 +1,69 @@
+//! What the core asks its shell to do. Nothing in here is optional: a shell that drops one breaks a promise, except messages, which may be lost.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use raft::eraftpb::Message;
+
+use crate::cluster::NodeId;
+use crate::log::{LogWrite, SnapshotMeta};
+use crate::machine::MachineRequest;
+use crate::request::Completion;
+use crate::status::Event;
+use crate::wire::{Forward, ForwardAnswer};
+
+#[derive(Debug)]
+pub enum Body {
+    Raft(Message),
+    Forward(Forward),
+    ForwardAnswer(ForwardAnswer),
+}
+
+#[derive(Debug)]
+pub struct Outbound {
+    pub to: NodeId,
+    pub body: Body,
+}
+
+/// Read entries from the disk; the answer names `id`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    pub id: u64,
+    pub low: u64,
+    pub high: u64,
+    pub max_bytes: u64,
+}
+
+/// Send a snapshot's file, then the message that lets raft know of it.
+#[derive(Debug)]
+pub struct SnapshotSend {
+    pub to: NodeId,
+    pub meta: Arc<SnapshotMeta>,
+    pub message: Message,
+}
+
+#[derive(Debug, Default)]
+pub struct Actions {
+    /// Send now, in order for each peer.
+    pub messages: Vec<Outbound>,
+    /// Make durable, in order.
+    pub writes: Vec<LogWrite>,
+    /// Hand to the state machine, in order.
+    pub machine: Vec<MachineRequest>,
+    pub fetches: Vec<Fetch>,
+    pub snapshot_sends: Vec<SnapshotSend>,
+    /// The log names this snapshot now; older files may go (S6).
+    pub prune: Option<Arc<SnapshotMeta>>,
+    pub completions: Vec<Completion>,
+    pub events: Vec<Event>,
+    /// Whom to dial from now on.
+    pub peers: Option<BTreeMap<NodeId, String>>,
+    /// What this node says of itself has changed.
+    pub hello_changed: bool,
+    /// Close the streams of these: they are members no more.
+    pub disconnect: Vec<NodeId>,
+    /// The state machine stands where the snapshot at start left it (told once).
+    pub restored: bool,
+    /// The node ends here: removed, failed.
+    pub stop: Option<crate::error::Result<()>>,
+}

@@ -1,0 +1,116 @@
+//! Messages are checked before raft sees them: it panics on what cannot be (SAFETY S16, DESIGN §5.7).
+
+use raft::eraftpb::{Message, MessageType};
+
+use super::entry::is_conf_change;
+use super::tail::Tail;
+use crate::cluster::NodeId;
+
+/// What this node's raft stands at.
+pub struct Standing<'a> {
+    pub id: NodeId,
+    pub term: u64,
+    pub commit: u64,
+    pub last_index: u64,
+    pub leads: bool,
+    pub tail: &'a Tail,
+    /// The term at an index, also of entries that raft has not handed to the tail yet.
+    pub term_at: &'a dyn Fn(u64) -> Option<u64>,
+}
+
+/// Why a message must not reach raft; `Ok` for one that may.
+pub fn check(message: &Message, from: NodeId, at: &Standing<'_>) -> Result<(), &'static str> {
+    if message.from != from {
+        return Err("it names another sender than its stream");
+    }
+    if message.to != at.id {
+        return Err("it is for another node");
+    }
+    // Only a forwarded read names no term.
+    if (message.term == 0) != (message.msg_type == MessageType::MsgReadIndex as i32) || message.term == u64::MAX {
+        return Err("its term is impossible");
+    }
+    if message.log_term > message.term && message.term != 0 && message.msg_type != MessageType::MsgRequestPreVote as i32
+    {
+        return Err("its log term is above its term");
+    }
+    if message.index > u64::MAX - (1 << 32) || message.commit > u64::MAX - (1 << 32) {
+        return Err("its index is impossible");
+    }
+    if message.request_snapshot != 0 {
+        return Err("it asks for a snapshot in a way that no node of ours does");
+    }
+    let Some(kind) = MessageType::from_i32(message.msg_type) else { return Err("its kind is unknown") };
+    let only_append =
+        !matches!(kind, MessageType::MsgAppend | MessageType::MsgReadIndex | MessageType::MsgReadIndexResp);
+    if only_append && !message.entries.is_empty() {
+        return Err("it carries entries");
+    }
+    match kind {
+        MessageType::MsgAppend => check_append(message, at),
+        MessageType::MsgHeartbeat => {
+            if message.commit > at.last_index {
+                return Err("its commit lies beyond our log");
+            }
+            Ok(())
+        }
+        MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
+            if at.leads && message.term == at.term {
+                if message.index > at.last_index && !message.reject {
+                    return Err("it acknowledges what was never sent");
+                }
+                if message.reject && (message.reject_hint > message.index || message.index > at.last_index) {
+                    return Err("its hint lies beyond what was sent");
+                }
+            }
+            Ok(())
+        }
+        MessageType::MsgRequestVote
+        | MessageType::MsgRequestVoteResponse
+        | MessageType::MsgRequestPreVote
+        | MessageType::MsgRequestPreVoteResponse
+        | MessageType::MsgTimeoutNow => Ok(()),
+        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => match message.entries.as_slice() {
+            [entry] if entry.data.len() == 24 => Ok(()),
+            _ => Err("its read context is malformed"),
+        },
+        // A snapshot comes by its own stream, once its file is whole.
+        MessageType::MsgSnapshot
+        | MessageType::MsgHup
+        | MessageType::MsgBeat
+        | MessageType::MsgPropose
+        | MessageType::MsgUnreachable
+        | MessageType::MsgSnapStatus
+        | MessageType::MsgCheckQuorum
+        | MessageType::MsgTransferLeader => Err("its kind never comes over the wire"),
+    }
+}
+
+fn check_append(message: &Message, at: &Standing<'_>) -> Result<(), &'static str> {
+    if at.leads && message.term == at.term {
+        return Err("two leaders in one term");
+    }
+    let mut index = message.index;
+    let mut term = message.log_term;
+    for entry in &message.entries {
+        index = index.saturating_add(1);
+        if entry.index != index {
+            return Err("its entries are not contiguous");
+        }
+        if entry.term < term || entry.term > message.term {
+            return Err("its entries' terms do not ascend");
+        }
+        if raft::eraftpb::EntryType::from_i32(entry.entry_type).is_none() {
+            return Err("an entry's kind is unknown");
+        }
+        if is_conf_change(entry) && super::conf_change_of(entry).is_none() {
+            return Err("a membership entry cannot be read");
+        }
+        term = entry.term;
+        // Raft panics when a leader contradicts what is committed; so does our trust in that leader.
+        if index <= at.commit && index >= at.tail.first() && (at.term_at)(index).is_some_and(|t| t != entry.term) {
+            return Err("it contradicts a committed entry");
+        }
+    }
+    Ok(())
+}

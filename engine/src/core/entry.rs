@@ -1,0 +1,128 @@
+//! What the library writes around a command: who proposed it, when, and what kind it is (the context of a raft entry).
+
+use raft::eraftpb::{Entry, EntryType};
+
+use crate::cluster::NodeId;
+
+/// Identity of a proposal: unique for ever, whatever node or start it came from (DESIGN §5.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin {
+    pub node: NodeId,
+    /// Drawn at that node's start.
+    pub start: u64,
+    pub sequence: u64,
+}
+
+/// What a normal entry is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A command for the state machine.
+    Command,
+    /// The first entry: incarnation and directories (S11). Data: [`Founding`].
+    Founding,
+    /// A latecomer's directory (S11). Data: [`crate::cluster::Member`] with id and directory.
+    RecordDirectory,
+    /// Spends the next id (S12). Data: the address it is for.
+    ReserveId,
+    /// On its way to the leader only: a membership change that the leader turns into a conf change. Data: [`super::membership::Change`].
+    ChangeMembers,
+    /// On its way to the leader only: hand over leadership. Data: u64, the target.
+    TransferLeader,
+}
+
+impl Kind {
+    pub fn to_number(self) -> u32 {
+        match self {
+            Kind::Command => 0,
+            Kind::Founding => 1,
+            Kind::RecordDirectory => 2,
+            Kind::ReserveId => 3,
+            Kind::ChangeMembers => 4,
+            Kind::TransferLeader => 5,
+        }
+    }
+
+    pub fn from_number(number: u32) -> Option<Kind> {
+        Some(match number {
+            0 => Kind::Command,
+            1 => Kind::Founding,
+            2 => Kind::RecordDirectory,
+            3 => Kind::ReserveId,
+            4 => Kind::ChangeMembers,
+            5 => Kind::TransferLeader,
+            _ => return None,
+        })
+    }
+}
+
+/// Data of the first entry.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Founding {
+    #[prost(bytes = "vec", tag = "1")]
+    pub incarnation: Vec<u8>,
+    /// Members with the directories heard so far.
+    #[prost(message, repeated, tag = "2")]
+    pub heard: Vec<crate::cluster::Member>,
+}
+
+/// The context of an entry of ours. Entries of raft's own (no-op, leaving a joint configuration) have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    pub kind: Kind,
+    pub time_us: u64,
+    pub origin: Origin,
+}
+
+const VERSION: u8 = 1;
+const LENGTH: usize = 34;
+
+impl Context {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(LENGTH);
+        out.push(VERSION);
+        out.push(self.kind.to_number() as u8);
+        for number in [self.time_us, self.origin.node, self.origin.start, self.origin.sequence] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out
+    }
+
+    /// `None` for anything that is not ours: such an entry is passed over by every node alike.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (head, numbers) = bytes.split_at_checked(2)?;
+        if head.first() != Some(&VERSION) || bytes.len() < LENGTH {
+            return None;
+        }
+        let kind = Kind::from_number(u32::from(*head.get(1)?))?;
+        let mut words = numbers.chunks_exact(8).map(|w| w.try_into().map(u64::from_le_bytes).unwrap_or(0));
+        Some(Context {
+            kind,
+            time_us: words.next()?,
+            origin: Origin { node: words.next()?, start: words.next()?, sequence: words.next()? },
+        })
+    }
+
+    pub fn of(entry: &Entry) -> Option<Self> {
+        Self::decode(&entry.context)
+    }
+}
+
+/// A configuration change, in either of raft's forms.
+pub fn is_conf_change(entry: &Entry) -> bool {
+    entry.entry_type == EntryType::EntryConfChange as i32 || entry.entry_type == EntryType::EntryConfChangeV2 as i32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_survives_the_log_and_noise_is_none() {
+        let context =
+            Context { kind: Kind::ReserveId, time_us: 17, origin: Origin { node: 3, start: u64::MAX, sequence: 9 } };
+        assert_eq!(Context::decode(&context.encode()), Some(context));
+        for noise in [&b""[..], b"x", &[1, 99, 0, 0], &[0; 40], &context.encode()[..33]] {
+            assert_eq!(Context::decode(noise), None);
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! Who is who (S11): what nodes say to each other before anything else counts, and who is listened to.
+//!
+//! ```text
+//!  initial member: fresh ──(majority of the map seen fresh, nobody has an incarnation)──► takes part ──(first entry)──► incarnation
+//!  latecomer:      fresh ──(its directory recorded by an entry)──► adopts the incarnation ──► takes part
+//!  joiner:         waiting ──(ticket, or recorded by hand)──► adopts the incarnation ──► member by an entry
+//!  wiped:          fresh, but its id is recorded with another directory ──► WrongDirectory
+//! ```
+
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+use raft::eraftpb::Entry;
+
+use super::deadlines::Micros;
+use super::entry::{Context, Founding, Kind};
+use super::{Core, FOUNDING_INDEX, FOUNDING_TERM};
+use crate::cluster::{Member, NodeId, Uid};
+use crate::error::{Error, ErrorCode, Result};
+use crate::request::Ticket;
+use crate::status::Event;
+use crate::wire::{Hello, Verdict, Welcome, PROTOCOL_VERSION};
+
+/// What was heard of a peer.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub directory: Option<Uid>,
+    pub incarnation: Option<Uid>,
+    pub at: Micros,
+    pub connected: bool,
+}
+
+pub(super) struct Greetings {
+    seen: BTreeMap<NodeId, Seen>,
+    /// Directories in a founding entry that is in the log and not applied.
+    heard: Option<BTreeMap<NodeId, Uid>>,
+    /// Directories whose recording was proposed, with the term it was proposed in.
+    recording: BTreeMap<NodeId, u64>,
+    /// A fresh founder that has seen its majority takes part from then on.
+    founding_open: bool,
+    refused: BTreeMap<NodeId, String>,
+    /// Accepted speakers that this node's log does not know (yet): where to answer them.
+    strangers: BTreeMap<NodeId, String>,
+}
+
+/// Strangers that are answered at the same time.
+const STRANGERS: usize = 16;
+
+/// The directories that a founding entry names.
+pub(super) fn founding_of(entry: &Entry) -> Option<BTreeMap<NodeId, Uid>> {
+    if Context::of(entry)?.kind != Kind::Founding {
+        return None;
+    }
+    let founding = Founding::decode(entry.data.as_slice()).ok()?;
+    Some(founding.heard.iter().filter_map(|m| Some((m.id, Uid::from_bytes(&m.directory)?))).collect())
+}
+
+/// Digest of what initial members must agree on before they found a cluster: FNV-1a over cluster id and members.
+pub fn founding_digest(cluster_id: &str, initial: &BTreeMap<NodeId, String>) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut add = |bytes: &[u8]| {
+        for byte in bytes.iter().chain(&[0xff]) {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    };
+    add(cluster_id.as_bytes());
+    for (id, addr) in initial {
+        add(&id.to_le_bytes());
+        add(addr.as_bytes());
+    }
+    // 0 means "no initial member".
+    hash.max(1)
+}
+
+impl Greetings {
+    pub fn new(heard: Option<BTreeMap<NodeId, Uid>>) -> Self {
+        Greetings {
+            seen: BTreeMap::new(),
+            heard,
+            recording: BTreeMap::new(),
+            founding_open: false,
+            refused: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+        }
+    }
+
+    pub fn set_heard(&mut self, heard: Option<BTreeMap<NodeId, Uid>>) {
+        self.heard = heard;
+    }
+
+    pub fn seen(&self, id: NodeId) -> Option<&Seen> {
+        self.seen.get(&id)
+    }
+}
+
+impl Core {
+    /// Nothing was ever written here: no term, no vote, no entry.
+    fn is_fresh(&self) -> bool {
+        let hard_state = self.raw.raft.hard_state();
+        let log = &self.raw.raft.raft_log;
+        if self.initial.is_empty() {
+            return hard_state.term == 0 && log.last_index() == 0;
+        }
+        hard_state.term <= FOUNDING_TERM && hard_state.vote == 0 && log.last_index() <= FOUNDING_INDEX
+    }
+
+    /// May campaign and vote.
+    pub(super) fn may_take_part(&self) -> bool {
+        if self.identity.incarnation.is_some() {
+            // A waiting node becomes a member by an entry or a snapshot, never by an election.
+            return !self.cluster.voters.is_empty() || self.raw.raft.raft_log.last_index() > 0;
+        }
+        self.identity.digest != 0 && (!self.is_fresh() || self.greetings.founding_open)
+    }
+
+    /// What this node says to that peer.
+    pub fn hello(&self, to: NodeId) -> Hello {
+        Hello {
+            version: PROTOCOL_VERSION,
+            node_id: self.id,
+            to,
+            addr: self.addr.clone(),
+            directory: self.identity.directory.to_bytes(),
+            digest: self.identity.digest,
+            incarnation: self.identity.incarnation.map(Uid::to_bytes).unwrap_or_default(),
+            fresh: self.is_fresh(),
+            recorded: self.cluster.recorded_directory(to).map(Uid::to_bytes).unwrap_or_default(),
+            start: self.start,
+            kind: 0,
+        }
+    }
+
+    fn verdict(&mut self, hello: &Hello) -> (Verdict, String) {
+        let peer = hello.node_id;
+        let theirs = Uid::from_bytes(&hello.incarnation);
+        let directory = Uid::from_bytes(&hello.directory);
+        if hello.version < PROTOCOL_VERSION {
+            let text = format!(
+                "protocol version {} is older than {PROTOCOL_VERSION}, the oldest that this node speaks",
+                hello.version
+            );
+            return (Verdict::Version, text);
+        }
+        if hello.to != self.id {
+            return (Verdict::WrongNode, format!("this is node {}, not node {}", self.id, hello.to));
+        }
+        if peer == 0 || peer == self.id {
+            return (
+                Verdict::WrongNode,
+                format!("node {peer} is this node's own id; every node needs an id of its own"),
+            );
+        }
+        let same_cluster =
+            self.identity.incarnation.is_none() || theirs.is_none() || self.identity.incarnation == theirs;
+        if same_cluster && self.cluster.is_removed(peer) {
+            return (Verdict::Removed, format!("node {peer} was removed from the cluster; join again under a new id"));
+        }
+        match (self.identity.incarnation, theirs) {
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                (Verdict::ClusterMismatch, format!("this node belongs to cluster {ours}, node {peer} to cluster {theirs}"))
+            }
+            (Some(_), theirs) => match (self.cluster.member(peer), self.cluster.recorded_directory(peer)) {
+                (Some(_), Some(recorded)) if Some(recorded) != directory => (
+                    Verdict::WrongDirectory,
+                    format!("node {peer} is recorded with another directory: its data was wiped or moved; remove the member and let it join again"),
+                ),
+                (Some(_), Some(_)) if theirs.is_some() => (Verdict::Accepted, String::new()),
+                (Some(_), Some(_)) => (Verdict::Later, "recorded; take over the cluster's number first".into()),
+                (Some(_), None) => {
+                    self.record_directory(peer, directory);
+                    (Verdict::Later, format!("the directory of node {peer} is not recorded yet"))
+                }
+                // This node may lag behind the entry that adds it.
+                (None, _) if theirs.is_some() => (Verdict::Accepted, String::new()),
+                (None, _) => (Verdict::Later, format!("node {peer} is not a member")),
+            },
+            (None, Some(theirs)) => {
+                if Uid::from_bytes(&hello.recorded) == Some(self.identity.directory) {
+                    self.adopt(theirs);
+                    (Verdict::Accepted, String::new())
+                } else if self.identity.digest != 0 && hello.digest != 0 && hello.digest != self.identity.digest {
+                    (Verdict::ClusterMismatch, "the initial members or the cluster_id differ".into())
+                } else if self.identity.digest != 0 && !self.is_fresh() {
+                    (Verdict::Accepted, String::new())
+                } else {
+                    (Verdict::Later, format!("node {} is not a member of that cluster yet", self.id))
+                }
+            }
+            (None, None) if self.identity.digest == 0 => (Verdict::Later, format!("node {} waits to be joined", self.id)),
+            (None, None) if hello.digest == 0 => (Verdict::Later, format!("node {peer} waits to be joined")),
+            (None, None) if hello.digest != self.identity.digest => (
+                Verdict::ClusterMismatch,
+                "the initial members or the cluster_id differ: give every initial member the same peers and the same cluster_id".into(),
+            ),
+            (None, None) => (Verdict::Accepted, String::new()),
+        }
+    }
+
+    /// Somebody dials: may it speak?
+    pub fn greeted(&mut self, hello: &Hello) -> Welcome {
+        let (verdict, reason) = self.verdict(hello);
+        if matches!(verdict, Verdict::Accepted | Verdict::Later) {
+            self.see(hello);
+            if verdict == Verdict::Accepted {
+                self.note_stranger(hello);
+            }
+        } else if !matches!(verdict, Verdict::WrongNode) {
+            self.refuse_peer(hello.node_id, reason.clone());
+        }
+        Welcome { verdict: verdict as i32, reason, hello: Some(self.hello(hello.node_id)) }
+    }
+
+    /// The answer to our own dial: go on sending?
+    pub fn welcomed(&mut self, peer: NodeId, welcome: &Welcome) -> bool {
+        let Some(hello) = welcome.hello.as_ref().filter(|h| h.node_id == peer) else {
+            self.refuse_peer(peer, format!("another node answers at its address: {}", welcome.reason));
+            return false;
+        };
+        match Verdict::try_from(welcome.verdict) {
+            Ok(Verdict::Accepted) => {
+                let (ours, reason) = self.verdict(hello);
+                match ours {
+                    Verdict::Accepted => {
+                        self.see(hello);
+                        self.greetings.refused.remove(&peer);
+                        true
+                    }
+                    Verdict::Later => {
+                        self.see(hello);
+                        false
+                    }
+                    _ => {
+                        self.refuse_peer(peer, reason);
+                        false
+                    }
+                }
+            }
+            Ok(Verdict::Later) => {
+                // Looking at who they are may be what it takes: adopt, or have them recorded.
+                let (ours, reason) = self.verdict(hello);
+                if matches!(ours, Verdict::Accepted | Verdict::Later) {
+                    self.see(hello);
+                } else {
+                    self.refuse_peer(peer, reason);
+                }
+                false
+            }
+            Ok(Verdict::Removed) => {
+                if self.identity.incarnation.is_some()
+                    && Uid::from_bytes(&hello.incarnation) == self.identity.incarnation
+                {
+                    self.note_removed("the cluster has removed it");
+                }
+                false
+            }
+            Ok(Verdict::WrongDirectory) if self.identity.incarnation.is_none() => {
+                let text = format!("node {peer} refuses this directory: {}", welcome.reason);
+                self.fail(Error::not_done(ErrorCode::WrongDirectory, text));
+                false
+            }
+            _ => {
+                self.refuse_peer(peer, welcome.reason.clone());
+                false
+            }
+        }
+    }
+
+    /// A leader that a joining or lagging node has not heard of by the log needs its answers all the same.
+    fn note_stranger(&mut self, hello: &Hello) {
+        let known = self.cluster.member(hello.node_id).is_some() || self.initial.contains_key(&hello.node_id);
+        let strangers = &mut self.greetings.strangers;
+        if known || hello.addr.is_empty() || strangers.get(&hello.node_id) == Some(&hello.addr) {
+            return;
+        }
+        if strangers.len() >= STRANGERS {
+            strangers.pop_first();
+        }
+        strangers.insert(hello.node_id, hello.addr.clone());
+        self.announce_peers();
+    }
+
+    fn see(&mut self, hello: &Hello) {
+        let connected = self.greetings.seen.get(&hello.node_id).is_some_and(|s| s.connected);
+        let seen = Seen {
+            directory: Uid::from_bytes(&hello.directory),
+            incarnation: Uid::from_bytes(&hello.incarnation),
+            at: self.now,
+            connected,
+        };
+        self.greetings.seen.insert(hello.node_id, seen);
+        self.open_founding();
+    }
+
+    /// A fresh founder takes part once it has seen a majority of the map without an incarnation, and nobody with one.
+    fn open_founding(&mut self) {
+        if self.initial.is_empty() || self.identity.incarnation.is_some() || self.greetings.founding_open {
+            return;
+        }
+        let others = || self.initial.keys().filter(|id| **id != self.id).filter_map(|id| self.greetings.seen.get(id));
+        if others().any(|seen| seen.incarnation.is_some()) {
+            return;
+        }
+        let fresh = others().count().saturating_add(1);
+        if fresh > self.initial.len() / 2 {
+            self.greetings.founding_open = true;
+        }
+    }
+
+    /// The first entry of a cluster fixes its number and the directories heard so far (S11).
+    pub(super) fn found_cluster(&mut self) {
+        self.open_founding();
+        if !self.is_leader() || !self.cluster.incarnation.is_empty() || self.greetings.heard.is_some() {
+            return;
+        }
+        let mut heard: BTreeMap<NodeId, Uid> = BTreeMap::from([(self.id, self.identity.directory)]);
+        for (id, seen) in &self.greetings.seen {
+            if let (Some(directory), None, true) = (seen.directory, seen.incarnation, self.initial.contains_key(id)) {
+                heard.insert(*id, directory);
+            }
+        }
+        let incarnation = Uid((u128::from(self.rng.next()) << 64) | u128::from(self.rng.next()));
+        let founding = Founding {
+            incarnation: incarnation.to_bytes(),
+            heard: heard
+                .iter()
+                .map(|(id, directory)| Member { id: *id, directory: directory.to_bytes(), ..Default::default() })
+                .collect(),
+        };
+        if self.append_own(Kind::Founding, founding.encode_to_vec()) {
+            self.greetings.heard = Some(heard);
+        }
+    }
+
+    /// A latecomer's directory, by an entry, before it may vote or acknowledge (S11). Once per term: what is lost comes again with the next hello.
+    fn record_directory(&mut self, peer: NodeId, directory: Option<Uid>) {
+        let term = self.raw.raft.term;
+        let Some(directory) = directory else { return };
+        if !self.takes_own() || self.greetings.recording.get(&peer) == Some(&term) {
+            return;
+        }
+        let record = Member { id: peer, directory: directory.to_bytes(), ..Default::default() };
+        if self.append_own(Kind::RecordDirectory, record.encode_to_vec()) {
+            self.greetings.recording.insert(peer, term);
+        }
+    }
+
+    fn takes_own(&self) -> bool {
+        self.is_leader() && self.raw.raft.commit_to_current_term()
+    }
+
+    /// This directory is part of that cluster from now on; durable before anything later is.
+    pub(super) fn adopt(&mut self, incarnation: Uid) {
+        if self.identity.incarnation.is_none() {
+            self.identity.incarnation = Some(incarnation);
+            let identity = self.identity.clone();
+            self.writes.extra().identity = Some(identity);
+            self.out.hello_changed = true;
+        }
+    }
+
+    pub(super) fn use_ticket(&mut self, ticket: &Ticket) -> Result<()> {
+        let incarnation = u128::from_str_radix(&ticket.incarnation, 16).map(Uid).map_err(|_| {
+            Error::not_done(
+                ErrorCode::InvalidArgument,
+                "the ticket names no cluster; ask for a new one with request_id",
+            )
+        })?;
+        match self.identity.incarnation {
+            Some(ours) if ours != incarnation => Err(Error::not_done(
+                ErrorCode::ClusterMismatch,
+                format!("this directory belongs to cluster {ours}, the ticket to cluster {incarnation}; use the directory of that cluster, or an empty one"),
+            )),
+            Some(_) => Ok(()),
+            None if self.identity.digest != 0 => Err(Error::not_done(
+                ErrorCode::Membership,
+                "this node was started as an initial member; a node that joins is started without itself in peers",
+            )),
+            None => {
+                self.adopt(incarnation);
+                Ok(())
+            }
+        }
+    }
+
+    /// This node's directory, for the request to join.
+    pub fn directory(&self) -> Uid {
+        self.identity.directory
+    }
+
+    /// Whose messages count, and who gets ours.
+    pub(super) fn admits(&self, peer: NodeId) -> bool {
+        if peer == self.id || self.cluster.is_removed(peer) {
+            return false;
+        }
+        let seen = self.greetings.seen.get(&peer).and_then(|s| s.directory);
+        if !self.cluster.incarnation.is_empty() {
+            return match self.cluster.member(peer) {
+                Some(member) => {
+                    !member.directory.is_empty() && (seen.is_none() || Uid::from_bytes(&member.directory) == seen)
+                }
+                None => true,
+            };
+        }
+        match &self.greetings.heard {
+            Some(heard) => heard.get(&peer).is_some_and(|directory| seen.is_none_or(|s| s == *directory)),
+            None => true,
+        }
+    }
+
+    pub(super) fn heard(&mut self, peer: NodeId) {
+        let now = self.now;
+        if let Some(seen) = self.greetings.seen.get_mut(&peer) {
+            seen.at = now;
+        }
+    }
+
+    /// The stream to a peer is up, or down.
+    pub fn connected(&mut self, peer: NodeId, connected: bool) {
+        if let Some(seen) = self.greetings.seen.get_mut(&peer) {
+            seen.connected = connected;
+        }
+        if !connected {
+            self.unreachable(peer);
+        }
+    }
+
+    /// Told once for each peer and reason, not with each try.
+    pub(super) fn refuse_peer(&mut self, peer: NodeId, reason: String) {
+        if self.greetings.refused.get(&peer) != Some(&reason) {
+            self.greetings.refused.insert(peer, reason.clone());
+            self.out.events.push(Event::PeerRefused { peer, reason });
+        }
+    }
+
+    /// Whom to dial: the members, and before there are any the initial ones.
+    pub(super) fn announce_peers(&mut self) {
+        let mut peers: BTreeMap<NodeId, String> =
+            self.cluster.members().iter().filter(|m| !m.addr.is_empty()).map(|m| (m.id, m.addr.clone())).collect();
+        if self.cluster.members().is_empty() {
+            peers = self.initial.clone();
+        }
+        let cluster = &self.cluster;
+        self.greetings.strangers.retain(|id, _| cluster.member(*id).is_none() && !cluster.is_removed(*id));
+        for (id, addr) in &self.greetings.strangers {
+            peers.entry(*id).or_insert_with(|| addr.clone());
+        }
+        peers.remove(&self.id);
+        self.out.peers = Some(peers);
+        self.out.hello_changed = true;
+    }
+}

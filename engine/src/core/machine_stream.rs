@@ -1,0 +1,319 @@
+//! What the state machine is asked, in log order, and how far it has got. The driver never waits for it (S14).
+//!
+//! At most a few batches are outstanding; what is committed beyond that stays an index range, read back from memory or disk.
+
+use std::collections::VecDeque;
+
+use raft::eraftpb::{Entry, EntryType};
+
+use super::entry::{Context, Kind};
+use super::requests::State;
+use super::{Core, Fetch};
+use crate::error::{Committed, Error, ErrorCode};
+use crate::log::SnapshotMeta;
+use crate::machine::{ApplyBatch, ApplyEntry, MachineAnswer, MachineRequest, Outcome};
+use crate::request::Reply;
+
+const BATCHES: usize = 3;
+const BATCH_ENTRIES: usize = 4096;
+const BATCH_BYTES: u64 = 1 << 20;
+
+enum Outstanding {
+    Apply {
+        id: u64,
+        last_index: u64,
+        /// (index, term, request) of those whose proposer waits here.
+        wanted: Vec<(u64, u64, u64)>,
+    },
+    Restore {
+        id: u64,
+        index: u64,
+    },
+    /// Entries the machine need not hear of.
+    Skip {
+        last_index: u64,
+    },
+}
+
+pub(super) struct MachineStream {
+    next_id: u64,
+    outstanding: VecDeque<Outstanding>,
+    /// First index that has not been put into a batch.
+    next_index: u64,
+    applied: u64,
+    /// The snapshot to restore before anything else.
+    start_from: Option<SnapshotMeta>,
+    told_restored: bool,
+    /// A received snapshot is being written: what lies before it will not be applied any more.
+    overtaken: bool,
+    fetching: Option<u64>,
+    fetched: Vec<Entry>,
+}
+
+impl MachineStream {
+    pub fn new(snapshot: Option<&SnapshotMeta>) -> Self {
+        let applied = snapshot.map_or(0, |s| s.index);
+        MachineStream {
+            next_id: 0,
+            outstanding: VecDeque::new(),
+            next_index: applied.saturating_add(1),
+            applied,
+            start_from: snapshot.filter(|s| s.has_file).cloned(),
+            told_restored: false,
+            overtaken: false,
+            fetching: None,
+            fetched: Vec::new(),
+        }
+    }
+
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Everything up to here is on its way to the machine.
+    pub fn queued(&self) -> u64 {
+        self.next_index.saturating_sub(1)
+    }
+
+    pub fn next_id(&mut self) -> u64 {
+        self.next_id = self.next_id.saturating_add(1);
+        self.next_id
+    }
+
+    /// The machine has to take this state before anything that comes later.
+    pub fn restore(&mut self, index: u64) -> u64 {
+        let id = self.next_id();
+        self.outstanding.push_back(Outstanding::Restore { id, index });
+        self.next_index = index.saturating_add(1);
+        self.fetched.clear();
+        self.fetching = None;
+        id
+    }
+
+    /// Nothing more is to be queued: a snapshot is about to replace it.
+    pub fn overtake(&mut self) {
+        self.overtaken = true;
+        self.fetching = None;
+        self.fetched.clear();
+    }
+
+    /// The snapshot that overtook is in the log: state or not, the machine goes on behind it.
+    pub fn resume_after(&mut self, index: u64) {
+        self.overtaken = false;
+        if self.next_index <= index {
+            self.next_index = index.saturating_add(1);
+            self.outstanding.push_back(Outstanding::Skip { last_index: index });
+        }
+    }
+
+    fn restoring(&self) -> bool {
+        self.overtaken || self.outstanding.iter().any(|o| matches!(o, Outstanding::Restore { .. }))
+    }
+}
+
+impl Core {
+    pub(super) fn pump_machine(&mut self) {
+        if let Some(meta) = self.machine.start_from.take() {
+            self.restore_machine(&meta);
+        }
+        while !self.machine.restoring()
+            && self.machine.outstanding.len() < BATCHES
+            && self.machine.next_index <= self.handed
+        {
+            if !self.queue_batch() {
+                break;
+            }
+        }
+        self.pass_skips();
+        if !self.machine.told_restored && !self.machine.restoring() && self.machine.start_from.is_none() {
+            self.machine.told_restored = true;
+            self.out.restored = true;
+        }
+        let applied = self.machine.applied;
+        while self.versions.get(1).is_some_and(|(index, _)| *index <= applied) {
+            self.versions.pop_front();
+        }
+        // Memory holds what raft and the machine still need, and a bounded part for followers that lag a little.
+        let free = self.machine.queued().min(self.raw.raft.raft_log.persisted).min(self.handed);
+        self.raw.mut_store().evict(free, super::snapshotting::TAIL_BYTES);
+    }
+
+    pub(super) fn restore_machine(&mut self, meta: &SnapshotMeta) {
+        let id = self.machine.restore(meta.index);
+        self.out.machine.push(MachineRequest::Restore {
+            id,
+            index: meta.index,
+            term: meta.term,
+            path: Default::default(),
+            size: meta.size,
+        });
+    }
+
+    /// Makes one batch from memory, or asks the disk for it. False when it has to wait.
+    fn queue_batch(&mut self) -> bool {
+        let low = self.machine.next_index;
+        let high = self.handed;
+        let mut batch = BatchMaker::new(self.id, self.start);
+        if self.raw.store().tail_first() <= low {
+            let requests = &self.requests.pending;
+            self.raw.store().for_each(low, high, |entry| batch.add(entry, |r| requests.contains_key(&r)));
+        } else {
+            let fetched = std::mem::take(&mut self.machine.fetched);
+            if fetched.first().map(|e| e.index) != Some(low) {
+                if self.machine.fetching.is_none() {
+                    let id = self.machine.next_id();
+                    self.machine.fetching = Some(id);
+                    let high = high.saturating_add(1).min(self.raw.store().tail_first().max(low.saturating_add(1)));
+                    self.out.fetches.push(Fetch { id, low, high, max_bytes: BATCH_BYTES });
+                }
+                return false;
+            }
+            let requests = &self.requests.pending;
+            for entry in fetched.iter().take_while(|e| e.index <= high) {
+                if !batch.add(entry, |r| requests.contains_key(&r)) {
+                    break;
+                }
+            }
+            if let Some(last) = batch.last {
+                self.machine.fetched = fetched.into_iter().filter(|e| e.index > last).collect();
+            }
+        }
+        let Some(last_index) = batch.last else { return false };
+        self.machine.next_index = last_index.saturating_add(1);
+        for (index, term, request) in &batch.wanted {
+            if let Some(pending) = self.requests.pending.get_mut(request) {
+                pending.state = State::Placed { index: *index, term: *term, committed: true };
+            }
+        }
+        if batch.batch.entries.is_empty() {
+            self.machine.outstanding.push_back(Outstanding::Skip { last_index });
+            return true;
+        }
+        let id = self.machine.next_id();
+        let BatchMaker { mut batch, wanted, last_term, .. } = batch;
+        batch.id = id;
+        batch.last_index = last_index;
+        batch.last_term = last_term;
+        self.machine.outstanding.push_back(Outstanding::Apply { id, last_index, wanted });
+        self.out.machine.push(MachineRequest::Apply(batch));
+        true
+    }
+
+    pub(super) fn machine_fetched(&mut self, id: u64, entries: Vec<Entry>) -> bool {
+        if self.machine.fetching != Some(id) {
+            return false;
+        }
+        self.machine.fetching = None;
+        if entries.first().map(|e| e.index) == Some(self.machine.next_index) {
+            self.machine.fetched = entries;
+        }
+        true
+    }
+
+    fn pass_skips(&mut self) {
+        while let Some(Outstanding::Skip { last_index }) = self.machine.outstanding.front() {
+            self.machine.applied = *last_index;
+            self.machine.outstanding.pop_front();
+            self.reads_applied();
+        }
+    }
+
+    /// The state machine's answer. One that answers nothing that was asked, or out of turn, is at fault and stops its node.
+    pub fn machine_answer(&mut self, answer: MachineAnswer) {
+        if self.failed.is_some() {
+            return;
+        }
+        match answer {
+            MachineAnswer::Applied { id, outcomes } => match self.machine.outstanding.front() {
+                Some(Outstanding::Apply { id: expected, .. }) if *expected == id => self.machine_applied(outcomes),
+                _ => self.machine_out_of_turn(id),
+            },
+            MachineAnswer::Restored { id } => match self.machine.outstanding.front() {
+                Some(Outstanding::Restore { id: expected, index }) if *expected == id => {
+                    self.machine.applied = *index;
+                    self.machine.outstanding.pop_front();
+                    self.reads_applied();
+                }
+                _ => self.machine_out_of_turn(id),
+            },
+            MachineAnswer::Snapshot { id, result } => {
+                if let Err(reason) = result {
+                    self.snapshot_failed(id, reason);
+                }
+            }
+            MachineAnswer::Failed { error, index, .. } => {
+                // The command it stopped at counts as not applied here; the cluster has it all the same.
+                self.fail(Error { committed: Committed::Unknown, ..error }.with_index(index));
+            }
+        }
+        self.pass_skips();
+    }
+
+    fn machine_out_of_turn(&mut self, id: u64) {
+        self.fail(Error::unknown(
+            ErrorCode::MachineFailed,
+            format!("the state machine answered request {id}, which is not the one it was asked next; answer each once, in order"),
+        ));
+    }
+
+    fn machine_applied(&mut self, outcomes: Vec<(u64, Outcome)>) {
+        let Some(Outstanding::Apply { last_index, wanted, .. }) = self.machine.outstanding.pop_front() else { return };
+        self.machine.applied = last_index;
+        let mut outcomes = outcomes.into_iter().peekable();
+        for (index, term, request) in wanted {
+            while outcomes.peek().is_some_and(|(at, _)| *at < index) {
+                outcomes.next();
+            }
+            let outcome = outcomes.next_if(|(at, _)| *at == index).map_or(Ok(Vec::new()), |(_, outcome)| outcome);
+            let result = match outcome {
+                Ok(data) => Ok(Reply::Applied { index, term, data }),
+                Err(text) => Err(Error::new(ErrorCode::ApplyFailed, Committed::Yes, text).with_index(index)),
+            };
+            self.complete(request, result);
+        }
+        self.reads_applied();
+    }
+}
+
+struct BatchMaker {
+    node: u64,
+    start: u64,
+    batch: ApplyBatch,
+    wanted: Vec<(u64, u64, u64)>,
+    last: Option<u64>,
+    last_term: u64,
+}
+
+impl BatchMaker {
+    fn new(node: u64, start: u64) -> Self {
+        BatchMaker { node, start, batch: ApplyBatch::default(), wanted: Vec::new(), last: None, last_term: 0 }
+    }
+
+    /// Takes one entry; false when it belongs into the next batch.
+    fn add(&mut self, entry: &Entry, is_pending: impl Fn(u64) -> bool) -> bool {
+        let context = (entry.entry_type == EntryType::EntryNormal as i32).then(|| Context::of(entry)).flatten();
+        if let Some(context) = context.filter(|c| c.kind == Kind::Command) {
+            let bytes = self.batch.data.len().saturating_add(entry.data.len()) as u64;
+            if self.batch.entries.len() >= BATCH_ENTRIES || (bytes > BATCH_BYTES && !self.batch.entries.is_empty()) {
+                return false;
+            }
+            let origin = context.origin;
+            let wanted = origin.node == self.node && origin.start == self.start && is_pending(origin.sequence);
+            if wanted {
+                self.wanted.push((entry.index, entry.term, origin.sequence));
+            }
+            self.batch.entries.push(ApplyEntry {
+                index: entry.index,
+                term: entry.term,
+                time_us: context.time_us,
+                offset: self.batch.data.len(),
+                len: entry.data.len(),
+                wanted,
+            });
+            self.batch.data.extend_from_slice(&entry.data);
+        }
+        self.last = Some(entry.index);
+        self.last_term = entry.term;
+        true
+    }
+}

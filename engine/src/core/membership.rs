@@ -1,0 +1,308 @@
+//! Membership: what was asked, checked against the members there are, becomes one step of raft's (SAFETY S12, S13).
+
+use prost::Message as _;
+use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState};
+
+use crate::cluster::{ClusterState, Member, NodeId};
+use crate::error::{Error, ErrorCode, Result};
+use crate::request::MemberChange;
+use crate::wire::MembershipContext;
+
+/// A membership change on its way to the leader.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Change {
+    #[prost(message, repeated, tag = "1")]
+    pub steps: Vec<Step>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Step {
+    /// 1 add a voter (as a learner first), 2 add a learner, 3 promote, 4 demote, 5 remove, 6 new address.
+    #[prost(uint32, tag = "1")]
+    pub kind: u32,
+    #[prost(uint64, tag = "2")]
+    pub id: u64,
+    #[prost(string, tag = "3")]
+    pub addr: String,
+    /// Of a joining node; empty when an id is added by hand.
+    #[prost(bytes = "vec", tag = "4")]
+    pub directory: Vec<u8>,
+}
+
+impl Change {
+    pub fn of(changes: &[MemberChange]) -> Self {
+        let steps = changes
+            .iter()
+            .map(|change| {
+                let (kind, id, addr) = match change {
+                    MemberChange::Add { id, addr, learner: false } => (1, *id, addr.clone()),
+                    MemberChange::Add { id, addr, learner: true } => (2, *id, addr.clone()),
+                    MemberChange::Promote { id } => (3, *id, String::new()),
+                    MemberChange::Demote { id } => (4, *id, String::new()),
+                    MemberChange::Remove { id } => (5, *id, String::new()),
+                    MemberChange::UpdateAddress { id, addr } => (6, *id, addr.clone()),
+                };
+                Step { kind, id, addr, directory: Vec::new() }
+            })
+            .collect();
+        Change { steps }
+    }
+
+    pub fn join(id: NodeId, addr: &str, directory: &[u8], learner: bool) -> Self {
+        let kind = if learner { 2 } else { 1 };
+        Change { steps: vec![Step { kind, id, addr: addr.into(), directory: directory.to_vec() }] }
+    }
+
+    /// Ids that are to be voters once this is done, learners, or gone.
+    pub fn goals(&self) -> impl Iterator<Item = (NodeId, Goal)> + '_ {
+        self.steps.iter().map(|step| {
+            let goal = match step.kind {
+                1 | 3 => Goal::Voter,
+                2 | 4 => Goal::Learner,
+                5 => Goal::Gone,
+                _ => Goal::At(step.addr.clone()),
+            };
+            (step.id, goal)
+        })
+    }
+}
+
+/// What has to be true of a member for a change to be complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Goal {
+    Voter,
+    Learner,
+    Gone,
+    At(String),
+}
+
+impl Goal {
+    pub fn reached(&self, id: NodeId, cluster: &ClusterState) -> bool {
+        match self {
+            Goal::Voter => cluster.is_voter(id) && !cluster.is_joint(),
+            Goal::Learner => cluster.learners.contains(&id) && !cluster.is_joint(),
+            Goal::Gone => cluster.member(id).is_none() && !cluster.is_joint(),
+            Goal::At(addr) => cluster.member(id).is_some_and(|m| m.addr == *addr),
+        }
+    }
+}
+
+fn refuse<T>(message: String) -> Result<T> {
+    Err(Error::not_done(ErrorCode::Membership, message))
+}
+
+/// Turns a change into a conf change against the present cluster; refuses what makes no sense, naming why.
+/// An empty plan (`None`) means that nothing is left to do.
+pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChangeV2>> {
+    let mut singles: Vec<ConfChangeSingle> = Vec::new();
+    let mut records: Vec<Member> = Vec::new();
+    let mut voters_after = cluster.voters.clone();
+    let mut push = |singles: &mut Vec<ConfChangeSingle>, id: NodeId, kind: ConfChangeType| {
+        match kind {
+            ConfChangeType::AddNode if !voters_after.contains(&id) => voters_after.push(id),
+            ConfChangeType::AddNode => {}
+            _ => voters_after.retain(|v| *v != id),
+        }
+        singles.push(ConfChangeSingle { change_type: kind as i32, node_id: id });
+    };
+    let mut seen: Vec<NodeId> = Vec::new();
+    for step in &change.steps {
+        let id = step.id;
+        if id == 0 {
+            return refuse("id 0 is not a node; use an id above 0".into());
+        }
+        if seen.contains(&id) {
+            return refuse(format!("node {id} is named twice in one change; name each node once"));
+        }
+        seen.push(id);
+        let present = cluster.member(id);
+        match step.kind {
+            1 | 2 => {
+                if cluster.is_removed(id) {
+                    return refuse(format!("id {id} was removed before and is spent; reserve a new id"));
+                }
+                if step.addr.is_empty() {
+                    return refuse(format!("node {id} has no address; give host:port"));
+                }
+                let promote = step.kind == 1;
+                if let Some(member) = present {
+                    let recorded = &member.directory;
+                    if !step.directory.is_empty() && !recorded.is_empty() && *recorded != step.directory {
+                        return Err(Error::not_done(
+                            ErrorCode::WrongDirectory,
+                            format!(
+                                "node {id} is known with another directory: its data was wiped; remove the member and let it \
+                                 join under a new id"
+                            ),
+                        ));
+                    }
+                    let done = if promote { cluster.is_voter(id) } else { cluster.is_learner(id) };
+                    if done && member.addr == step.addr && (step.directory.is_empty() || !recorded.is_empty()) {
+                        continue;
+                    }
+                    let directory = if recorded.is_empty() { step.directory.clone() } else { recorded.clone() };
+                    records.push(Member {
+                        id,
+                        addr: step.addr.clone(),
+                        directory,
+                        promote: promote && !cluster.is_voter(id),
+                    });
+                    if promote && cluster.is_learner(id) && !member.promote {
+                        // Marked above: the leader promotes it once it has caught up.
+                        push(&mut singles, id, ConfChangeType::AddLearnerNode);
+                    } else if cluster.is_voter(id) {
+                        push(
+                            &mut singles,
+                            id,
+                            if promote { ConfChangeType::AddNode } else { ConfChangeType::AddLearnerNode },
+                        );
+                    } else {
+                        push(&mut singles, id, ConfChangeType::AddLearnerNode);
+                    }
+                } else {
+                    // A join from the address of a present member replaces that member in the same step (S12).
+                    if let Some(old) = cluster.member_at(&step.addr) {
+                        if !change.steps.iter().any(|s| s.id == old.id) {
+                            push(&mut singles, old.id, ConfChangeType::RemoveNode);
+                        }
+                    }
+                    records.push(Member { id, addr: step.addr.clone(), directory: step.directory.clone(), promote });
+                    // The last voter cannot be replaced by a learner: it would leave nobody to lead.
+                    push(&mut singles, id, ConfChangeType::AddLearnerNode);
+                }
+            }
+            3 => match present {
+                None => return refuse(format!("node {id} is no member; add it first")),
+                Some(_) if cluster.is_voter(id) => continue,
+                Some(member) => {
+                    records.push(Member { promote: false, ..member.clone() });
+                    push(&mut singles, id, ConfChangeType::AddNode);
+                }
+            },
+            4 => match present {
+                None => return refuse(format!("node {id} is no member")),
+                Some(_) if cluster.is_learner(id) => continue,
+                Some(_) => push(&mut singles, id, ConfChangeType::AddLearnerNode),
+            },
+            5 => {
+                if present.is_some() {
+                    push(&mut singles, id, ConfChangeType::RemoveNode);
+                }
+            }
+            6 => match present {
+                None => return refuse(format!("node {id} is no member")),
+                Some(member) if member.addr == step.addr => continue,
+                Some(member) => {
+                    records.push(Member { addr: step.addr.clone(), ..member.clone() });
+                    let same =
+                        if cluster.is_voter(id) { ConfChangeType::AddNode } else { ConfChangeType::AddLearnerNode };
+                    push(&mut singles, id, same);
+                }
+            },
+            other => return refuse(format!("this node does not know membership change number {other}; upgrade it")),
+        }
+    }
+    if singles.is_empty() {
+        return Ok(None);
+    }
+    if voters_after.is_empty() {
+        return refuse("this would leave the cluster without a voter; add another voter first".into());
+    }
+    let context = MembershipContext { members: records }.encode_to_vec();
+    Ok(Some(ConfChangeV2 { transition: ConfChangeTransition::Auto as i32, changes: singles, context }))
+}
+
+/// The cluster after a conf change that raft has applied with this outcome.
+pub fn apply(cluster: &mut ClusterState, change: &ConfChangeV2, conf: &ConfState) {
+    cluster.set_conf_state(conf);
+    if let Ok(context) = MembershipContext::decode(change.context.as_slice()) {
+        for member in context.members {
+            cluster.put_member(member);
+        }
+    }
+    for single in &change.changes {
+        let id = single.node_id;
+        if single.change_type == ConfChangeType::AddNode as i32 {
+            if let Some(member) = cluster.member_mut(id) {
+                member.promote = false;
+            } else {
+                cluster.put_member(Member { id, ..Default::default() });
+            }
+        }
+    }
+    // A member that is in no set any more is gone for good. One that only leaves with the old half of a joint configuration goes with it.
+    let gone: Vec<NodeId> = cluster
+        .members()
+        .iter()
+        .map(|m| m.id)
+        .filter(|id| !cluster.is_voter(*id) && !cluster.is_learner(*id) && !cluster.voters_outgoing.contains(id))
+        .collect();
+    for id in gone {
+        cluster.drop_member(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three() -> ClusterState {
+        ClusterState::founding(&(1..=3).map(|id| (id, format!("h:{id}"))).collect())
+    }
+
+    fn kinds(change: &ConfChangeV2) -> Vec<(i32, u64)> {
+        change.changes.iter().map(|c| (c.change_type, c.node_id)).collect()
+    }
+
+    #[test]
+    fn a_new_voter_comes_as_a_learner_that_will_be_promoted() {
+        let planned = plan(&Change::join(4, "h:4", &[7; 16], false), &three()).unwrap().unwrap();
+        assert_eq!(kinds(&planned), [(ConfChangeType::AddLearnerNode as i32, 4)]);
+        let mut after = three();
+        let conf = ConfState { voters: vec![1, 2, 3], learners: vec![4], ..Default::default() };
+        apply(&mut after, &planned, &conf);
+        assert!(after.member(4).unwrap().promote);
+        assert_eq!(after.next_id, 5);
+    }
+
+    #[test]
+    fn a_join_from_a_members_address_replaces_it_in_the_same_step() {
+        let planned = plan(&Change::join(4, "h:3", &[7; 16], false), &three()).unwrap().unwrap();
+        assert_eq!(
+            kinds(&planned),
+            [(ConfChangeType::RemoveNode as i32, 3), (ConfChangeType::AddLearnerNode as i32, 4)]
+        );
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_a_reason() {
+        let mut cluster = three();
+        cluster.drop_member(9);
+        let table: Vec<(Vec<MemberChange>, &str)> = vec![
+            (vec![MemberChange::Add { id: 9, addr: "h:9".into(), learner: false }], "id 9 was removed before"),
+            (vec![MemberChange::Add { id: 0, addr: "h:9".into(), learner: false }], "id 0 is not a node"),
+            (vec![MemberChange::Promote { id: 8 }], "node 8 is no member"),
+            (vec![MemberChange::Remove { id: 1 }, MemberChange::Remove { id: 1 }], "node 1 is named twice"),
+            ((1..=3).map(|id| MemberChange::Remove { id }).collect(), "this would leave the cluster without a voter"),
+        ];
+        for (changes, reason) in table {
+            let error = plan(&Change::of(&changes), &cluster).unwrap_err();
+            assert!(error.message.starts_with(reason), "{}", error.message);
+            assert_eq!(error.committed, crate::Committed::No);
+        }
+    }
+
+    #[test]
+    fn what_is_so_already_needs_no_step() {
+        let changes = [MemberChange::Promote { id: 1 }, MemberChange::Remove { id: 77 }];
+        assert_eq!(plan(&Change::of(&changes), &three()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_removed_member_is_spent() {
+        let mut cluster = three();
+        let planned = plan(&Change::of(&[MemberChange::Remove { id: 2 }]), &cluster).unwrap().unwrap();
+        apply(&mut cluster, &planned, &ConfState { voters: vec![1, 3], ..Default::default() });
+        assert!(cluster.is_removed(2) && cluster.member(2).is_none());
+    }
+}

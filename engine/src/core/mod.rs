@@ -1,0 +1,582 @@
+//! The node as a deterministic state machine: inputs in, [`Actions`] out. No I/O, no clock, no thread, no randomness of its own.
+//!
+//! ```text
+//!   messages ─┐                         ┌─► messages that promise nothing: now
+//!   requests ─┤                         ├─► one atomic log write ──► written(n) ──► messages that promise it
+//!   ticks ────┼─► step … step ─► poll ──┼─► commands for the state machine ──► answer(…) ──► replies, reads
+//!   written ──┤    (drain all)  (once)  ├─► entries to fetch, snapshots to send
+//!   answers ──┘                         └─► completions, events
+//! ```
+//!
+//! A shell (`node.rs`, or the simulator) drains its whole inbox into the core and then calls [`Core::poll`] once. Time and
+//! randomness come in as inputs, so a cluster replays from one seed.
+//!
+//! Invariants: `snapshot <= machine applied <= handed over <= commit <= last`; what promises durability leaves only after its
+//! write (S1–S3); every accepted request completes exactly once.
+
+mod actions;
+mod check;
+mod deadlines;
+mod entry;
+mod greeting;
+mod handover;
+mod machine_stream;
+mod membership;
+mod proposals;
+mod reads;
+mod requests;
+mod rng;
+mod snapshotting;
+mod status;
+mod tail;
+mod writes;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use prost_raft::Message as _;
+use raft::eraftpb::{
+    ConfChange, ConfChangeSingle, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType,
+};
+use raft::{RawNode, StateRole};
+
+pub use actions::{Actions, Body, Fetch, Outbound, SnapshotSend};
+pub use deadlines::Micros;
+pub use entry::{Context, Kind, Origin};
+pub use greeting::founding_digest;
+pub use rng::Rng;
+pub use status::Numbers;
+
+use crate::cluster::{ClusterState, NodeId};
+use crate::config::Config;
+use crate::error::{Error, ErrorCode, Result};
+use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
+use crate::status::{Event, Role};
+use greeting::Greetings;
+use machine_stream::MachineStream;
+use reads::Reads;
+use requests::Requests;
+use snapshotting::Snapshots;
+use tail::Tail;
+use writes::Writes;
+
+/// A founded log starts after this index, so that whoever joins later gets the members by snapshot, never by replay.
+pub const FOUNDING_INDEX: u64 = 1;
+pub const FOUNDING_TERM: u64 = 1;
+
+/// What a new directory's log says: for an initial member the founding snapshot, for one that waits to be joined nothing.
+pub fn new_log(initial: &BTreeMap<NodeId, String>) -> (HardState, ClusterRecord, Option<SnapshotMeta>) {
+    if initial.is_empty() {
+        return (HardState::default(), ClusterRecord { index: 0, cluster: ClusterState::default() }, None);
+    }
+    let cluster = ClusterState::founding(initial);
+    let hard_state = HardState { term: FOUNDING_TERM, vote: 0, commit: FOUNDING_INDEX };
+    let snapshot = SnapshotMeta {
+        index: FOUNDING_INDEX,
+        term: FOUNDING_TERM,
+        cluster: cluster.clone(),
+        size: 0,
+        crc: 0,
+        has_file: false,
+    };
+    (hard_state, ClusterRecord { index: FOUNDING_INDEX, cluster }, Some(snapshot))
+}
+
+/// What a core is made of.
+pub struct CoreOptions {
+    pub config: Config,
+    pub node_id: NodeId,
+    /// What others dial.
+    pub addr: String,
+    /// The initial members; empty for a node that waits to be joined.
+    pub initial: BTreeMap<NodeId, String>,
+    /// Drawn anew at each start; makes proposals and reads of different starts differ.
+    pub start: u64,
+    /// Of the core's own randomness: election timeouts, incarnation.
+    pub seed: u64,
+    pub log: LogState,
+    /// The log's entries above `log.cluster.index`.
+    pub entries: Vec<Entry>,
+    pub now: Micros,
+}
+
+pub struct Core {
+    id: NodeId,
+    addr: String,
+    start: u64,
+    config: Config,
+    raw: RawNode<Tail>,
+    identity: Identity,
+    initial: BTreeMap<NodeId, String>,
+    rng: Rng,
+    now: Micros,
+    wall_us: u64,
+    /// The cluster as of `handed`.
+    cluster: Arc<ClusterState>,
+    /// Clusters from the state machine's index on: (since index, cluster), ascending; never empty.
+    versions: VecDeque<(u64, Arc<ClusterState>)>,
+    /// The leader's clock at the newest entry handed over.
+    time_us: u64,
+    /// Newest clock in the log, committed or not: what this node as a leader never goes below.
+    newest_time_us: u64,
+    /// Raft's applied cursor (S14).
+    handed: u64,
+    timer: ElectionTimer,
+    writes: Writes,
+    requests: Requests,
+    reads: Reads,
+    machine: MachineStream,
+    snapshots: Snapshots,
+    greetings: Greetings,
+    last_role: Role,
+    last_leader: (u64, NodeId),
+    removed: bool,
+    failed: Option<Error>,
+    out: Actions,
+}
+
+/// Raft draws election timeouts from the thread's random source; ours come from the seed, drawn whenever raft starts a new wait.
+#[derive(Default)]
+struct ElectionTimer {
+    epoch: Option<(u64, StateRole, NodeId)>,
+    ticks: usize,
+}
+
+/// The change an entry makes to the membership, in raft's newer form. `None` if it cannot be read.
+pub(crate) fn conf_change_of(entry: &Entry) -> Option<ConfChangeV2> {
+    if entry.entry_type == EntryType::EntryConfChange as i32 {
+        let one = ConfChange::decode(entry.data.as_slice()).ok()?;
+        let single = ConfChangeSingle { change_type: one.change_type, node_id: one.node_id };
+        Some(ConfChangeV2 { changes: vec![single], context: one.context, ..ConfChangeV2::default() })
+    } else {
+        ConfChangeV2::decode(entry.data.as_slice()).ok()
+    }
+}
+
+impl Core {
+    /// Builds the node from what its log says. The first [`Core::poll`] may already ask for a restore.
+    pub fn new(options: CoreOptions) -> Result<Self> {
+        let CoreOptions { config, node_id, addr, initial, start, seed, log, entries, now } = options;
+        let (low, high) = config.election_range();
+        let mut hard_state = log.hard_state.clone();
+        // S7: what is named by the snapshot or the stored configuration was committed.
+        let snapshot_index = log.snapshot.as_ref().map_or(0, |s| s.index);
+        hard_state.commit = hard_state.commit.max(snapshot_index).max(log.cluster.index);
+        let corrupt = |what: String| Error::not_done(ErrorCode::CorruptData, what);
+        if hard_state.commit > log.last_index {
+            return Err(corrupt(format!(
+                "the log ends at index {} but says that index {} is committed: entries were lost",
+                log.last_index, hard_state.commit
+            )));
+        }
+        if log.cluster.index.saturating_add(1) < log.first_index || snapshot_index.saturating_add(1) < log.first_index {
+            return Err(corrupt(format!(
+                "the log starts at index {} but its snapshot ends at {snapshot_index} and its members are known at {}: entries are missing",
+                log.first_index, log.cluster.index
+            )));
+        }
+        let expected = log.last_index.saturating_sub(log.cluster.index);
+        if entries.len() as u64 != expected {
+            return Err(corrupt(format!(
+                "{} of {expected} entries after index {} could be read",
+                entries.len(),
+                log.cluster.index
+            )));
+        }
+        let newest_time_us = entries
+            .iter()
+            .filter_map(Context::of)
+            .map(|c| c.time_us)
+            .max()
+            .unwrap_or(0)
+            .max(log.cluster.cluster.time_us);
+        let cluster = Arc::new(log.cluster.cluster.clone());
+        let raft_config = raft::Config {
+            id: node_id,
+            election_tick: config.election_tick as usize,
+            heartbeat_tick: config.heartbeat_tick as usize,
+            applied: log.cluster.index,
+            max_size_per_msg: config.max_size_per_msg,
+            max_inflight_msgs: config.max_inflight_msgs as usize,
+            check_quorum: config.check_quorum,
+            pre_vote: config.pre_vote,
+            min_election_tick: low as usize,
+            max_election_tick: high as usize,
+            batch_append: true,
+            priority: config.priority,
+            // Bounded by us before raft sees a proposal: raft would drop the whole batch.
+            max_uncommitted_size: raft::NO_LIMIT,
+            max_committed_size_per_ready: config.max_committed_size_per_ready,
+            ..raft::Config::default()
+        };
+        let founding_heard = entries.iter().rev().find_map(greeting::founding_of);
+        let term = hard_state.term;
+        let tail = Tail::new(&log, hard_state.clone(), cluster.conf_state(), entries);
+        // slog's records of raft are dropped: what matters comes as events.
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = RawNode::new(&raft_config, tail, &logger)
+            .map_err(|e| Error::not_done(ErrorCode::InvalidConfig, format!("raft refuses this configuration: {e}")))?;
+        let machine = MachineStream::new(log.snapshot.as_ref());
+        let mut core = Core {
+            id: node_id,
+            addr,
+            start,
+            raw,
+            initial,
+            rng: Rng::new(seed),
+            now,
+            wall_us: 0,
+            versions: VecDeque::from([(log.cluster.index, Arc::clone(&cluster))]),
+            time_us: log.cluster.cluster.time_us,
+            newest_time_us,
+            handed: log.cluster.index,
+            timer: ElectionTimer::default(),
+            writes: Writes::new(term, hard_state, log.cluster.index),
+            requests: Requests::default(),
+            reads: Reads::default(),
+            machine,
+            snapshots: Snapshots::new(now, log.bytes),
+            greetings: Greetings::new(founding_heard),
+            last_role: Role::Waiting,
+            last_leader: (0, 0),
+            removed: cluster.is_removed(node_id),
+            failed: None,
+            identity: log.identity,
+            cluster,
+            config,
+            out: Actions::default(),
+        };
+        if let Some(snapshot) = &log.snapshot {
+            // The cluster between the snapshot and the stored configuration is not needed: replay passes over membership.
+            if snapshot.index < core.handed {
+                core.versions.push_front((snapshot.index, Arc::new(snapshot.cluster.clone())));
+            }
+        }
+        core.announce_peers();
+        Ok(core)
+    }
+
+    /// The present moment: monotonic microseconds, and the wall clock (microseconds since 1970) for entries' times.
+    pub fn set_time(&mut self, now: Micros, wall_us: u64) {
+        self.now = self.now.max(now);
+        self.wall_us = wall_us;
+    }
+
+    /// When [`Core::expire`] has something to do.
+    pub fn next_deadline(&self) -> Option<Micros> {
+        self.requests.next_deadline()
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    pub fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    pub fn cluster(&self) -> &ClusterState {
+        &self.cluster
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    pub(crate) fn leader_id(&self) -> NodeId {
+        self.raw.raft.leader_id
+    }
+
+    fn leader_hint(&self) -> Option<(NodeId, String)> {
+        let id = self.leader_id();
+        (id != 0).then(|| (id, self.cluster.member(id).map(|m| m.addr.clone()).unwrap_or_default()))
+    }
+
+    /// Where the state machine stands.
+    pub fn applied(&self) -> u64 {
+        self.machine.applied()
+    }
+
+    /// One tick of the configured interval: elections, heartbeats, and the node's own housekeeping.
+    pub fn tick(&mut self) {
+        self.watch_disk();
+        if self.may_tick() {
+            self.draw_election_timeout();
+            if self.raw.tick() && !self.is_leader() {
+                // A campaign that comes to nothing waits anew.
+                self.timer.epoch = None;
+            }
+        }
+        self.tick_requests();
+        self.tick_reads();
+        self.promote_learners();
+    }
+
+    /// Elections wait for the disk (S4), for a majority of fresh founders (S11), and for all of this node's log to be durable:
+    /// a voter that wins at once must not lead over entries that a crash could take.
+    fn may_tick(&self) -> bool {
+        if self.is_leader() {
+            return true;
+        }
+        let log = &self.raw.raft.raft_log;
+        !self.removed && !self.writes.hung() && log.last_index() == log.persisted && self.may_take_part()
+    }
+
+    fn draw_election_timeout(&mut self) {
+        let raft = &self.raw.raft;
+        let epoch = (raft.term, raft.state, raft.leader_id);
+        if self.timer.epoch != Some(epoch) {
+            self.timer.epoch = Some(epoch);
+            let (low, high) = self.config.election_range();
+            self.timer.ticks = self.rng.range(low, high) as usize;
+        }
+        self.raw.raft.set_randomized_election_timeout(self.timer.ticks);
+    }
+
+    /// A message of a peer's stream. What cannot be is dropped and told (S16).
+    pub fn receive(&mut self, from: NodeId, message: Message) {
+        self.heard(from);
+        if !self.admits(from) {
+            return;
+        }
+        let kind = message.msg_type;
+        let log = &self.raw.raft.raft_log;
+        let persisted = log.last_index() == log.persisted;
+        if kind == MessageType::MsgTimeoutNow as i32 && (!persisted || self.writes.hung()) {
+            return;
+        }
+        let standing = check::Standing {
+            id: self.id,
+            term: self.raw.raft.term,
+            commit: log.committed,
+            last_index: log.last_index(),
+            leads: self.is_leader(),
+            tail: log.store(),
+            term_at: &|index| log.term(index).ok().filter(|t| *t != 0),
+        };
+        if let Err(reason) = check::check(&message, from, &standing) {
+            self.refuse_peer(from, format!("a message of kind {kind} was dropped: {reason}"));
+            return;
+        }
+        if !self.may_take_part()
+            && !matches!(MessageType::from_i32(kind), Some(MessageType::MsgAppend | MessageType::MsgHeartbeat))
+        {
+            return;
+        }
+        // An unknown sender's answer is of no use; nothing else can fail here.
+        let _ = self.raw.step(message);
+    }
+
+    /// A peer could not be reached: raft probes it again instead of streaming on.
+    pub fn unreachable(&mut self, peer: NodeId) {
+        self.raw.report_unreachable(peer);
+    }
+
+    /// Everything that follows from the inputs since the last call.
+    pub fn poll(&mut self) -> Actions {
+        if self.failed.is_none() {
+            self.note_role();
+            self.found_cluster();
+            self.flush_proposals();
+            self.pump_reads();
+            // Bounded: a Ready cut by size, or one that changed the membership, is followed by another.
+            for _ in 0..64 {
+                if !self.raw.has_ready() {
+                    break;
+                }
+                self.take_ready();
+                self.note_role();
+            }
+            self.found_cluster();
+            self.pump_reads();
+            self.pump_machine();
+            self.consider_snapshot();
+            self.write_extra();
+            self.fetch_wanted();
+            self.requests.forget_deadlines();
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// More to do although no input came.
+    pub fn has_more(&self) -> bool {
+        self.failed.is_none() && self.raw.has_ready()
+    }
+
+    fn take_ready(&mut self) {
+        let leads = self.is_leader();
+        let mut ready = self.raw.ready();
+        let number = ready.number();
+        let hard_state = self.raw.raft.hard_state();
+        let new_vote = self.writes.changes_vote(&hard_state);
+        let mut held = Vec::new();
+        for message in ready.take_messages() {
+            // S1: a leader's messages go at once, but not those of a Ready that changes term or vote.
+            if new_vote {
+                self.hold(&mut held, message);
+            } else {
+                self.post(message);
+            }
+        }
+        let term_is_durable = self.writes.durable_term() == hard_state.term;
+        for message in ready.take_persisted_messages() {
+            // S2: a slow disk topples nobody.
+            let passes = matches!(
+                MessageType::from_i32(message.msg_type),
+                Some(MessageType::MsgHeartbeatResponse | MessageType::MsgRequestPreVoteResponse)
+            );
+            if passes && term_is_durable && !leads && !new_vote {
+                self.post(message);
+            } else {
+                self.hold(&mut held, message);
+            }
+        }
+        let installed = (!ready.snapshot().is_empty()).then(|| self.install_snapshot(ready.snapshot())).flatten();
+        let entries = Arc::new(ready.take_entries());
+        if !entries.is_empty() {
+            self.note_appended(&entries);
+            // S3: readable from memory before raft lets go of them.
+            self.raw.mut_store().append(Arc::clone(&entries));
+        }
+        let read_states = ready.take_read_states();
+        let committed = ready.committed_entries().last().map(|e| e.index);
+        let must_write = ready.must_sync() || installed.is_some();
+        self.raw.advance_append_async(ready);
+        if must_write {
+            let entries = (!entries.is_empty()).then_some(entries);
+            self.write_ready(number, hard_state, entries, installed, held);
+        } else if let Some(held) = self.writes.hold_behind(number, held) {
+            // Nothing is being written: it is as durable as it will be.
+            self.raw.on_persist_ready(number);
+            self.out.messages.extend(held);
+        }
+        self.reads_confirmed(read_states);
+        if let Some(upto) = committed {
+            self.hand_over(upto);
+        }
+    }
+
+    fn post(&mut self, message: Message) {
+        let mut now = Vec::new();
+        self.hold(&mut now, message);
+        self.out.messages.append(&mut now);
+    }
+
+    /// Turns raft's message into what is sent; a snapshot goes its own way.
+    fn hold(&mut self, held: &mut Vec<Outbound>, message: Message) {
+        let to = message.to;
+        if message.msg_type == MessageType::MsgSnapshot as i32 {
+            self.send_snapshot(message);
+        } else if self.admits(to) {
+            held.push(Outbound { to, body: Body::Raft(message) });
+        }
+    }
+
+    /// Entries raft has just put into the log: what they say about time and founding counts from now on.
+    fn note_appended(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            if let Some(context) = Context::of(entry) {
+                self.newest_time_us = self.newest_time_us.max(context.time_us);
+                if context.kind == Kind::Founding && self.cluster.incarnation.is_empty() {
+                    self.greetings.set_heard(greeting::founding_of(entry));
+                }
+            }
+        }
+    }
+
+    fn note_role(&mut self) {
+        let role = self.role();
+        let raft = &self.raw.raft;
+        let leader = (raft.term, raft.leader_id);
+        if leader != self.last_leader {
+            let lost = self.last_leader;
+            self.last_leader = leader;
+            self.leader_changed(lost);
+            self.reads_restart();
+            if lost.1 != leader.1 || leader.1 != 0 {
+                self.out
+                    .events
+                    .push(Event::LeaderChanged { term: leader.0, leader_id: (leader.1 != 0).then_some(leader.1) });
+            }
+        }
+        if role != self.last_role {
+            self.last_role = role;
+            self.out.events.push(Event::RoleChanged { term: leader.0, role });
+        }
+    }
+
+    /// Gives up leadership within its term: the others elect, this node waits (S4, and on demand).
+    fn abdicate(&mut self) {
+        if self.is_leader() {
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+            self.timer.epoch = None;
+        }
+    }
+
+    /// This node has found that it cannot go on: it answers everything, and then nothing any more (DESIGN §5.7).
+    pub fn fail(&mut self, error: Error) {
+        if self.failed.is_none() {
+            self.end_requests(&error);
+            self.failed = Some(error.clone());
+            self.out.stop = Some(Err(error));
+        }
+    }
+
+    /// Ends what is pending; the core is to be dropped after one more [`Core::poll`].
+    pub fn close(&mut self) {
+        if self.failed.is_none() {
+            let error = Error::unknown(ErrorCode::Closed, "the node was closed");
+            self.end_requests(&error);
+            self.failed = Some(error);
+        }
+    }
+
+    fn set_cluster(&mut self, index: u64, cluster: ClusterState) {
+        let before = std::mem::replace(&mut self.cluster, Arc::new(cluster));
+        self.versions.push_back((index, Arc::clone(&self.cluster)));
+        self.writes.cluster_changed();
+        let members_changed = before.members() != self.cluster.members();
+        if members_changed || before.voters != self.cluster.voters || before.learners != self.cluster.learners {
+            self.out.events.push(Event::MembersChanged {
+                index,
+                voters: self.cluster.voters.clone(),
+                learners: self.cluster.learners.clone(),
+                addresses: self.cluster.members().iter().map(|m| (m.id, m.addr.clone())).collect(),
+            });
+        }
+        let gone: Vec<NodeId> =
+            before.members().iter().map(|m| m.id).filter(|id| self.cluster.is_removed(*id)).collect();
+        for gone in gone {
+            if gone == self.id {
+                self.note_removed("an entry of the log removed this node");
+            } else {
+                self.out.disconnect.push(gone);
+            }
+        }
+        if members_changed || before.incarnation != self.cluster.incarnation {
+            self.announce_peers();
+        }
+    }
+
+    fn note_removed(&mut self, reason: &str) {
+        if self.removed {
+            return;
+        }
+        self.removed = true;
+        self.abdicate();
+        let error = Error::unknown(ErrorCode::Removed, format!("node {}: {reason}", self.id));
+        self.end_requests(&error);
+        if self.config.terminate_on_remove {
+            self.out.stop = Some(Ok(()));
+        }
+    }
+
+    fn conf_state_applied(&mut self, conf: &ConfState) {
+        self.raw.mut_store().set_conf_state(conf.clone());
+    }
+
+    pub fn hard_state(&self) -> HardState {
+        self.raw.raft.hard_state()
+    }
+}

@@ -1,0 +1,354 @@
+//! Pending requests: each accepted one completes exactly once, by its deadline at the latest, saying what is known of its fate (S15).
+//!
+//! ```text
+//!             leader here            committed            machine answers
+//!  Unsent ───────────────► Placed ───────────► (committed) ───────────► done
+//!    │ ▲                      ▲  └─ another term at its index ► certainly not done
+//!    │ └─ refused ──┐         │ taken
+//!    └─ leader ────► Forwarded ┘
+//!       elsewhere       └─ leader lost, grace over ► unknown
+//! ```
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use super::deadlines::{Deadlines, Micros};
+use super::membership::{Change, Goal};
+use super::Core;
+use crate::cluster::NodeId;
+use crate::error::{Committed, Error, ErrorCode, Result};
+use crate::request::{Completion, Reply, Request, Ticket, Token};
+
+/// Keys are our own running numbers: spreading them is all a hash has to do. (The same order of the map in every run.)
+#[derive(Default)]
+pub(super) struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29);
+    }
+}
+
+pub(super) type NumberMap<V> = HashMap<u64, V, BuildHasherDefault<NumberHasher>>;
+
+/// What is to be done. The payload stays until it has been handed to a leader for good.
+#[derive(Debug)]
+pub(super) enum What {
+    Command(Vec<u8>),
+    ReserveId(String),
+    Change(Change),
+    Transfer(NodeId),
+    Read,
+    /// This node waits to become a voter.
+    BecomeMember,
+    Snapshot,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Never handed to a leader.
+    Unsent,
+    /// On its way to the leader of this term.
+    Forwarded { term: u64 },
+    /// In the log of the leader of this term, at this index.
+    Placed { index: u64, term: u64, committed: bool },
+    /// Its entry is applied; waits for what follows from it.
+    Following,
+}
+
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub token: Token,
+    pub what: What,
+    pub state: State,
+    pub bytes: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Requests {
+    pub next: u64,
+    pub pending: NumberMap<Pending>,
+    pub deadlines: Deadlines,
+    pub unsent: VecDeque<u64>,
+    /// Refused for now: tried again with the next tick.
+    pub later: Vec<u64>,
+    /// Own entries in the log, by index.
+    pub placed: BTreeMap<u64, u64>,
+    /// Forwards without an answer: number → requests in it.
+    pub forwards: BTreeMap<u64, Vec<u64>>,
+    pub next_forward: u64,
+    /// Numbers taken of other nodes' forwards: (node, start, newest number), oldest first.
+    pub taken: VecDeque<(NodeId, u64, u64)>,
+    /// Bytes of commands pending here.
+    pub bytes: u64,
+    /// Appended here as a leader and not yet handed over.
+    pub uncommitted_bytes: u64,
+    /// When those that were handed to a lost leader of a term up to this one are given up.
+    pub graces: VecDeque<(Micros, u64)>,
+    /// Membership changes and reservations that wait for the cluster to look like this.
+    pub goals: BTreeMap<u64, Vec<(NodeId, Goal)>>,
+}
+
+impl Requests {
+    pub fn next_deadline(&self) -> Option<Micros> {
+        self.deadlines.next()
+    }
+
+    pub fn forget_deadlines(&mut self) {
+        let pending = &self.pending;
+        self.deadlines.forget(|request| pending.contains_key(&request));
+    }
+}
+
+impl Core {
+    /// Takes a request; its completion comes with a later [`Core::poll`]. `timeout` in microseconds; `None`: no deadline.
+    pub fn submit(&mut self, token: Token, request: Request, timeout: Option<Micros>) {
+        if let Some(error) = self.not_serving() {
+            self.out.completions.push(Completion { token, result: Err(error) });
+            return;
+        }
+        match request {
+            Request::Propose(data) => self.propose(vec![(token, data)], timeout),
+            Request::Read => self.accept(token, What::Read, timeout),
+            Request::ReserveId { addr } => match self.cluster.member_at(&addr) {
+                // From the address of a member it is that member's id: no new one is spent.
+                Some(member) => {
+                    let id = member.id;
+                    self.answer(token, Ok(Reply::Ticket(self.ticket(id, addr))));
+                }
+                None => self.accept(token, What::ReserveId(addr), timeout),
+            },
+            Request::Join { id, addr, directory, learner } => {
+                self.accept(token, What::Change(Change::join(id, &addr, &directory, learner)), timeout);
+            }
+            Request::ChangeMembers(changes) => self.accept(token, What::Change(Change::of(&changes)), timeout),
+            Request::Leave => {
+                let change = Change::of(&[crate::request::MemberChange::Remove { id: self.id }]);
+                self.accept(token, What::Change(change), timeout);
+            }
+            Request::TransferLeader(to) => self.accept(token, What::Transfer(to.unwrap_or(0)), timeout),
+            Request::StepDown => {
+                let result = if self.is_leader() {
+                    self.abdicate();
+                    Ok(Reply::Done)
+                } else {
+                    Err(self.not_leader("only the leader can step down"))
+                };
+                self.answer(token, result);
+            }
+            Request::Snapshot => self.accept(token, What::Snapshot, timeout),
+            Request::Status => {
+                let text = serde_json::to_string(&self.status())
+                    .map_err(|e| Error::unknown(ErrorCode::Internal, format!("cannot write the status: {e}")));
+                self.answer(token, text.map(Reply::Text));
+            }
+        }
+    }
+
+    /// Waits until this node is a voter (or a learner); the shell asks the cluster for it meanwhile.
+    pub fn become_member(&mut self, token: Token, ticket: &Ticket, timeout: Option<Micros>) {
+        if let Err(error) = self.use_ticket(ticket) {
+            self.answer(token, Err(error));
+            return;
+        }
+        self.accept(token, What::BecomeMember, timeout);
+    }
+
+    /// The shell has learnt that a pending request cannot come to anything.
+    pub fn abandon(&mut self, token: Token, error: Error) {
+        let found = self.requests.pending.iter().find(|(_, p)| p.token == token && matches!(p.what, What::BecomeMember));
+        if let Some(request) = found.map(|(request, _)| *request) {
+            self.complete(request, Err(error));
+        }
+    }
+
+    /// Why this node takes no requests.
+    pub(super) fn not_serving(&self) -> Option<Error> {
+        if let Some(error) = &self.failed {
+            return Some(Error { committed: Committed::No, ..error.clone() });
+        }
+        self.removed.then(|| {
+            Error::not_done(
+                ErrorCode::Removed,
+                format!("node {} was removed from its cluster; join again under a new id", self.id),
+            )
+        })
+    }
+
+    pub(super) fn not_leader(&self, message: &str) -> Error {
+        Error::not_done(ErrorCode::NotLeader, format!("node {}: {message}", self.id)).with_leader(self.leader_hint())
+    }
+
+    pub(super) fn accept(&mut self, token: Token, what: What, timeout: Option<Micros>) {
+        let bytes = if let What::Command(data) = &what { data.len() as u64 } else { 0 };
+        let request = self.requests.next;
+        self.requests.next = request.saturating_add(1);
+        self.requests.bytes = self.requests.bytes.saturating_add(bytes);
+        if let Some(timeout) = timeout {
+            self.requests.deadlines.add(self.now, timeout, request);
+        }
+        match &what {
+            What::Read => self.reads.add(request),
+            What::Snapshot => self.snapshots.ask(request),
+            What::BecomeMember => {}
+            _ => self.requests.unsent.push_back(request),
+        }
+        self.requests.pending.insert(request, Pending { token, what, state: State::Unsent, bytes });
+        self.check_goals();
+    }
+
+    pub(super) fn answer(&mut self, token: Token, result: Result<Reply>) {
+        self.out.completions.push(Completion { token, result });
+    }
+
+    /// The one place where a pending request ends.
+    pub(super) fn complete(&mut self, request: u64, result: Result<Reply>) {
+        if let Some(pending) = self.requests.pending.remove(&request) {
+            self.requests.bytes = self.requests.bytes.saturating_sub(pending.bytes);
+            if let State::Placed { index, .. } = pending.state {
+                self.requests.placed.remove(&index);
+            }
+            self.requests.goals.remove(&request);
+            self.answer(pending.token, result);
+        }
+    }
+
+    pub(super) fn end_requests(&mut self, error: &Error) {
+        let mut all: Vec<u64> = self.requests.pending.keys().copied().collect();
+        all.sort_unstable();
+        for request in all {
+            let committed = self.requests.pending.get(&request).map_or(Committed::No, fate);
+            self.complete(request, Err(Error { committed, ..error.clone() }));
+        }
+        self.requests =
+            Requests { next: self.requests.next, next_forward: self.requests.next_forward, ..Default::default() };
+    }
+
+    /// Deadlines that have come.
+    pub fn expire(&mut self) {
+        while let Some(request) = self.requests.deadlines.pop_expired(self.now) {
+            let Some(pending) = self.requests.pending.get(&request) else { continue };
+            let committed = fate(pending);
+            let leader = self.leader_id();
+            let never_sent = pending.state == State::Unsent;
+            let what = match pending.what {
+                What::Read => "the read",
+                What::Command(_) => "the proposal",
+                What::Snapshot => "the snapshot",
+                _ => "the change",
+            };
+            let local = matches!(pending.what, What::Snapshot | What::BecomeMember);
+            let error = if never_sent && leader == 0 && !local {
+                Error::new(
+                    ErrorCode::NoLeader,
+                    Committed::No,
+                    format!("no leader was found in time for {what}; a majority of the voters must be running and reach each other"),
+                )
+            } else {
+                let known = match committed {
+                    Committed::Yes => "it is committed, and not yet applied here",
+                    Committed::No => "it was not sent to a leader",
+                    Committed::Unknown => "it may or may not be committed",
+                };
+                Error::new(ErrorCode::Timeout, committed, format!("{what} was not done in time: {known}"))
+            };
+            self.complete(request, Err(error.with_leader(self.leader_hint())));
+        }
+    }
+
+    /// Whoever was handed to a leader that is lost gets one grace to turn up in the log (S15).
+    pub(super) fn leader_changed(&mut self, lost: (u64, NodeId)) {
+        if lost.1 != 0 && !self.requests.pending.is_empty() {
+            let ticks = self.config.election_tick.saturating_mul(2);
+            let grace = u64::try_from(self.config.tick_interval.as_micros()).unwrap_or(u64::MAX).saturating_mul(ticks);
+            self.requests.graces.push_back((self.now.saturating_add(grace), lost.0));
+        }
+        self.requests.uncommitted_bytes = 0;
+    }
+
+    pub(super) fn tick_requests(&mut self) {
+        let later = std::mem::take(&mut self.requests.later);
+        self.requests.unsent.extend(later);
+        while self.requests.graces.front().is_some_and(|(at, _)| *at <= self.now) {
+            let Some((_, term)) = self.requests.graces.pop_front() else { break };
+            // A membership change that is in the log already still waits for what follows from it.
+            let mut given_up: Vec<u64> = self
+                .requests
+                .pending
+                .iter()
+                .filter(|(_, p)| match p.state {
+                    State::Forwarded { term: sent } => sent <= term,
+                    State::Placed { term: at, committed: false, .. } => at <= term,
+                    _ => false,
+                })
+                .map(|(request, _)| *request)
+                .collect();
+            given_up.sort_unstable();
+            for request in given_up {
+                let error = Error::unknown(
+                    ErrorCode::LeadershipLost,
+                    format!("the leader of term {term} was lost before it answered: the outcome is unknown"),
+                );
+                self.complete(request, Err(error.with_leader(self.leader_hint())));
+            }
+        }
+        self.check_goals();
+    }
+
+    /// Membership changes are complete when the cluster looks as asked.
+    pub(super) fn check_goals(&mut self) {
+        if self.requests.goals.is_empty()
+            && !self.requests.pending.values().any(|p| matches!(p.what, What::BecomeMember))
+        {
+            return;
+        }
+        let cluster = &self.cluster;
+        let mut reached: Vec<u64> = self
+            .requests
+            .goals
+            .iter()
+            .filter(|(_, goals)| goals.iter().all(|(id, goal)| goal.reached(*id, cluster)))
+            .map(|(request, _)| *request)
+            .collect();
+        let promised = cluster.member(self.id).is_some_and(|m| m.promote);
+        if cluster.is_voter(self.id) || (cluster.is_learner(self.id) && !promised) {
+            reached.extend(
+                self.requests.pending.iter().filter(|(_, p)| matches!(p.what, What::BecomeMember)).map(|(r, _)| *r),
+            );
+        }
+        reached.sort_unstable();
+        for request in reached {
+            let cluster = Box::new((*self.cluster).clone());
+            self.complete(request, Ok(Reply::Cluster(cluster)));
+        }
+    }
+
+    pub(super) fn ticket(&self, id: NodeId, addr: String) -> Ticket {
+        let (leader_id, leader_addr) = self.leader_hint().unwrap_or((self.id, self.addr.clone()));
+        Ticket {
+            reserved_id: id,
+            raft_addr: addr,
+            leader_id,
+            leader_addr,
+            peers: self.cluster.members().iter().map(|m| (m.id, m.addr.clone())).collect(),
+            incarnation: self.cluster.incarnation().map(|i| i.to_string()).unwrap_or_default(),
+        }
+    }
+}
+
+/// What is known of a pending request if it ended now.
+fn fate(pending: &Pending) -> Committed {
+    match (&pending.what, pending.state) {
+        (What::Read | What::Snapshot | What::BecomeMember, _) | (_, State::Unsent) => Committed::No,
+        (_, State::Placed { committed: true, .. } | State::Following) => Committed::Yes,
+        _ => Committed::Unknown,
+    }
+}

@@ -1,0 +1,341 @@
+//! When a snapshot is taken, what it carries, how it gets to a peer, and how far the log may go after it (S6, S13, S19).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use raft::eraftpb::{Message, Snapshot};
+use raft::SnapshotStatus;
+
+use super::deadlines::Micros;
+use super::tail::WantedEntries;
+use super::{Core, Fetch, SnapshotSend};
+use crate::cluster::{ClusterState, NodeId};
+use crate::error::{Error, ErrorCode};
+use crate::log::SnapshotMeta;
+use crate::machine::MachineRequest;
+use crate::request::{Reply, SnapshotInfo};
+use crate::status::Event;
+
+/// Entries kept in memory for followers that lag a little.
+pub(super) const TAIL_BYTES: u64 = 64 << 20;
+/// Entries from the disk on their way to raft.
+const FETCHES: usize = 64;
+
+struct Making {
+    id: u64,
+    index: u64,
+    term: u64,
+    cluster: ClusterState,
+    asked: Vec<u64>,
+}
+
+pub(super) struct Snapshots {
+    making: Option<Making>,
+    /// Named in a write that is not durable yet: those who asked for it.
+    naming: Vec<u64>,
+    naming_index: u64,
+    asked: Vec<u64>,
+    /// A member needs one that names it (S13).
+    wanted: bool,
+    /// Entries handed over since the newest one, in bytes.
+    bytes_since: u64,
+    bytes_at_making: u64,
+    taken_at: Micros,
+    not_before: Micros,
+    /// Being sent: peer → index.
+    sending: BTreeMap<NodeId, u64>,
+    /// Received whole, and on its way into raft.
+    received: Option<Arc<SnapshotMeta>>,
+    fetches: Vec<(u64, WantedEntries)>,
+}
+
+impl Snapshots {
+    pub fn new(now: Micros, log_bytes: u64) -> Self {
+        Snapshots {
+            making: None,
+            naming: Vec::new(),
+            naming_index: 0,
+            asked: Vec::new(),
+            wanted: false,
+            bytes_since: log_bytes,
+            bytes_at_making: 0,
+            taken_at: now,
+            not_before: 0,
+            sending: BTreeMap::new(),
+            received: None,
+            fetches: Vec::new(),
+        }
+    }
+
+    pub fn ask(&mut self, request: u64) {
+        self.asked.push(request);
+    }
+
+    pub fn grew(&mut self, bytes: u64) {
+        self.bytes_since = self.bytes_since.saturating_add(bytes);
+    }
+}
+
+impl Core {
+    fn present_snapshot(&self) -> Option<Arc<SnapshotMeta>> {
+        self.raw.store().snapshot_meta().cloned()
+    }
+
+    /// The snapshot that the log names, if any.
+    pub fn snapshot(&self) -> Option<Arc<SnapshotMeta>> {
+        self.present_snapshot()
+    }
+
+    pub(super) fn snapshot_index(&self) -> u64 {
+        self.raw.store().snapshot_meta().map_or(0, |s| s.index)
+    }
+
+    /// A snapshot is due: by entries, by bytes, by time, because a member needs one, or because somebody asked.
+    pub(super) fn consider_snapshot(&mut self) {
+        if self.raw.mut_store().take_wanted_snapshot().is_some() {
+            self.snapshots.wanted = true;
+        }
+        let idle = self.snapshots.making.is_none() && self.snapshots.naming_index == 0;
+        if !idle || self.removed {
+            return;
+        }
+        let present = self.present_snapshot();
+        let present_index = present.as_ref().map_or(0, |s| s.index);
+        let at = self.machine.queued();
+        let grown = at.saturating_sub(present_index);
+        let asked = !self.snapshots.asked.is_empty();
+        if grown == 0 {
+            if asked {
+                self.answer_present(present);
+            }
+            return;
+        }
+        if !asked && self.now < self.snapshots.not_before {
+            return;
+        }
+        let config = &self.config;
+        // S19: not before the log has grown by the last one's size; otherwise a follower needs the next before it has the last.
+        let size = present.as_ref().map_or(0, |s| s.size);
+        let bytes = self.snapshots.bytes_since;
+        let by_entries = config.snapshot_entries > 0 && grown >= config.snapshot_entries;
+        let by_bytes = config.snapshot_bytes > 0 && bytes >= config.snapshot_bytes;
+        let by_time = config.snapshot_interval.is_some_and(|every| {
+            self.now.saturating_sub(self.snapshots.taken_at) >= u64::try_from(every.as_micros()).unwrap_or(u64::MAX)
+        });
+        let due = asked || self.snapshots.wanted || ((by_entries || by_bytes || by_time) && bytes >= size);
+        if due {
+            self.begin_snapshot(at);
+        }
+    }
+
+    fn answer_present(&mut self, present: Option<Arc<SnapshotMeta>>) {
+        for request in std::mem::take(&mut self.snapshots.asked) {
+            let result = match &present {
+                Some(meta) => Ok(Reply::Snapshot(info(meta))),
+                None => Err(Error::not_done(
+                    ErrorCode::SnapshotFailed,
+                    "nothing has been applied yet: there is nothing to take a snapshot of",
+                )),
+            };
+            self.complete(request, result);
+        }
+    }
+
+    fn begin_snapshot(&mut self, index: u64) {
+        let Some(term) = self.raw.store().known_term(index) else { return };
+        let Some(cluster) = self.versions.iter().rev().find(|(since, _)| *since <= index).map(|(_, c)| (**c).clone())
+        else {
+            return;
+        };
+        let mut cluster = cluster;
+        cluster.time_us = self.time_us;
+        let id = self.machine.next_id();
+        let asked = std::mem::take(&mut self.snapshots.asked);
+        self.snapshots.wanted = false;
+        self.snapshots.bytes_at_making = self.snapshots.bytes_since;
+        self.snapshots.making = Some(Making { id, index, term, cluster, asked });
+        self.out.machine.push(MachineRequest::Snapshot { id, index, term });
+    }
+
+    /// What the file of the snapshot being made has to say beside the state: index, term, cluster.
+    pub fn snapshot_header(&self, id: u64) -> Option<(u64, u64, ClusterState)> {
+        self.snapshots.making.as_ref().filter(|m| m.id == id).map(|m| (m.index, m.term, m.cluster.clone()))
+    }
+
+    /// The file is complete and synced: its size and checksum.
+    pub fn snapshot_made(&mut self, id: u64, size: u64, crc: u32) {
+        let Some(making) = self.snapshots.making.take_if(|m| m.id == id) else { return };
+        self.snapshots.taken_at = self.now;
+        if making.index <= self.snapshot_index() {
+            // One was received meanwhile that goes further.
+            self.snapshots.asked.extend(making.asked);
+            let present = self.present_snapshot();
+            self.answer_present(present);
+            return;
+        }
+        self.snapshots.bytes_since = self.snapshots.bytes_since.saturating_sub(self.snapshots.bytes_at_making);
+        let meta = Arc::new(SnapshotMeta {
+            index: making.index,
+            term: making.term,
+            cluster: making.cluster,
+            size,
+            crc,
+            has_file: true,
+        });
+        let trailing = self.config.trailing_entries;
+        let by_bytes = self.raw.store().index_before_bytes(self.config.snapshot_bytes.max(TAIL_BYTES));
+        let mut compact_to = meta.index.saturating_sub(trailing).max(by_bytes).min(meta.index);
+        if let Some(oldest) = self.snapshots.sending.values().min() {
+            // While one is being sent, the log after its index is kept, up to a limit (S19).
+            compact_to = compact_to.min((*oldest).max(by_bytes));
+        }
+        let compact_to = compact_to.max(self.raw.store().first().saturating_sub(1));
+        self.snapshots.naming = making.asked;
+        self.snapshots.naming_index = meta.index;
+        self.writes.name_snapshot(meta, compact_to);
+    }
+
+    pub fn snapshot_failed(&mut self, id: u64, reason: String) {
+        let Some(making) = self.snapshots.making.take_if(|m| m.id == id) else { return };
+        self.snapshots.not_before = self.now.saturating_add(10_000_000);
+        for request in making.asked {
+            let error = Error::not_done(ErrorCode::SnapshotFailed, reason.clone());
+            self.complete(request, Err(error.with_index(making.index)));
+        }
+        self.out.events.push(Event::SnapshotFailed { index: making.index, reason });
+    }
+
+    /// The write that names it is durable: now the old log and files may go (S6).
+    pub(super) fn snapshot_named(&mut self, meta: Arc<SnapshotMeta>, compact_to: u64) {
+        self.snapshots.naming_index = 0;
+        let asked = std::mem::take(&mut self.snapshots.naming);
+        if meta.index > self.snapshot_index() {
+            let store = self.raw.mut_store();
+            store.set_snapshot_meta(Arc::clone(&meta));
+            store.compact(compact_to);
+            self.out.prune = Some(Arc::clone(&meta));
+            self.out.events.push(Event::SnapshotTaken { index: meta.index, size: meta.size });
+        }
+        for request in asked {
+            self.complete(request, Ok(Reply::Snapshot(info(&meta))));
+        }
+    }
+
+    /// Raft wants a peer to have our snapshot instead of entries.
+    pub(super) fn send_snapshot(&mut self, message: Message) {
+        let to = message.to;
+        let index = message.snapshot.as_ref().and_then(|s| s.metadata.as_ref()).map_or(0, |m| m.index);
+        match self.present_snapshot().filter(|meta| meta.index == index && self.admits(to)) {
+            Some(meta) => {
+                self.snapshots.sending.insert(to, index);
+                self.out.snapshot_sends.push(SnapshotSend { to, meta, message });
+            }
+            None => self.raw.report_snapshot(to, SnapshotStatus::Failure),
+        }
+    }
+
+    /// How the sending of a snapshot ended.
+    pub fn snapshot_sent(&mut self, to: NodeId, delivered: bool) {
+        self.snapshots.sending.remove(&to);
+        let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        if self.is_leader() {
+            self.raw.report_snapshot(to, status);
+        }
+    }
+
+    /// A snapshot has come whole: checked, synced, in its place (S6). Now raft may hear of it.
+    pub fn receive_snapshot(&mut self, from: NodeId, message: Message, meta: SnapshotMeta) {
+        self.heard(from);
+        if !self.admits(from) || message.from != from || message.to != self.id || message.term == u64::MAX {
+            return;
+        }
+        let named = message.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
+        let agrees = named.is_some_and(|m| {
+            (m.index, m.term) == (meta.index, meta.term) && m.conf_state.as_ref() == Some(&meta.cluster.conf_state())
+        });
+        if !agrees || meta.index == 0 || meta.term > message.term {
+            self.refuse_peer(from, "its snapshot is not the one its message names".into());
+            return;
+        }
+        self.snapshots.received = Some(Arc::new(meta));
+        let _ = self.raw.step(message);
+    }
+
+    /// Raft has taken a received snapshot: the log starts anew behind it.
+    pub(super) fn install_snapshot(&mut self, snapshot: &Snapshot) -> Option<Arc<SnapshotMeta>> {
+        let index = snapshot.metadata.as_ref().map_or(0, |m| m.index);
+        let Some(meta) = self.snapshots.received.take().filter(|m| m.index == index) else {
+            self.fail(Error::unknown(
+                ErrorCode::Internal,
+                format!("raft took a snapshot at {index} that was never received"),
+            ));
+            return None;
+        };
+        self.raw.mut_store().reset(&meta);
+        self.handed = meta.index;
+        self.time_us = self.time_us.max(meta.cluster.time_us);
+        self.newest_time_us = self.newest_time_us.max(meta.cluster.time_us);
+        self.versions.clear();
+        self.machine.overtake();
+        self.snapshots.bytes_since = 0;
+        self.snapshots.naming_index = 0;
+        let asked = std::mem::take(&mut self.snapshots.naming);
+        self.snapshots.asked.extend(asked);
+        self.set_cluster(meta.index, meta.cluster.clone());
+        if let Some(incarnation) = meta.cluster.incarnation() {
+            self.adopt(incarnation);
+        }
+        Some(meta)
+    }
+
+    /// The write that names a received snapshot is durable: the state machine takes it.
+    pub(super) fn snapshot_installed(&mut self, meta: Arc<SnapshotMeta>) {
+        if meta.index > self.raw.raft.raft_log.applied {
+            self.raw.advance_apply_to(meta.index);
+        }
+        if meta.has_file {
+            self.restore_machine(&meta);
+        }
+        self.machine.resume_after(meta.index);
+        let overtaken: Vec<(u64, u64)> = self.requests.placed.range(..=meta.index).map(|(i, r)| (*i, *r)).collect();
+        for (index, request) in overtaken {
+            self.requests.placed.remove(&index);
+            self.result_lost(request, index);
+        }
+        self.out.prune = Some(Arc::clone(&meta));
+        self.out.events.push(Event::SnapshotInstalled { index: meta.index, size: meta.size });
+    }
+
+    pub(super) fn fetch_wanted(&mut self) {
+        for wanted in self.raw.mut_store().take_wanted() {
+            if self.snapshots.fetches.len() >= FETCHES {
+                // Raft asks again with the peer's next answer.
+                continue;
+            }
+            let id = self.machine.next_id();
+            self.out.fetches.push(Fetch { id, low: wanted.low, high: wanted.high, max_bytes: wanted.max_bytes });
+            self.snapshots.fetches.push((id, wanted));
+        }
+    }
+
+    /// Entries from the disk; none of them when the log does not hold them any more.
+    pub fn fetched(&mut self, id: u64, entries: Vec<raft::eraftpb::Entry>) {
+        if self.failed.is_some() {
+            return;
+        }
+        if let Some(at) = self.snapshots.fetches.iter().position(|(i, _)| *i == id) {
+            let (_, wanted) = self.snapshots.fetches.swap_remove(at);
+            let fits = entries.iter().all(|e| self.raw.store().known_term(e.index) == Some(e.term));
+            if fits {
+                self.raw.mut_store().put_fetched(entries);
+            }
+            self.raw.on_entries_fetched(wanted.context);
+        } else {
+            self.machine_fetched(id, entries);
+        }
+    }
+}
+
+fn info(meta: &SnapshotMeta) -> SnapshotInfo {
+    SnapshotInfo { index: meta.index, term: meta.term, size: meta.size, path: String::new() }
+}

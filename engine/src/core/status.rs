@@ -1,0 +1,82 @@
+//! What the core says of itself.
+
+use std::collections::BTreeMap;
+
+use raft::StateRole;
+
+use super::Core;
+use crate::status::{PeerStatus, Role, Status};
+
+/// What changes with every turn.
+pub struct Numbers {
+    pub term: u64,
+    pub leader_id: Option<u64>,
+    pub last_index: u64,
+    pub commit_index: u64,
+    pub applied_index: u64,
+}
+
+impl Core {
+    pub fn numbers(&self) -> Numbers {
+        let raft = &self.raw.raft;
+        Numbers {
+            term: raft.term,
+            leader_id: (raft.leader_id != 0).then_some(raft.leader_id),
+            last_index: raft.raft_log.last_index(),
+            commit_index: raft.raft_log.committed,
+            applied_index: self.applied(),
+        }
+    }
+
+    pub(super) fn role(&self) -> Role {
+        if self.removed {
+            return Role::Removed;
+        }
+        match self.raw.raft.state {
+            StateRole::Leader => Role::Leader,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+            StateRole::Follower if self.cluster.is_learner(self.id) => Role::Learner,
+            StateRole::Follower if !self.may_take_part() || !self.cluster.is_voter(self.id) => Role::Waiting,
+            StateRole::Follower => Role::Follower,
+        }
+    }
+
+    pub fn status(&self) -> Status {
+        let raft = &self.raw.raft;
+        let leads = self.is_leader();
+        let last = raft.raft_log.last_index();
+        let peers: BTreeMap<u64, PeerStatus> = self
+            .cluster
+            .members()
+            .iter()
+            .filter(|m| m.id != self.id)
+            .map(|m| {
+                let matched = leads.then(|| raft.prs().get(m.id).map(|p| p.matched)).flatten();
+                let seen = self.greetings.seen(m.id);
+                let status = PeerStatus {
+                    addr: m.addr.clone(),
+                    match_index: matched,
+                    lag: matched.map(|i| last.saturating_sub(i)),
+                    connected: seen.is_some_and(|s| s.connected),
+                    last_seen: seen.map(|s| self.now.saturating_sub(s.at) as f64 / 1e6),
+                };
+                (m.id, status)
+            })
+            .collect();
+        Status {
+            node_id: self.id,
+            addr: self.addr.clone(),
+            role: self.role(),
+            term: raft.term,
+            leader_id: (raft.leader_id != 0).then_some(raft.leader_id),
+            last_index: last,
+            commit_index: raft.raft_log.committed,
+            applied_index: self.applied(),
+            snapshot_index: self.snapshot_index(),
+            voters: self.cluster.voters.clone(),
+            learners: self.cluster.learners.clone(),
+            peers,
+            error: self.failed.as_ref().map(ToString::to_string),
+        }
+    }
+}
