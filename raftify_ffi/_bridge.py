@@ -64,6 +64,7 @@ class Bridge:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.closed = False
+        self._forked = False
         self._pid = os.getpid()
         self._events = ffi.new("raftify_event[]", _BATCH)
         self._view = ffi.buffer(self._events)
@@ -215,7 +216,8 @@ class Bridge:
         return await future
 
     def check(self) -> None:
-        if self._pid != os.getpid():
+        """Before every call, and before anything asks for the loop, which does not run in a forked child."""
+        if self._forked:
             raise Forked("this handle belongs to the parent process; build a new node or client in the child")
 
     def keep(self, task: asyncio.Task[Any]) -> None:
@@ -279,7 +281,7 @@ class Bridge:
 
     def forked(self) -> None:
         """In the child: neither loop nor queue is touched."""
-        self.closed = True
+        self.closed = self._forked = True
         for source in list(self._sources.values()):
             source.forked()
 

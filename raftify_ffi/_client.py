@@ -19,7 +19,7 @@ from ._library import call, ffi, lib
 from ._members import Change, MemberChanges, changes_of, native_changes
 from ._pointer import Pointer
 from ._status import SnapshotInfo, Status
-from ._store import contiguous_bytes
+from ._store import Buffer, contiguous_bytes
 from ._ticket import ClusterJoinTicket
 from ._timeouts import DEFAULT, Timeout, milliseconds
 from ._types import ConfChangeRequest, ConfChangeV2
@@ -73,6 +73,8 @@ class RaftServiceClient:
 
     async def _request(self, what: str, function: Any, *arguments: Any) -> bytes:
         refuse_inside_store(what)
+        if self._bridge is not None:
+            self._bridge.check()
         bridge, pointer = self._open()
 
         def submit(token: int) -> None:
@@ -134,7 +136,7 @@ class RaftServiceClient:
 
     # ---- calls -------------------------------------------------------------------------------------------------------------------------
 
-    async def propose(self, data: bytes | None = None, *, timeout: Timeout = DEFAULT) -> bytes:
+    async def propose(self, data: Buffer | None = None, *, timeout: Timeout = DEFAULT) -> bytes:
         """What `apply` returned on the leader. Sent again by itself only where it certainly was not done."""
         command = contiguous_bytes(self._take("propose", "prepare_propose", data))
         if command is None:
@@ -218,7 +220,7 @@ class RaftServiceClient:
             )
         return prepared
 
-    def prepare_propose(self, data: bytes) -> None:
+    def prepare_propose(self, data: Buffer) -> None:
         self._slot()["propose"] = data
 
     def prepare_change_config(self, change: ConfChangeV2 | ConfChangeRequest) -> None:

@@ -275,9 +275,10 @@ def error_from_json(source: str | bytes | Mapping[str, Any]) -> RaftError:
         facts = source
     else:
         try:
-            facts = json.loads(source)
+            read: Any = json.loads(source)
         except ValueError:
-            facts = {"message": repr(source)}
+            read = None
+        facts = read if isinstance(read, dict) else {"message": repr(source)}
     kind = _BY_CODE.get(facts.get("code", 0), RaftError)
     return kind(
         str(facts.get("message") or facts.get("name") or kind.__name__),

@@ -131,8 +131,8 @@ class EventStream:
     def __init__(self, status: Callable[[], Status], on_event: Callable[[Event | None], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._status = status
-        self._items: deque[Event] = deque()
-        self._stale = True
+        self._items: deque[Event] = deque([PresentState(status())])
+        self._stale = False
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self._error: RaftError | None = None
@@ -146,8 +146,8 @@ class EventStream:
         """On the stream's own loop."""
         if self._on_event is not None:
             self._on_event(event)
-        elif len(self._items) >= self.CAPACITY:
-            # A reader this slow gets the present instead of the past.
+        elif len(self._items) >= self.CAPACITY or self._stale:
+            # A reader this slow gets the present, as it is when it comes to read, instead of the past.
             self._items.clear()
             self._stale = True
         else:
@@ -171,6 +171,7 @@ class EventStream:
         while True:
             if self._stale:
                 self._stale = False
+                self._items.clear()
                 return PresentState(self._status())
             if self._items:
                 return self._items.popleft()

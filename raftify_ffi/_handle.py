@@ -10,6 +10,7 @@ from ._members import changes_of
 from ._node import Raft
 from ._peers import InitialRole, Peers
 from ._status import Role, SnapshotInfo
+from ._store import Buffer
 from ._ticket import ClusterJoinTicket
 from ._timeouts import DEFAULT, Timeout
 from ._types import ConfChangeRequest, ConfChangeV2
@@ -34,10 +35,10 @@ class RaftNode:
 
     # ---- commands ----------------------------------------------------------------------------------------------------------------------
 
-    def prepare_proposal(self, data: bytes) -> None:
+    def prepare_proposal(self, data: Buffer) -> None:
         self._prepared["propose"] = data
 
-    async def propose(self, data: bytes | None = None, *, timeout: Timeout = DEFAULT) -> bytes:
+    async def propose(self, data: Buffer | None = None, *, timeout: Timeout = DEFAULT) -> bytes:
         """What `apply` returned here."""
         return await self._raft.propose(self._take("propose", "prepare_proposal", data), timeout=timeout)
 

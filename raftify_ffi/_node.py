@@ -28,7 +28,7 @@ from ._peers import Peers, checked_peers
 from ._read import Read, run_reader
 from ._running import RunningNode
 from ._status import Role, SnapshotInfo, Status
-from ._store import contiguous_bytes, inspect_store
+from ._store import Buffer, contiguous_bytes, inspect_store
 from ._ticket import ClusterJoinTicket
 from ._timeouts import DEFAULT, Timeout, milliseconds, seconds
 
@@ -203,17 +203,18 @@ class Raft(Generic[S]):
             if self._closed:
                 raise Closed(f"node {self._node_id} is closed")
             raise InvalidArgument(f"node {self._node_id} does not run; call run() first, or use async with")
+        self._running.bridge.check()
         return self._running
 
     # ---- commands and reads ------------------------------------------------------------------------------------------------------------
 
-    async def propose(self, data: bytes, *, timeout: Timeout = DEFAULT) -> bytes:
+    async def propose(self, data: Buffer, *, timeout: Timeout = DEFAULT) -> bytes:
         """Replicates a command; returns what `apply` returned here, once this node has applied it. Any node may be asked."""
         refuse_inside_store("propose()")
         return await self._node().outbox().put(_command(data), milliseconds(timeout))
 
     async def propose_many(
-        self, commands: Iterable[bytes], *, timeout: Timeout = DEFAULT, return_exceptions: bool = False
+        self, commands: Iterable[Buffer], *, timeout: Timeout = DEFAULT, return_exceptions: bool = False
     ) -> list[Any]:
         """Several commands, in this order, accepted as a whole or not at all (`Overloaded`). Waits for all of them; then raises the
         first failure, or with `return_exceptions` gives it in its place."""

@@ -47,6 +47,8 @@ class Outbox:
     def put_all(self, commands: Sequence[bytes], timeout_ms: int) -> list[asyncio.Future[bytes]]:
         """All are accepted or none; those that were put before go first. Raises if they are not accepted."""
         self.flush()
+        if not commands:
+            return []
         pairs = [self._bridge.expect() for _ in commands]
         try:
             self._submit([(token, command) for (token, _), command in zip(pairs, commands)], timeout_ms)

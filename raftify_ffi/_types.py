@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 T = TypeVar("T")
 
@@ -27,6 +27,14 @@ def _accessors(cls: type[T]) -> type[T]:
         setattr(cls, f"get_{item.name}", getter)
         setattr(cls, f"set_{item.name}", setter)
     return cls
+
+
+class _Message:
+    """For type checkers: the accessors are made from the fields."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 class _FromInt(enum.IntEnum):
@@ -77,7 +85,7 @@ class MessageType(_FromInt):
 
 @_accessors
 @dataclass
-class ConfChangeSingle:
+class ConfChangeSingle(_Message):
     """One change of membership."""
 
     node_id: int = 0
@@ -86,7 +94,7 @@ class ConfChangeSingle:
 
 @_accessors
 @dataclass
-class ConfChangeV2:
+class ConfChangeV2(_Message):
     """Several changes in one step. Addresses of added nodes, in order and separated by commas, are the `context`."""
 
     changes: list[ConfChangeSingle] = field(default_factory=list)
@@ -111,7 +119,7 @@ class ConfChangeRequest:
 
 @_accessors
 @dataclass
-class Entry:
+class Entry(_Message):
     """One entry of the log."""
 
     entry_type: EntryType = EntryType.EntryNormal
@@ -124,7 +132,7 @@ class Entry:
 
 @_accessors
 @dataclass
-class ConfState:
+class ConfState(_Message):
     """Who votes, who learns."""
 
     voters: list[int] = field(default_factory=list)
@@ -136,7 +144,7 @@ class ConfState:
 
 @_accessors
 @dataclass
-class SnapshotMetadata:
+class SnapshotMetadata(_Message):
     conf_state: ConfState | None = None
     index: int = 0
     term: int = 0
@@ -147,7 +155,7 @@ class SnapshotMetadata:
 
 @_accessors
 @dataclass
-class Snapshot:
+class Snapshot(_Message):
     data: bytes = b""
     metadata: SnapshotMetadata | None = None
 
@@ -157,7 +165,7 @@ class Snapshot:
 
 @_accessors
 @dataclass
-class Message:
+class Message(_Message):
     """A message between nodes."""
 
     msg_type: MessageType = MessageType.MsgHup

@@ -9,6 +9,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import pytest
+from stores import KeyValue
 
 import raftify_ffi
 from raftify_ffi import (
@@ -31,7 +32,6 @@ from raftify_ffi._deserializers import describe, set_entry_data_deserializer
 from raftify_ffi._members import ChangeKind, changes_of
 from raftify_ffi._store import contiguous_bytes, inspect_store
 from raftify_ffi._timeouts import DEFAULT, milliseconds
-from stores import KeyValue
 
 
 def test_every_public_name_is_there_and_sorted() -> None:
@@ -114,7 +114,7 @@ def test_a_status_reads_what_a_newer_node_says() -> None:
     )
     status = Status.from_json(text)
     assert status.role is Role.LEADER
-    assert status.role == "leader"
+    assert str(status.role) == "leader"
     assert status.peers[2].lag == 1
 
 
@@ -124,13 +124,13 @@ class GeneratorStore(KeyValue):
 
 
 class AsyncGeneratorStore(KeyValue):
-    async def snapshot(self):  # type: ignore[no-untyped-def, override]
+    async def snapshot(self):  # type: ignore[no-untyped-def]
         yield b""
 
 
 class WrappedGeneratorStore(KeyValue):
     @functools.wraps(GeneratorStore.snapshot)
-    def snapshot(self) -> Any:
+    def snapshot(self) -> Any:  # type: ignore[override]
         return GeneratorStore.snapshot(self)  # type: ignore[arg-type]
 
 
