@@ -680,12 +680,13 @@ impl Driver {
             self.status_at = now;
             *status = self.core.status();
         } else {
-            let numbers = self.core.numbers();
-            status.term = numbers.term;
-            status.leader_id = numbers.leader_id;
-            status.last_index = numbers.last_index;
-            status.commit_index = numbers.commit_index;
-            status.applied_index = numbers.applied_index;
+            let at = self.core.positions();
+            status.term = at.term;
+            status.leader_id = (at.leader != 0).then_some(at.leader);
+            status.last_index = at.last;
+            status.commit_index = at.commit;
+            status.applied_index = at.applied;
+            status.snapshot_index = at.snapshot;
         }
     }
 
