@@ -492,6 +492,7 @@ impl Core {
             let lost = self.last_leader;
             self.last_leader = leader;
             self.leader_changed(lost);
+            self.settle_transfers(lost.1);
             self.reads_restart();
             if lost.1 != leader.1 || leader.1 != 0 {
                 self.out
