@@ -64,6 +64,8 @@ struct Driver {
     feedback: Vec<Feedback>,
     status_due: bool,
     status_at: Instant,
+    /// Closing, but still handing over leadership: until when, and how long the disk is waited for after that.
+    retiring: Option<(Instant, Duration)>,
     /// The node ends after this turn.
     stop: Option<(Result<()>, Duration)>,
 }
@@ -142,6 +144,7 @@ impl Driver {
             feedback: Vec::new(),
             status_due: true,
             status_at: origin,
+            retiring: None,
             stop: None,
         };
         let born = if opened.created { "a new directory" } else { "its directory" };
@@ -192,6 +195,7 @@ impl Driver {
                     driver.input(input);
                 }
                 driver.tick();
+                driver.consider_end();
             });
             // Budgets go back to the streams once their frames have been worked in.
             drop(permits);
@@ -285,6 +289,16 @@ impl Driver {
         }
     }
 
+    /// A closing node ends once somebody else leads, or when that has taken too long.
+    fn consider_end(&mut self) {
+        if let Some((until, patience)) = self.retiring {
+            if !self.core.is_leader() || Instant::now() >= until {
+                self.core.close();
+                self.stop = Some((Ok(()), patience));
+            }
+        }
+    }
+
     fn timeout(&self, timeout: Timeout, default: Duration) -> Option<Micros> {
         let span = match timeout {
             Timeout::Default => default,
@@ -347,8 +361,12 @@ impl Driver {
             }
             Input::Panicked(what) => self.core.fail(Error::unknown(ErrorCode::Internal, what)),
             Input::Close(timeout) => {
-                self.core.close();
-                self.stop = Some((Ok(()), timeout));
+                // Two election timeouts at most: the deadline is there for the disk as well.
+                let patience = (timeout / 2).min(self.options.config.election_timeout().saturating_mul(2));
+                if self.retiring.is_none() {
+                    let until = if self.core.retire() { Instant::now() + patience } else { Instant::now() };
+                    self.retiring = Some((until, timeout.saturating_sub(patience)));
+                }
             }
         }
     }
