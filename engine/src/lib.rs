@@ -22,5 +22,6 @@ pub mod wire;
 
 pub use cluster::{ClusterState, Member, NodeId, Uid};
 pub use config::{Config, LogEngine};
+pub use core::Rng;
 pub use error::{Committed, Error, ErrorCode, Result};
 pub use runtime::Runtime;
