@@ -15,6 +15,7 @@ pub mod machine_thread;
 pub mod node;
 pub mod request;
 pub mod runtime;
+pub mod snapshots;
 pub mod status;
 pub mod transport;
 pub mod wire;

@@ -45,7 +45,7 @@ pub use deadlines::Micros;
 pub use entry::{Context, Kind, Origin};
 pub use greeting::founding_digest;
 pub use rng::Rng;
-pub use status::Numbers;
+pub use status::Positions;
 
 use crate::cluster::{ClusterState, NodeId};
 use crate::config::Config;
@@ -492,6 +492,7 @@ impl Core {
             let lost = self.last_leader;
             self.last_leader = leader;
             self.leader_changed(lost);
+            self.settle_transfers(lost.1);
             self.reads_restart();
             if lost.1 != leader.1 || leader.1 != 0 {
                 self.out

@@ -262,6 +262,11 @@ impl Core {
         Ok(target)
     }
 
+    /// Before it closes, a leader hands over: the others need not wait out an election. False when there is nobody to take over.
+    pub fn retire(&mut self) -> bool {
+        self.is_leader() && self.transfer(0).is_ok()
+    }
+
     /// Learners that are to be voters, once they have caught up.
     pub(super) fn promote_learners(&mut self) {
         if !self.takes_proposals() || self.raw.raft.has_pending_conf() || self.cluster.is_joint() {

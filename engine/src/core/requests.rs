@@ -164,7 +164,8 @@ impl Core {
 
     /// The shell has learnt that a pending request cannot come to anything.
     pub fn abandon(&mut self, token: Token, error: Error) {
-        let found = self.requests.pending.iter().find(|(_, p)| p.token == token && matches!(p.what, What::BecomeMember));
+        let found =
+            self.requests.pending.iter().find(|(_, p)| p.token == token && matches!(p.what, What::BecomeMember));
         if let Some(request) = found.map(|(request, _)| *request) {
             self.complete(request, Err(error));
         }
@@ -274,7 +275,52 @@ impl Core {
         self.requests.uncommitted_bytes = 0;
     }
 
+    /// A transfer is complete when somebody else leads: the one that was named, or anybody if none was.
+    pub(super) fn settle_transfers(&mut self, lost: NodeId) {
+        let leader = self.leader_id();
+        if leader == 0 {
+            return;
+        }
+        let mut moved: Vec<u64> = self
+            .requests
+            .pending
+            .iter()
+            .filter(|(_, p)| match p.what {
+                What::Transfer(to) => p.state != State::Unsent && (leader == to || (to == 0 && leader != lost)),
+                _ => false,
+            })
+            .map(|(request, _)| *request)
+            .collect();
+        moved.sort_unstable();
+        for request in moved {
+            self.complete(request, Ok(Reply::Leader(leader)));
+        }
+    }
+
+    /// Raft gives a transfer one election timeout; then leadership stays here, and whoever asked here is told.
+    fn end_stale_transfers(&mut self) {
+        if !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
+            return;
+        }
+        let mut stale: Vec<u64> = self
+            .requests
+            .pending
+            .iter()
+            .filter(|(_, p)| matches!(p.what, What::Transfer(_)) && p.state == State::Following)
+            .map(|(request, _)| *request)
+            .collect();
+        stale.sort_unstable();
+        for request in stale {
+            let error = Error::not_done(
+                ErrorCode::Membership,
+                format!("the other node did not take over in time; node {} still leads", self.id),
+            );
+            self.complete(request, Err(error));
+        }
+    }
+
     pub(super) fn tick_requests(&mut self) {
+        self.end_stale_transfers();
         let later = std::mem::take(&mut self.requests.later);
         self.requests.unsent.extend(later);
         while self.requests.graces.front().is_some_and(|(at, _)| *at <= self.now) {
@@ -348,6 +394,7 @@ impl Core {
 fn fate(pending: &Pending) -> Committed {
     match (&pending.what, pending.state) {
         (What::Read | What::Snapshot | What::BecomeMember, _) | (_, State::Unsent) => Committed::No,
+        (What::Transfer(_), _) => Committed::Unknown,
         (_, State::Placed { committed: true, .. } | State::Following) => Committed::Yes,
         _ => Committed::Unknown,
     }

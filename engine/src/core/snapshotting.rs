@@ -243,6 +243,18 @@ impl Core {
         }
     }
 
+    /// Whether a snapshot that a peer wants to send may come: refused before its bytes are.
+    pub fn accepts_snapshot(&self, from: NodeId, index: u64) -> Result<(), String> {
+        if !self.admits(from) {
+            return Err(format!("node {from} is not listened to here"));
+        }
+        let commit = self.raw.raft.raft_log.committed;
+        if index < commit {
+            return Err(format!("the log here goes on from index {commit} already"));
+        }
+        Ok(())
+    }
+
     /// A snapshot has come whole: checked, synced, in its place (S6). Now raft may hear of it.
     pub fn receive_snapshot(&mut self, from: NodeId, message: Message, meta: SnapshotMeta) {
         self.heard(from);

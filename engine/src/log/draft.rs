@@ -108,14 +108,11 @@ impl Draft {
             self.take_hard_state(hard_state)?;
         }
         if let Some(cluster) = &write.cluster {
-            if cluster.index < self.cluster.index {
-                return Err(format!(
-                    "its cluster record of {} is older than that of {}",
-                    cluster.index, self.cluster.index
-                ));
+            // One of a snapshot just named may be newer already; an older one says nothing more.
+            if cluster.index >= self.cluster.index {
+                self.cluster = ClusterRecord::clone(cluster);
+                self.change(Meta::Cluster);
             }
-            self.cluster = ClusterRecord::clone(cluster);
-            self.change(Meta::Cluster);
         }
         if let Some(to) = write.compact_to {
             self.compact(to)?;
@@ -123,15 +120,18 @@ impl Draft {
         Ok(steps)
     }
 
-    /// After the last write of a batch: commit at or above all that counts as applied (S7), and within the log.
+    /// After the last write of a batch: commit at or above all that counts as applied (S7), and never beyond the log, which
+    /// raft would not open again; what is committed beyond it is learnt anew from the leader.
     pub(crate) fn settle(&mut self) -> Result<(), String> {
-        let applied = self.snapshot.as_ref().map_or(0, |s| s.index).max(self.cluster.index).max(self.bounds.first - 1);
-        if self.hard_state.commit < applied {
-            self.hard_state.commit = applied;
-            self.change(Meta::HardState);
+        let compacted = self.bounds.first.saturating_sub(1);
+        let applied = self.snapshot.as_ref().map_or(0, |s| s.index).max(self.cluster.index).max(compacted);
+        if applied > self.bounds.last {
+            return Err(format!("index {applied} counts as applied, but the last entry is {}", self.bounds.last));
         }
-        if self.hard_state.commit > self.bounds.last {
-            return Err(format!("commit {} lies beyond the last entry {}", self.hard_state.commit, self.bounds.last));
+        let commit = self.hard_state.commit.clamp(applied, self.bounds.last);
+        if commit != self.hard_state.commit {
+            self.hard_state.commit = commit;
+            self.change(Meta::HardState);
         }
         if self.terms.last().is_some_and(|(_, term)| *term > self.hard_state.term) {
             return Err(format!("its entries are of a later term than {}", self.hard_state.term));

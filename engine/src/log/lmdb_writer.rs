@@ -17,7 +17,10 @@ use crate::log::record::{self, Meta};
 use crate::log::{LogWrite, LogWriter};
 
 /// Compacted entries deleted by one commit, at least; a commit that appends more deletes twice as many as it appends.
-const DELETIONS: u64 = 1024;
+/// A thousand take about a millisecond, which the entries waiting for this commit wait too.
+const DELETIONS: u64 = 256;
+/// The same for commits that only make room.
+const DELETIONS_FOR_ROOM: u64 = 4096;
 /// Writes that promise nothing and wait for the next one, at most.
 const WAITING: usize = 256;
 /// Of a byte quota, or of the disk, what only compaction may use: LMDB copies pages in order to delete.
@@ -147,7 +150,7 @@ impl LmdbWriter {
                 return Ok(refusal);
             }
             // What is compacted already can go now.
-            self.commit(&[], DELETIONS)?;
+            self.commit(&[], DELETIONS_FOR_ROOM)?;
         }
     }
 

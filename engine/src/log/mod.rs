@@ -7,9 +7,9 @@
 //! transaction; a batch of writes is one transaction with one sync; after the first error nothing is written any more (S10).
 
 mod draft;
-mod files;
+pub(crate) mod files;
 mod inspect;
-mod lmdb;
+pub mod lmdb;
 mod lmdb_env;
 mod lmdb_format;
 mod lmdb_pages;
@@ -19,7 +19,7 @@ mod load;
 mod lock;
 #[cfg(test)]
 mod model_tests;
-mod record;
+pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 
@@ -111,7 +111,9 @@ pub struct LogState {
 
 /// The writing half. Owned by the writer thread alone.
 pub trait LogWriter: Send {
-    /// Makes all writes durable in one transaction with one sync. After an error the log refuses everything (S10).
+    /// Makes all writes durable in one transaction with one sync. After an error the log refuses everything (S10), with the
+    /// same error. One exception: `DiskFull` with `committed` No was found before anything was written; the same batch may be
+    /// tried again, and writes without entries (which compact, for instance) still work.
     fn write(&mut self, writes: &[LogWrite]) -> Result<(), Error>;
 }
 
