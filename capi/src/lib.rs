@@ -6,10 +6,8 @@
 //! live here: any decision of Raft, any I/O of a node.
 //!
 //! Invariants of every exported function:
-//! - it never unwinds: a panic becomes `RAFTIFY_ERR_INTERNAL`, and closes the node or client it happened in
-//! ([`panic`]);
-//! - a NULL, a length without a pointer, text that is not UTF-8 are refused as `RAFTIFY_ERR_INVALID_ARGUMENT`
-//! ([`pointer`]);
+//! - it never unwinds: a panic becomes `RAFTIFY_ERR_INTERNAL`, and closes the node or client it happened in ([`panic`]);
+//! - a NULL, a length without a pointer, text that is not UTF-8 are `RAFTIFY_ERR_INVALID_ARGUMENT` ([`pointer`]);
 //! - in a forked child a handle of the parent is dead: `RAFTIFY_ERR_FORKED`, its free leaks ([`fork`]);
 //! - what may wait for a callback is refused inside one: `RAFTIFY_ERR_REENTRANT` ([`panic`]);
 //! - no lock is held while a foreign function is called.

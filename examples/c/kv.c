@@ -292,11 +292,11 @@ static void reply_error(client *c, raftify_status status, const char *message) {
 }
 
 /* A request that raftify did not accept has no completion: answered here. */
-static void submitted(client *c, raftify_status status, raftify_error *error) {
+static void submitted(client *c, raftify_status status, raftify_error **error) {
   if (status == RAFTIFY_OK) return;
   c->token = 0;
-  reply_error(c, status, raftify_error_message(error));
-  raftify_error_free(error);
+  reply_error(c, status, raftify_error_message(*error));
+  raftify_error_free(*error);
 }
 
 static void request(server *s, client *c, char *line) {
@@ -312,7 +312,7 @@ static void request(server *s, client *c, char *line) {
     raftify_status status = raftify_node_status(s->node, &text, &len, &error);
     if (status == RAFTIFY_OK) reply(c, "", text, len);
     raftify_string_free(text);
-    submitted(c, status, error);
+    submitted(c, status, &error);
     return;
   }
   /* Known before it is submitted: the completion may come at any time after. */
@@ -324,14 +324,14 @@ static void request(server *s, client *c, char *line) {
     command = encode('D', key, "", &len);
   } else if (strcmp(line, "get") == 0 && key != NULL && *key != '\0' && value == NULL) {
     c->key = copy(key, strlen(key));
-    submitted(c, raftify_read(s->node, c->token, RAFTIFY_TIMEOUT_DEFAULT, &error), error);
+    submitted(c, raftify_read(s->node, c->token, RAFTIFY_TIMEOUT_DEFAULT, &error), &error);
     return;
   } else {
     c->token = 0;
     reply(c, "error", "use: put KEY VALUE, get KEY, del KEY, status", 44);
     return;
   }
-  submitted(c, raftify_propose(s->node, c->token, (const uint8_t *)command, len, RAFTIFY_TIMEOUT_DEFAULT, &error), error);
+  submitted(c, raftify_propose(s->node, c->token, (const uint8_t *)command, len, RAFTIFY_TIMEOUT_DEFAULT, &error), &error);
   free(command); /* raftify has its own copy */
 }
 
@@ -495,15 +495,16 @@ static void turn(server *s, int listener) {
   if (polled[0].revents & POLLIN) drain(s);
 }
 
-static void check(raftify_status status, raftify_error *error) {
+/* Takes where the error is, not the error: C may evaluate the arguments of a call in any order. */
+static void check(raftify_status status, raftify_error **error) {
   if (status == RAFTIFY_OK) return;
-  fprintf(stderr, "%s: %s\n", raftify_status_name(status), raftify_error_message(error));
+  fprintf(stderr, "%s: %s\n", raftify_status_name(status), raftify_error_message(*error));
   exit(1);
 }
 
 static void set(raftify_config *config, const char *name, const char *value) {
   raftify_error *error = NULL;
-  check(raftify_config_set(config, name, strlen(name), value, strlen(value), &error), error);
+  check(raftify_config_set(config, name, strlen(name), value, strlen(value), &error), &error);
 }
 
 static uint64_t number(const char *text, uint64_t most) {
@@ -570,8 +571,8 @@ int main(int argc, char **argv) {
   config = must(raftify_config_new());
   set(config, "log_dir", argv[2]);
   set(config, "log_level", "warning");
-  check(raftify_runtime_new(&runtime, &error), error);
-  check(raftify_queue_new(RAFTIFY_WAKE_FD, NULL, NULL, NULL, &s.queue, &error), error);
+  check(raftify_runtime_new(&runtime, &error), &error);
+  check(raftify_queue_new(RAFTIFY_WAKE_FD, NULL, NULL, NULL, &s.queue, &error), &error);
   memset(&machine, 0, sizeof machine);
   machine.struct_size = sizeof machine;
   machine.user_data = &s.kv;
@@ -580,7 +581,7 @@ int main(int argc, char **argv) {
   machine.restore = machine_restore;
   check(raftify_node_start(runtime, s.queue, config, id, self->addr, self->addr_len, peers, peer_count, 1, &machine, &s.node,
                            &error),
-        error);
+        &error);
   raftify_config_free(config);
 
   while (!s.closed) turn(&s, listener);
