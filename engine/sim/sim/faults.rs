@@ -39,8 +39,8 @@ impl World {
             4..7 => self.partition(long),
             7 => {
                 let host = self.hosts.get_mut(&one).expect("alive");
-                host.paused_until = self.now + long;
-                host.late_until = self.now + long;
+                host.paused_until = host.paused_until.max(self.now + long);
+                host.late_until = host.paused_until;
                 self.tell(|| format!("node {one} is paused for {long}"));
             }
             8 | 9 => {

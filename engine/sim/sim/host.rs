@@ -96,6 +96,7 @@ impl World {
         let mut shadow = Shadow::new(log.first_index - 1, log.prev_term, log.first_index - 1);
         let kept = image.read(log.first_index, u64::MAX, u64::MAX);
         self.oracle.wrote(id, &mut shadow, &kept);
+        self.oracle.settles(id, &mut shadow, u64::MAX);
         let options = CoreOptions {
             config,
             node_id: id,
@@ -298,10 +299,6 @@ impl World {
                     meta.index
                 );
             }
-            if let Some(hard_state) = write.hard_state.as_ref().filter(|h| h.vote != 0) {
-                let directory = host.disk.synced.identity.directory.0;
-                self.oracle.votes(at.0, directory, hard_state.term, hard_state.vote);
-            }
         }
         host.disk.queued.extend(writes);
         self.start_write(at);
@@ -333,6 +330,8 @@ impl World {
             return self.wake(at);
         }
         let number = host.disk.sync();
+        let upto = host.disk.synced.last_index();
+        self.oracle.settles(at.0, &mut life.shadow, upto);
         life.core.written(number);
         self.wake(at);
         self.start_write(at);
@@ -501,15 +500,16 @@ impl World {
             }
             MessageType::MsgRequestVote => self.check_vote(at, message, at.0),
             MessageType::MsgAppend | MessageType::MsgHeartbeat => {
-                let host = self.hosts.get(&at.0).expect("a running host");
-                let Some(life) = host.life.as_ref() else { return };
+                let host = self.hosts.get_mut(&at.0).expect("a running host");
+                let Some(life) = host.life.as_mut() else { return };
                 self.oracle.leads(at.0, at.1, message.term, &life.shadow);
+                self.oracle.settles(at.0, &mut life.shadow, message.index + message.entries.len() as u64);
             }
             _ => {}
         }
     }
 
-    fn check_vote(&self, at: Place, message: &Message, candidate: u64) {
+    fn check_vote(&mut self, at: Place, message: &Message, candidate: u64) {
         let hard_state = &self.hosts[&at.0].disk.synced.hard_state;
         assert!(
             hard_state.term > message.term || (hard_state.term == message.term && hard_state.vote == candidate),
@@ -517,6 +517,8 @@ impl World {
             at.0,
             message.term
         );
+        let directory = self.hosts[&at.0].disk.synced.identity.directory.0;
+        self.oracle.votes(at.0, directory, message.term, candidate);
     }
 }
 

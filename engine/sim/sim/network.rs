@@ -140,6 +140,9 @@ impl World {
         self.wake(at);
         if !open {
             self.dial_again(at, to);
+        } else if !self.is_alive(peer) {
+            // Who answered has died meanwhile.
+            self.after(10 * MILLI, Event::Broken { at, peer: to, stream: number });
         }
     }
 

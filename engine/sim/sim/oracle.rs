@@ -16,11 +16,13 @@ pub struct Shadow {
     entries: VecDeque<(u64, u64)>,
     /// Up to here it was compared with what is committed.
     pub checked: u64,
+    /// Up to here the entries were seen by others or by the disk.
+    told: u64,
 }
 
 impl Shadow {
     pub fn new(base: u64, base_term: u64, checked: u64) -> Self {
-        Shadow { base, base_term, entries: VecDeque::new(), checked }
+        Shadow { base, base_term, entries: VecDeque::new(), checked, told: base }
     }
 
     pub fn last(&self) -> u64 {
@@ -82,7 +84,7 @@ pub fn entry_hash(entry: &Entry) -> u64 {
 }
 
 impl Oracle {
-    /// A node writes these entries (or starts with them): the log matching property.
+    /// A node writes these entries (or starts with them): the what its log is, synced or not.
     pub fn wrote(&mut self, node: u64, shadow: &mut Shadow, entries: &[Entry]) {
         for entry in entries {
             assert!(
@@ -99,17 +101,24 @@ impl Oracle {
                 shadow.checked
             );
             shadow.entries.truncate((entry.index - shadow.base - 1) as usize);
-            let before = shadow.term(entry.index - 1).expect("the entry before is there");
-            let hash = entry_hash(entry);
-            let known = *self.entries.entry((entry.index, entry.term)).or_insert((hash, before));
+            shadow.told = shadow.told.min(entry.index - 1);
+            shadow.entries.push_back((entry.term, entry_hash(entry)));
+        }
+    }
+
+    /// Up to this index the entries are on a disk, or leave the node: from now on an index and a term name one entry and one history.
+    /// (What dies with its writer unseen, as of a single voter that wins at once, may be replaced in the same term.)
+    pub fn settles(&mut self, node: u64, shadow: &mut Shadow, upto: u64) {
+        for index in shadow.told.max(shadow.base) + 1..=upto.min(shadow.last()) {
+            let (term, hash) = shadow.at(index).expect("within the log");
+            let before = shadow.term(index - 1).expect("the entry before is there");
+            let known = *self.entries.entry((index, term)).or_insert((hash, before));
             assert_eq!(
                 known,
                 (hash, before),
-                "VIOLATION: log matching: node {node} holds another entry at index {} of term {}",
-                entry.index,
-                entry.term
+                "VIOLATION: log matching: node {node} holds another entry at index {index} of term {term}"
             );
-            shadow.entries.push_back((entry.term, hash));
+            shadow.told = index;
         }
     }
 

@@ -14,6 +14,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use super::deadlines::{Deadlines, Micros};
 use super::membership::{Change, Goal};
+use super::transfer::Transfer;
 use super::Core;
 use crate::cluster::NodeId;
 use crate::error::{Committed, Error, ErrorCode, Result};
@@ -82,8 +83,8 @@ pub(super) struct Requests {
     pub later: Vec<u64>,
     /// Own entries in the log, by index.
     pub placed: BTreeMap<u64, u64>,
-    /// Forwards without an answer: number → requests in it.
-    pub forwards: BTreeMap<u64, Vec<u64>>,
+    /// Forwards without an answer: number → when it went, and the requests in it.
+    pub forwards: BTreeMap<u64, (Micros, Vec<u64>)>,
     pub next_forward: u64,
     /// Numbers taken of other nodes' forwards: (node, start, newest number), oldest first.
     pub taken: VecDeque<(NodeId, u64, u64)>,
@@ -95,6 +96,7 @@ pub(super) struct Requests {
     pub graces: VecDeque<(Micros, u64)>,
     /// Membership changes and reservations that wait for the cluster to look like this.
     pub goals: BTreeMap<u64, Vec<(NodeId, Goal)>>,
+    pub transfers: Vec<Transfer>,
 }
 
 impl Requests {
@@ -273,54 +275,10 @@ impl Core {
             self.requests.graces.push_back((self.now.saturating_add(grace), lost.0));
         }
         self.requests.uncommitted_bytes = 0;
-    }
-
-    /// A transfer is complete when somebody else leads: the one that was named, or anybody if none was.
-    pub(super) fn settle_transfers(&mut self, lost: NodeId) {
-        let leader = self.leader_id();
-        if leader == 0 {
-            return;
-        }
-        let mut moved: Vec<u64> = self
-            .requests
-            .pending
-            .iter()
-            .filter(|(_, p)| match p.what {
-                What::Transfer(to) => p.state != State::Unsent && (leader == to || (to == 0 && leader != lost)),
-                _ => false,
-            })
-            .map(|(request, _)| *request)
-            .collect();
-        moved.sort_unstable();
-        for request in moved {
-            self.complete(request, Ok(Reply::Leader(leader)));
-        }
-    }
-
-    /// Raft gives a transfer one election timeout; then leadership stays here, and whoever asked here is told.
-    fn end_stale_transfers(&mut self) {
-        if !self.is_leader() || self.raw.raft.lead_transferee.is_some() {
-            return;
-        }
-        let mut stale: Vec<u64> = self
-            .requests
-            .pending
-            .iter()
-            .filter(|(_, p)| matches!(p.what, What::Transfer(_)) && p.state == State::Following)
-            .map(|(request, _)| *request)
-            .collect();
-        stale.sort_unstable();
-        for request in stale {
-            let error = Error::not_done(
-                ErrorCode::Membership,
-                format!("the other node did not take over in time; node {} still leads", self.id),
-            );
-            self.complete(request, Err(error));
-        }
+        self.settle_transfers();
     }
 
     pub(super) fn tick_requests(&mut self) {
-        self.end_stale_transfers();
         let later = std::mem::take(&mut self.requests.later);
         self.requests.unsent.extend(later);
         while self.requests.graces.front().is_some_and(|(at, _)| *at <= self.now) {
@@ -346,6 +304,8 @@ impl Core {
                 self.complete(request, Err(error.with_leader(self.leader_hint())));
             }
         }
+        self.give_up_forwards();
+        self.settle_transfers();
         self.check_goals();
     }
 
@@ -394,7 +354,7 @@ impl Core {
 fn fate(pending: &Pending) -> Committed {
     match (&pending.what, pending.state) {
         (What::Read | What::Snapshot | What::BecomeMember, _) | (_, State::Unsent) => Committed::No,
-        (What::Transfer(_), _) => Committed::Unknown,
+        (What::Transfer(_), State::Following) => Committed::Unknown,
         (_, State::Placed { committed: true, .. } | State::Following) => Committed::Yes,
         _ => Committed::Unknown,
     }
