@@ -123,6 +123,7 @@ impl Core {
             fresh: self.is_fresh(),
             recorded: self.cluster.recorded_directory(to).map(Uid::to_bytes).unwrap_or_default(),
             start: self.start,
+            kind: 0,
         }
     }
 

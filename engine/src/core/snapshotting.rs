@@ -81,6 +81,11 @@ impl Core {
         self.raw.store().snapshot_meta().cloned()
     }
 
+    /// The snapshot that the log names, if any.
+    pub fn snapshot(&self) -> Option<Arc<SnapshotMeta>> {
+        self.present_snapshot()
+    }
+
     pub(super) fn snapshot_index(&self) -> u64 {
         self.raw.store().snapshot_meta().map_or(0, |s| s.index)
     }
@@ -236,6 +241,18 @@ impl Core {
         if self.is_leader() {
             self.raw.report_snapshot(to, status);
         }
+    }
+
+    /// Whether a snapshot that a peer wants to send may come: refused before its bytes are.
+    pub fn accepts_snapshot(&self, from: NodeId, index: u64) -> Result<(), String> {
+        if !self.admits(from) {
+            return Err(format!("node {from} is not listened to here"));
+        }
+        let commit = self.raw.raft.raft_log.committed;
+        if index < commit {
+            return Err(format!("the log here goes on from index {commit} already"));
+        }
+        Ok(())
     }
 
     /// A snapshot has come whole: checked, synced, in its place (S6). Now raft may hear of it.

@@ -45,6 +45,11 @@ impl Core {
         Ok(target)
     }
 
+    /// Before it closes, a leader hands over: the others need not wait out an election. False when there is nobody to take over.
+    pub fn retire(&mut self) -> bool {
+        self.is_leader() && self.transfer(0).is_ok()
+    }
+
     /// The leader has begun; the request ends with the next leader, or when the old one has given up waiting.
     pub(super) fn await_transfer(&mut self, request: u64, target: NodeId) {
         let from = self.leader_id();
