@@ -152,7 +152,11 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
                             ),
                         ));
                     }
-                    let done = if promote { cluster.is_voter(id) } else { cluster.is_learner(id) };
+                    // A learner that is marked is on its way already.
+                    let done = match promote {
+                        true => cluster.is_voter(id) || (cluster.is_learner(id) && member.promote),
+                        false => cluster.is_learner(id) && !member.promote,
+                    };
                     if done && member.addr == step.addr && (step.directory.is_empty() || !recorded.is_empty()) {
                         continue;
                     }
