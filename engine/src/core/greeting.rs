@@ -242,9 +242,13 @@ impl Core {
                 false
             }
             Ok(Verdict::Removed) => {
-                if self.identity.incarnation.is_some()
-                    && Uid::from_bytes(&hello.incarnation) == self.identity.incarnation
-                {
+                let theirs = Uid::from_bytes(&hello.incarnation);
+                // An initial member that was removed before it ever joined knows its cluster by the digest alone.
+                let ours = match self.identity.incarnation {
+                    Some(incarnation) => theirs == Some(incarnation),
+                    None => theirs.is_some() && self.identity.digest != 0 && hello.digest == self.identity.digest,
+                };
+                if ours {
                     self.note_removed("the cluster has removed it");
                 }
                 false
