@@ -1,0 +1,3 @@
+use raftify as _;
+#[test]
+fn x() {}
