@@ -12,6 +12,7 @@ pub mod log;
 pub mod machine;
 pub mod request;
 pub mod runtime;
+pub mod snapshots;
 pub mod status;
 pub mod wire;
 

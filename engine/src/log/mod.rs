@@ -6,6 +6,27 @@
 //! Invariants: entries are contiguous; an append at index `i` removes every entry at or above `i` first, in the same
 //! transaction; a batch of writes is one transaction with one sync; after the first error nothing is written any more (S10).
 
+mod draft;
+pub(crate) mod files;
+mod inspect;
+pub mod lmdb;
+mod lmdb_env;
+mod lmdb_format;
+mod lmdb_pages;
+mod lmdb_reader;
+mod lmdb_writer;
+mod load;
+mod lock;
+#[cfg(test)]
+mod model_tests;
+mod record;
+#[cfg(test)]
+mod tests;
+
+pub use inspect::inspect;
+pub use lmdb::{check, open_or_create, LogOptions, NewLog, OpenedLog};
+pub use lock::{lock_descriptors, DirectoryLock};
+
 use std::sync::Arc;
 
 use raft::eraftpb::{Entry, HardState};

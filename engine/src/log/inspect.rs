@@ -1,0 +1,213 @@
+//! What a log holds, as JSON, beside a live node: read with pread only. Takes no lock, writes nothing, opens no file that
+//! carries a lock (closing it would give up the lock of a node in this process).
+//!
+//! How it stays consistent without LMDB's reader table: pages of commit T are reused by commit T + 3 at the earliest. A
+//! part that was read while the newest commit was still T or T + 1 is whole; otherwise it is read again. The small
+//! records are one such part, entries come in parts of a few pages, so they may be a little younger.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use raft::eraftpb::{Entry, EntryType, HardState};
+use serde_json::{json, Value as Json};
+
+use crate::cluster::ClusterState;
+use crate::error::{Error, ErrorCode, Result};
+use crate::log::files::{self, corrupt};
+use crate::log::lmdb_format::{PageFile, Root, Value};
+use crate::log::load::record_error;
+use crate::log::record::{self, Bounds, Key, Meta};
+use crate::log::{lmdb_pages, ClusterRecord, Identity, SnapshotMeta};
+
+/// Entries read as one part.
+const PART: u64 = 64;
+/// Tries per part; each needs to be faster than two commits.
+const TRIES: usize = 1000;
+/// Data in one answer, roughly; the rest is named by `next_index`.
+const MAX_DATA: u64 = 64 << 20;
+
+#[derive(Default)]
+struct Records {
+    identity: Option<Identity>,
+    hard_state: Option<HardState>,
+    cluster: Option<ClusterRecord>,
+    snapshot: Option<SnapshotMeta>,
+    bounds: Option<Bounds>,
+}
+
+/// Shows the log in `directory`: a node's directory, or a `log_dir` that holds exactly one. Entries begin at `from` (0: the
+/// first there is) and are at most `limit`; `next_index` says where to go on, or is null.
+///
+/// Keys: `identity {node_id, directory, incarnation}`, `hard_state {term, vote, commit}`, `snapshot {index, term, size,
+/// has_file}` or null, `membership {index, voters, learners, members {id: addr}}`, `first_index`, `last_index`, `entries`
+/// (each `{index, term, type, size, data, context}`, bytes in hex), `next_index`.
+pub fn inspect(directory: &Path, from: u64, limit: u64) -> Result<Json> {
+    let data_path = find(directory)?;
+    let pages = PageFile::open(&data_path)?;
+    let records = consistent(&pages, small_records)?;
+    let (Some(identity), Some(hard_state), Some(cluster), Some(bounds)) =
+        (records.identity, records.hard_state, records.cluster, records.bounds)
+    else {
+        return Err(Error::storage(
+            ErrorCode::WrongDirectory,
+            &data_path,
+            "an LMDB database, but not of this library: its own records are not in it",
+        ));
+    };
+    let first = from.max(bounds.first);
+    let end = bounds.last.saturating_add(1).min(first.saturating_add(limit));
+    let mut entries = Vec::new();
+    let (mut next, mut bytes) = (first, 0u64);
+    while next < end && bytes < MAX_DATA {
+        let part =
+            consistent(&pages, |pages, root| some_entries(pages, root, next, end.min(next.saturating_add(PART))))?;
+        if part.is_empty() {
+            break;
+        }
+        next = next.saturating_add(part.len() as u64);
+        bytes = part.iter().fold(bytes, |sum, entry| sum.saturating_add(entry.data.len() as u64));
+        entries.extend(part.iter().map(entry_json));
+    }
+    Ok(json!({
+        "identity": {
+            "node_id": identity.node_id,
+            "directory": identity.directory.to_string(),
+            "incarnation": identity.incarnation.map(|i| i.to_string()),
+        },
+        "hard_state": {"term": hard_state.term, "vote": hard_state.vote, "commit": hard_state.commit},
+        "snapshot": records.snapshot.map(|s| json!({
+            "index": s.index, "term": s.term, "size": s.size, "has_file": s.has_file,
+        })),
+        "membership": membership_json(cluster.index, &cluster.cluster),
+        "first_index": bounds.first,
+        "last_index": bounds.last,
+        "entries": entries,
+        "next_index": (next <= bounds.last).then_some(next),
+    }))
+}
+
+/// The data file meant by `directory`.
+fn find(directory: &Path) -> Result<PathBuf> {
+    let wrong = |what: &str| Err(Error::storage(ErrorCode::WrongDirectory, directory, what));
+    let data_of = |node: &Path| node.join(files::LOG_DIR).join(files::DATA_FILE);
+    let direct = data_of(directory);
+    if direct.is_file() {
+        return Ok(direct);
+    }
+    let listing = match std::fs::read_dir(directory) {
+        Ok(listing) => listing,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return wrong("there is no such directory"),
+        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+            return wrong("not a directory; name a node's directory, <log_dir>/node-<id>");
+        }
+        Err(e) => return Err(Error::io(directory, "list the directory", &e)),
+    };
+    let mut found = Vec::new();
+    let mut empty = true;
+    for item in listing.flatten() {
+        empty = false;
+        if data_of(&item.path()).is_file() {
+            found.push(item.file_name().to_string_lossy().into_owned());
+        }
+    }
+    found.sort();
+    match found.as_slice() {
+        [node] => Ok(data_of(&directory.join(node))),
+        [] if empty => wrong("the directory is empty; name a node's directory, <log_dir>/node-<id>"),
+        [] => wrong("no log of this library lies there; name a node's directory, <log_dir>/node-<id>"),
+        several => wrong(&format!("several nodes lie there ({}); name one of them", several.join(", "))),
+    }
+}
+
+/// Reads a part until no commit can have changed its pages meanwhile.
+fn consistent<T>(pages: &PageFile, mut read: impl FnMut(&PageFile, &Root) -> Result<T>) -> Result<T> {
+    let mut last = None;
+    for _ in 0..TRIES {
+        let outcome = pages.newest_root().and_then(|root| Ok((root.txn, read(pages, &root)?)));
+        let now = pages.newest_root();
+        match (outcome, now) {
+            (Ok((txn, part)), Ok(now)) if now.txn <= txn.saturating_add(1) => return Ok(part),
+            // Damage that stays is damage; under a busy node it may be a page that was just reused.
+            (Err(error), _) | (_, Err(error)) => last = Some(error),
+            _ => {}
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        Error::storage(ErrorCode::Overloaded, pages.path(), "the node writes too fast to be read beside it; try again")
+    }))
+}
+
+fn whole(pages: &PageFile, value: Value<'_>) -> Result<Vec<u8>> {
+    match value {
+        Value::Here(bytes) => Ok(bytes.to_vec()),
+        Value::Far { page, size, .. } => pages.far_value(page, size),
+    }
+}
+
+fn small_records(pages: &PageFile, root: &Root) -> Result<Records> {
+    let mut records = Records::default();
+    lmdb_pages::scan(pages, root, &[], &mut |key, value| {
+        let Some(Key::Meta(meta)) = record::parse_key(key) else { return Ok(ControlFlow::Break(())) };
+        let value = whole(pages, value)?;
+        let decoded = match meta {
+            Meta::Identity => record::decode_identity(&value).map(|v| records.identity = Some(v)),
+            Meta::HardState => record::decode_hard_state(&value).map(|v| records.hard_state = Some(v)),
+            Meta::Cluster => record::decode_cluster(&value).map(|v| records.cluster = Some(v)),
+            Meta::Snapshot => record::decode_snapshot(&value).map(|v| records.snapshot = Some(v)),
+            Meta::Bounds => record::decode_bounds(&value).map(|v| records.bounds = Some(v)),
+        };
+        decoded.map_err(|fault| record_error(pages.path(), None, fault))?;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(records)
+}
+
+/// Entries `low..high`; none if they have been compacted meanwhile.
+fn some_entries(pages: &PageFile, root: &Root, low: u64, high: u64) -> Result<Vec<Entry>> {
+    let mut entries: Vec<Entry> = Vec::new();
+    lmdb_pages::scan(pages, root, &record::entry_key(low), &mut |key, value| {
+        let expected = low.saturating_add(entries.len() as u64);
+        if expected >= high || record::parse_key(key) != Some(Key::Entry(expected)) {
+            return Ok(ControlFlow::Break(()));
+        }
+        let value = whole(pages, value)?;
+        let entry = record::decode_entry(expected, &value);
+        entries.push(entry.map_err(|fault| record_error(pages.path(), Some(expected), fault))?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    match entries.last() {
+        Some(last) if last.index >= high => Err(corrupt(pages.path(), "entries out of order")),
+        _ => Ok(entries),
+    }
+}
+
+fn membership_json(index: u64, cluster: &ClusterState) -> Json {
+    let members: serde_json::Map<String, Json> =
+        cluster.members().iter().map(|m| (m.id.to_string(), json!(m.addr))).collect();
+    json!({"index": index, "voters": cluster.voters, "learners": cluster.learners, "members": members})
+}
+
+fn entry_json(entry: &Entry) -> Json {
+    let kind = match EntryType::from_i32(entry.entry_type) {
+        Some(EntryType::EntryNormal) => "EntryNormal".to_string(),
+        Some(EntryType::EntryConfChange) => "EntryConfChange".to_string(),
+        Some(EntryType::EntryConfChangeV2) => "EntryConfChangeV2".to_string(),
+        None => entry.entry_type.to_string(),
+    };
+    json!({
+        "index": entry.index,
+        "term": entry.term,
+        "type": kind,
+        "size": entry.data.len(),
+        "data": hex(&entry.data),
+        "context": hex(&entry.context),
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}

@@ -1,0 +1,62 @@
+//! The reading half of the LMDB log: one short read transaction a call, so that no old page is kept from being reused.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use raft::eraftpb::Entry;
+
+use crate::error::Result;
+use crate::log::files::corrupt;
+use crate::log::lmdb::Shared;
+use crate::log::lmdb_env::translate;
+use crate::log::load::record_error;
+use crate::log::record::{self, Meta};
+use crate::log::LogReader;
+
+pub(crate) struct LmdbReader {
+    shared: Arc<Shared>,
+}
+
+impl LmdbReader {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        LmdbReader { shared }
+    }
+}
+
+impl LogReader for LmdbReader {
+    fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>> {
+        let path = self.shared.data_path.as_path();
+        let failed = |e| translate(path, "read the log", e);
+        let txn = self.shared.db.env.read_txn().map_err(failed)?;
+        let records = &self.shared.db.records;
+        let bounds = records.get(&txn, &Meta::Bounds.key()).map_err(failed)?;
+        let bounds = bounds.ok_or_else(|| corrupt(path, "the bounds of the log are missing"))?;
+        let bounds = record::decode_bounds(bounds).map_err(|fault| record_error(path, None, fault))?;
+        let high = high.min(bounds.last.saturating_add(1));
+        let mut entries = Vec::new();
+        if low < bounds.first || low >= high {
+            return Ok(entries);
+        }
+        let (from, to) = (record::entry_key(low), record::entry_key(high));
+        let range: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Included(&from), Bound::Excluded(&to));
+        let mut bytes = 0u64;
+        let mut expected = low;
+        for item in records.range(&txn, &range).map_err(failed)? {
+            let (key, value) = item.map_err(failed)?;
+            if key != record::entry_key(expected) {
+                break;
+            }
+            let entry = record::decode_entry(expected, value).map_err(|f| record_error(path, Some(expected), f))?;
+            bytes = bytes.saturating_add(entry.data.len() as u64);
+            entries.push(entry);
+            expected = expected.saturating_add(1);
+            if bytes > max_bytes {
+                return Ok(entries);
+            }
+        }
+        if expected < high {
+            return Err(corrupt(path, format_args!("entry {expected} is missing")).with_index(expected));
+        }
+        Ok(entries)
+    }
+}

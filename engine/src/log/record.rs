@@ -1,0 +1,458 @@
+//! Keys and values of the log's one database, and how each proves itself.
+//!
+//! Lives here: encoding, decoding, checking. May not live here: files, transactions, rules of Raft.
+//!
+//! Invariants: every value begins `[format u8][header length u8][2 bytes][CRC32C u32]`, in every format there will ever be;
+//! the CRC covers the key and the header (for small records: the whole value), so it is checked before the format number
+//! is believed, and a record found under a foreign key is damage. An entry's payload has a CRC of its own inside that header.
+
+use raft::eraftpb::{Entry, HardState};
+
+use crate::cluster::{ClusterState, Uid};
+use crate::log::{ClusterRecord, Identity, SnapshotMeta};
+
+/// Highest format this version reads, and the one it writes.
+pub(crate) const FORMAT: u8 = 1;
+
+const PREFIX_META: u8 = 1;
+const PREFIX_ENTRY: u8 = 2;
+const COMMON: usize = 8;
+/// Header of an entry: the common part, index, term, context length, data length, payload CRC.
+const ENTRY_HEADER: usize = COMMON + 28;
+
+/// Why a record cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Not what was written.
+    Damaged(String),
+    /// Whole, but of a format number from the future.
+    TooNew(u8),
+}
+
+fn damaged<T>(what: impl Into<String>) -> Result<T, Fault> {
+    Err(Fault::Damaged(what.into()))
+}
+
+/// The small records beside the entries. They sort before all entries, so that entries are appended at the end of the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Meta {
+    Identity = 1,
+    HardState = 2,
+    Cluster = 3,
+    Snapshot = 4,
+    Bounds = 5,
+}
+
+impl Meta {
+    pub(crate) const ALL: [Meta; 5] = [Meta::Identity, Meta::HardState, Meta::Cluster, Meta::Snapshot, Meta::Bounds];
+
+    pub(crate) fn key(self) -> [u8; 2] {
+        [PREFIX_META, self as u8]
+    }
+}
+
+/// What a key names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    Meta(Meta),
+    Entry(u64),
+}
+
+pub(crate) fn entry_key(index: u64) -> [u8; 9] {
+    let mut key = [PREFIX_ENTRY; 9];
+    if let Some(tail) = key.get_mut(1..) {
+        tail.copy_from_slice(&index.to_be_bytes());
+    }
+    key
+}
+
+/// `None`: no key of ours.
+pub(crate) fn parse_key(key: &[u8]) -> Option<Key> {
+    match key.split_first()? {
+        (&PREFIX_META, [kind]) => Meta::ALL.into_iter().find(|m| *m as u8 == *kind).map(Key::Meta),
+        (&PREFIX_ENTRY, index) => Some(Key::Entry(u64::from_be_bytes(index.try_into().ok()?))),
+        _ => None,
+    }
+}
+
+/// Which part of the log exists, and the running number of the commit that wrote this (S8).
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct Bounds {
+    /// Rises by one with each commit of the database.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// First index that can be read.
+    #[prost(uint64, tag = "2")]
+    pub first: u64,
+    /// Term of the entry before it.
+    #[prost(uint64, tag = "3")]
+    pub prev_term: u64,
+    /// `first - 1` when there is no entry.
+    #[prost(uint64, tag = "4")]
+    pub last: u64,
+    /// Entries from here up to `first - 1` are compacted away but still lie in the tree; deleted in small steps.
+    #[prost(uint64, tag = "5")]
+    pub floor: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct IdentityBody {
+    #[prost(uint64, tag = "1")]
+    node_id: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    directory: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    digest: u64,
+    #[prost(bytes = "vec", tag = "4")]
+    incarnation: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct HardStateBody {
+    #[prost(uint64, tag = "1")]
+    term: u64,
+    #[prost(uint64, tag = "2")]
+    vote: u64,
+    #[prost(uint64, tag = "3")]
+    commit: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ClusterBody {
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    #[prost(message, optional, tag = "2")]
+    cluster: Option<ClusterState>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct SnapshotBody {
+    #[prost(uint64, tag = "1")]
+    index: u64,
+    #[prost(uint64, tag = "2")]
+    term: u64,
+    #[prost(message, optional, tag = "3")]
+    cluster: Option<ClusterState>,
+    #[prost(uint64, tag = "4")]
+    size: u64,
+    #[prost(uint32, tag = "5")]
+    crc: u32,
+    #[prost(bool, tag = "6")]
+    has_file: bool,
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
+}
+
+/// CRC over key and `covered` (a header or a whole value) without its CRC field.
+fn crc_of(key: &[u8], covered: &[u8]) -> u32 {
+    let (head, tail) = covered.split_at(covered.len().min(4));
+    let crc = crc32c::crc32c_append(crc32c::crc32c(key), head);
+    crc32c::crc32c_append(crc, tail.get(4..).unwrap_or_default())
+}
+
+/// A small record: header length 0 says that the CRC covers the whole value.
+fn seal(key: &[u8], body: &impl prost::Message) -> Vec<u8> {
+    let mut value = vec![FORMAT, 0, 0, 0, 0, 0, 0, 0];
+    value.extend_from_slice(&body.encode_to_vec());
+    let crc = crc_of(key, &value);
+    if let Some(field) = value.get_mut(4..8) {
+        field.copy_from_slice(&crc.to_le_bytes());
+    }
+    value
+}
+
+fn unseal<M: prost::Message + Default>(key: &[u8], value: &[u8]) -> Result<M, Fault> {
+    if u32_at(value, 4) != Some(crc_of(key, value)) {
+        return damaged("the checksum of a record does not match");
+    }
+    match value.first() {
+        Some(&FORMAT) => {}
+        Some(&newer) if newer > FORMAT => return Err(Fault::TooNew(newer)),
+        _ => return damaged("a record has no valid format number"),
+    }
+    M::decode(value.get(COMMON..).unwrap_or_default()).or_else(|e| damaged(format!("a record does not decode: {e}")))
+}
+
+pub(crate) fn encode_bounds(bounds: &Bounds) -> Vec<u8> {
+    seal(&Meta::Bounds.key(), bounds)
+}
+
+/// Checks what must hold between the numbers, too.
+pub(crate) fn decode_bounds(value: &[u8]) -> Result<Bounds, Fault> {
+    let bounds: Bounds = unseal(&Meta::Bounds.key(), value)?;
+    let whole = bounds.first >= 1 && bounds.last.checked_add(1).is_some_and(|next| bounds.first <= next);
+    if !whole || bounds.floor > bounds.first || bounds.floor == 0 {
+        return damaged("the bounds of the log contradict each other");
+    }
+    Ok(bounds)
+}
+
+pub(crate) fn encode_identity(identity: &Identity) -> Vec<u8> {
+    let body = IdentityBody {
+        node_id: identity.node_id,
+        directory: identity.directory.to_bytes(),
+        digest: identity.digest,
+        incarnation: identity.incarnation.map(Uid::to_bytes).unwrap_or_default(),
+    };
+    seal(&Meta::Identity.key(), &body)
+}
+
+pub(crate) fn decode_identity(value: &[u8]) -> Result<Identity, Fault> {
+    let body: IdentityBody = unseal(&Meta::Identity.key(), value)?;
+    let Some(directory) = Uid::from_bytes(&body.directory) else {
+        return damaged("the identity has no directory number");
+    };
+    let incarnation = Uid::from_bytes(&body.incarnation);
+    if incarnation.is_none() && !body.incarnation.is_empty() {
+        return damaged("the identity's incarnation is not 16 bytes");
+    }
+    Ok(Identity { node_id: body.node_id, directory, digest: body.digest, incarnation })
+}
+
+pub(crate) fn encode_hard_state(state: &HardState) -> Vec<u8> {
+    seal(&Meta::HardState.key(), &HardStateBody { term: state.term, vote: state.vote, commit: state.commit })
+}
+
+pub(crate) fn decode_hard_state(value: &[u8]) -> Result<HardState, Fault> {
+    let body: HardStateBody = unseal(&Meta::HardState.key(), value)?;
+    Ok(HardState { term: body.term, vote: body.vote, commit: body.commit })
+}
+
+pub(crate) fn encode_cluster(record: &ClusterRecord) -> Vec<u8> {
+    seal(&Meta::Cluster.key(), &ClusterBody { index: record.index, cluster: Some(record.cluster.clone()) })
+}
+
+pub(crate) fn decode_cluster(value: &[u8]) -> Result<ClusterRecord, Fault> {
+    let body: ClusterBody = unseal(&Meta::Cluster.key(), value)?;
+    Ok(ClusterRecord { index: body.index, cluster: body.cluster.unwrap_or_default() })
+}
+
+pub(crate) fn encode_snapshot(meta: &SnapshotMeta) -> Vec<u8> {
+    let body = SnapshotBody {
+        index: meta.index,
+        term: meta.term,
+        cluster: Some(meta.cluster.clone()),
+        size: meta.size,
+        crc: meta.crc,
+        has_file: meta.has_file,
+    };
+    seal(&Meta::Snapshot.key(), &body)
+}
+
+pub(crate) fn decode_snapshot(value: &[u8]) -> Result<SnapshotMeta, Fault> {
+    let body: SnapshotBody = unseal(&Meta::Snapshot.key(), value)?;
+    Ok(SnapshotMeta {
+        index: body.index,
+        term: body.term,
+        cluster: body.cluster.unwrap_or_default(),
+        size: body.size,
+        crc: body.crc,
+        has_file: body.has_file,
+    })
+}
+
+/// What an entry's header says, once its own CRC has been found right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EntryHeader {
+    pub index: u64,
+    pub term: u64,
+    pub entry_type: u8,
+    pub sync_log: bool,
+    pub context_len: u32,
+    pub data_len: u32,
+    payload_crc: u32,
+}
+
+impl EntryHeader {
+    /// Bytes of the whole value.
+    pub(crate) fn value_len(&self) -> u64 {
+        (ENTRY_HEADER as u64).saturating_add(self.context_len.into()).saturating_add(self.data_len.into())
+    }
+}
+
+/// Writes the value of one entry into `out` (cleared first). Fails for what the format cannot hold.
+pub(crate) fn encode_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), Fault> {
+    let (Ok(context_len), Ok(data_len), Ok(entry_type)) =
+        (u32::try_from(entry.context.len()), u32::try_from(entry.data.len()), u8::try_from(entry.entry_type))
+    else {
+        return damaged(format!("the entry at index {} is larger than 4 GiB or of an unknown type", entry.index));
+    };
+    let payload_crc = crc32c::crc32c_append(crc32c::crc32c(&entry.context), &entry.data);
+    out.clear();
+    out.extend_from_slice(&[FORMAT, ENTRY_HEADER as u8, entry_type, u8::from(entry.sync_log), 0, 0, 0, 0]);
+    out.extend_from_slice(&entry.index.to_le_bytes());
+    out.extend_from_slice(&entry.term.to_le_bytes());
+    out.extend_from_slice(&context_len.to_le_bytes());
+    out.extend_from_slice(&data_len.to_le_bytes());
+    out.extend_from_slice(&payload_crc.to_le_bytes());
+    let crc = crc_of(&entry_key(entry.index), out);
+    if let Some(field) = out.get_mut(4..8) {
+        field.copy_from_slice(&crc.to_le_bytes());
+    }
+    out.extend_from_slice(&entry.context);
+    out.extend_from_slice(&entry.data);
+    Ok(())
+}
+
+/// Checks and reads the header of the entry stored under `index`; `value` may be cut off anywhere behind the header.
+pub(crate) fn decode_entry_header(index: u64, value: &[u8]) -> Result<EntryHeader, Fault> {
+    let length = value.get(1).copied().map_or(0, usize::from);
+    let Some(header) = value.get(..length).filter(|h| h.len() >= COMMON) else {
+        return damaged("the header of an entry is cut off");
+    };
+    if u32_at(header, 4) != Some(crc_of(&entry_key(index), header)) {
+        return damaged("the checksum of an entry's header does not match");
+    }
+    match header.first() {
+        Some(&FORMAT) => {}
+        Some(&newer) if newer > FORMAT => return Err(Fault::TooNew(newer)),
+        _ => return damaged("an entry has no valid format number"),
+    }
+    let fields = (u64_at(header, 8), u64_at(header, 16), u32_at(header, 24), u32_at(header, 28), u32_at(header, 32));
+    let (Some(own), Some(term), Some(context_len), Some(data_len), Some(payload_crc)) = fields else {
+        return damaged("the header of an entry is too short");
+    };
+    if own != index {
+        return damaged(format!("the entry stored at this index says that it is {own}"));
+    }
+    Ok(EntryHeader {
+        index,
+        term,
+        entry_type: header.get(2).copied().unwrap_or_default(),
+        sync_log: header.get(3).is_some_and(|flag| *flag != 0),
+        context_len,
+        data_len,
+        payload_crc,
+    })
+}
+
+/// Checks the payload of an entry, given its whole value; returns context and data.
+pub(crate) fn check_payload<'v>(header: &EntryHeader, value: &'v [u8]) -> Result<(&'v [u8], &'v [u8]), Fault> {
+    if value.len() as u64 != header.value_len() {
+        return damaged("an entry is not as long as its header says");
+    }
+    let payload = value.get(ENTRY_HEADER..).unwrap_or_default();
+    if crc32c::crc32c(payload) != header.payload_crc {
+        return damaged("the checksum of an entry's payload does not match");
+    }
+    payload.split_at_checked(header.context_len as usize).ok_or_else(|| Fault::Damaged("an entry is cut off".into()))
+}
+
+/// Checks everything about the entry stored under `index`.
+pub(crate) fn decode_entry(index: u64, value: &[u8]) -> Result<Entry, Fault> {
+    let header = decode_entry_header(index, value)?;
+    let (context, data) = check_payload(&header, value)?;
+    Ok(Entry {
+        entry_type: header.entry_type.into(),
+        term: header.term,
+        index,
+        data: data.to_vec(),
+        context: context.to_vec(),
+        sync_log: header.sync_log,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(index: u64, term: u64, context: &[u8], data: &[u8]) -> Entry {
+        Entry { entry_type: 1, term, index, data: data.to_vec(), context: context.to_vec(), sync_log: true }
+    }
+
+    #[test]
+    fn every_record_comes_back_as_it_was() {
+        let cluster = ClusterState::founding(&BTreeMap::from([(1, "a:1".to_string()), (7, "b:2".to_string())]));
+        let identity = Identity { node_id: 7, directory: Uid(u128::MAX - 3), digest: 9, incarnation: Some(Uid(5)) };
+        assert_eq!(decode_identity(&encode_identity(&identity)), Ok(identity.clone()));
+        let fresh = Identity { incarnation: None, ..identity };
+        assert_eq!(decode_identity(&encode_identity(&fresh)), Ok(fresh));
+        let hard_state = HardState { term: 3, vote: 7, commit: 11 };
+        assert_eq!(decode_hard_state(&encode_hard_state(&hard_state)), Ok(hard_state));
+        let record = ClusterRecord { index: 4, cluster: cluster.clone() };
+        assert_eq!(decode_cluster(&encode_cluster(&record)), Ok(record));
+        let meta = SnapshotMeta { index: 4, term: 2, cluster, size: 1 << 40, crc: 77, has_file: true };
+        assert_eq!(decode_snapshot(&encode_snapshot(&meta)), Ok(meta));
+        let bounds = Bounds { number: 1, first: 5, prev_term: 2, last: 4, floor: 2 };
+        assert_eq!(decode_bounds(&encode_bounds(&bounds)), Ok(bounds));
+    }
+
+    #[test]
+    fn bounds_that_contradict_each_other_are_damage() {
+        for (first, last, floor) in [(0, 0, 1), (5, 3, 5), (5, 9, 6), (1, u64::MAX, 1), (1, 0, 0)] {
+            let value = encode_bounds(&Bounds { number: 1, first, prev_term: 0, last, floor });
+            assert!(matches!(decode_bounds(&value), Err(Fault::Damaged(_))), "{first} {last} {floor}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_told_from_damage() {
+        let key = Meta::Bounds.key();
+        let mut value = encode_bounds(&Bounds { number: 1, first: 1, prev_term: 0, last: 0, floor: 1 });
+        value[0] = FORMAT + 1;
+        assert!(matches!(decode_bounds(&value), Err(Fault::Damaged(_))));
+        let crc = crc_of(&key, &value);
+        value[4..8].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(decode_bounds(&value), Err(Fault::TooNew(FORMAT + 1)));
+
+        let mut value = Vec::new();
+        encode_entry(&entry(3, 1, b"", b"x"), &mut value).unwrap();
+        value[0] = FORMAT + 1;
+        let crc = crc_of(&entry_key(3), &value[..ENTRY_HEADER]);
+        value[4..8].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(decode_entry(3, &value), Err(Fault::TooNew(FORMAT + 1)));
+    }
+
+    #[test]
+    fn a_record_under_a_foreign_key_is_damage() {
+        let mut value = Vec::new();
+        encode_entry(&entry(3, 1, b"", b"x"), &mut value).unwrap();
+        assert!(decode_entry(4, &value).is_err());
+        let hard_state = encode_hard_state(&HardState { term: 3, vote: 7, commit: 11 });
+        assert!(decode_cluster(&hard_state).is_err());
+    }
+
+    #[test]
+    fn keys_sort_meta_first_and_entries_by_index() {
+        let mut keys: Vec<Vec<u8>> = Meta::ALL.iter().map(|m| m.key().to_vec()).collect();
+        keys.extend([1, 255, 256, 1 << 40, u64::MAX].map(|i| entry_key(i).to_vec()));
+        let mut sorted = keys.clone();
+        sorted.sort();
+        assert_eq!(keys, sorted);
+        for key in [&[][..], &[1], &[1, 99], &[1, 1, 1], &[2, 0], &[3, 1]] {
+            assert_eq!(parse_key(key), None, "{key:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_entry_comes_back_and_any_flipped_bit_is_seen(
+            index in 1u64.., term: u64, context: Vec<u8>, data: Vec<u8>, at: usize, bit in 0u8..8
+        ) {
+            let entry = entry(index, term, &context, &data);
+            let mut value = Vec::new();
+            encode_entry(&entry, &mut value).unwrap();
+            prop_assert_eq!(decode_entry(index, &value), Ok(entry));
+            let at = at % value.len();
+            value[at] ^= 1 << bit;
+            prop_assert!(decode_entry(index, &value).is_err());
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoders_panic(bytes: Vec<u8>, index: u64) {
+            let _ = (decode_entry(index, &bytes), decode_entry_header(index, &bytes), parse_key(&bytes));
+            let _ = (decode_bounds(&bytes), decode_identity(&bytes), decode_cluster(&bytes), decode_snapshot(&bytes));
+        }
+    }
+}

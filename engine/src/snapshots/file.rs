@@ -1,0 +1,248 @@
+//! The format of a snapshot file, and the writing of one.
+//!
+//! ```text
+//! header  magic (8)  format u32  body length u32  body (index, term, cluster)  CRC32C u32 over all of it
+//! chunk   length u32  CRC32C u32 over the chunk's number and bytes  bytes; all but the last are CHUNK bytes
+//! footer  magic (8)  size of the state u64  CRC32C of the state u32  CRC32C u32 over the footer before it
+//! ```
+//! Numbers are little-endian. Chunks have a fixed size, so the place of any byte of the state is known.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+
+use crate::cluster::ClusterState;
+use crate::error::{Error, Result};
+use crate::log::files::{corrupt, too_new};
+
+/// State bytes in one chunk.
+pub(super) const CHUNK: usize = 256 << 10;
+/// Bytes before a chunk's own.
+pub(super) const CHUNK_HEADER: usize = 8;
+const FORMAT: u32 = 1;
+const MAGIC: [u8; 8] = *b"RFYSNAP1";
+const END_MAGIC: [u8; 8] = *b"RFYSEND1";
+const HEADER_START: usize = 16;
+pub(super) const FOOTER: usize = 24;
+/// A header larger than this is damage: the cluster record of a hundred thousand members is smaller.
+const MAX_BODY: usize = 64 << 20;
+
+/// What the header says.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Body {
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    #[prost(message, optional, tag = "3")]
+    pub cluster: Option<ClusterState>,
+}
+
+impl Body {
+    pub(super) fn encode_header(&self) -> Vec<u8> {
+        let body = self.encode_to_vec();
+        let mut bytes = Vec::with_capacity(HEADER_START + body.len() + 4);
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&FORMAT.to_le_bytes());
+        bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&body);
+        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+        bytes
+    }
+
+    /// Reads and checks a file's header; returns it and its length.
+    pub(super) fn read(file: &File, path: &Path) -> Result<(Self, u64)> {
+        let mut start = [0; HEADER_START];
+        read_exact(file, path, &mut start, 0)?;
+        let body_len = u32_at(&start, 12) as usize;
+        if start.get(..8) != Some(&MAGIC) || body_len > MAX_BODY {
+            return Err(corrupt(path, "the file does not begin as a snapshot"));
+        }
+        let mut bytes = vec![0; HEADER_START + body_len + 4];
+        read_exact(file, path, &mut bytes, 0)?;
+        let (covered, crc) = bytes.split_at_checked(HEADER_START + body_len).unwrap_or_default();
+        if crc32c::crc32c(covered) != u32_at(crc, 0) {
+            return Err(corrupt(path, "the checksum of the snapshot's header does not match"));
+        }
+        let format = u32_at(&start, 8);
+        if format > FORMAT {
+            return Err(too_new(path, format));
+        }
+        let body = Body::decode(covered.get(HEADER_START..).unwrap_or_default());
+        let body = body.map_err(|e| corrupt(path, format_args!("the snapshot's header does not decode: {e}")))?;
+        Ok((body, bytes.len() as u64))
+    }
+}
+
+/// Size and CRC of the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Footer {
+    pub size: u64,
+    pub crc: u32,
+}
+
+impl Footer {
+    fn encode(self) -> Vec<u8> {
+        let mut bytes = END_MAGIC.to_vec();
+        bytes.extend_from_slice(&self.size.to_le_bytes());
+        bytes.extend_from_slice(&self.crc.to_le_bytes());
+        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+        bytes
+    }
+
+    /// Reads the last bytes of a file and checks that its length is right for them.
+    pub(super) fn read(file: &File, path: &Path, header_len: u64) -> Result<Self> {
+        let length = file.metadata().map_err(|e| Error::io(path, "look at the file", &e))?.len();
+        let mut bytes = [0; FOOTER];
+        let at = length.checked_sub(FOOTER as u64).ok_or_else(|| corrupt(path, "the snapshot is cut off"))?;
+        read_exact(file, path, &mut bytes, at)?;
+        let size = u64::from(u32_at(&bytes, 8)) | u64::from(u32_at(&bytes, 12)) << 32;
+        let footer = Footer { size, crc: u32_at(&bytes, 16) };
+        if footer.encode() != bytes || chunk_at(header_len, size.div_ceil(CHUNK as u64), size) != Some(at) {
+            return Err(corrupt(path, "the snapshot is cut off, or its end is damaged"));
+        }
+        Ok(footer)
+    }
+}
+
+/// Where chunk `number` begins when `state_before` bytes of state lie in the chunks before it.
+fn chunk_at(header_len: u64, number: u64, state_before: u64) -> Option<u64> {
+    header_len.checked_add(number.checked_mul(CHUNK_HEADER as u64)?)?.checked_add(state_before)
+}
+
+/// Where chunk `number` of a file begins.
+pub(super) fn chunk_offset(header_len: u64, number: u64) -> Option<u64> {
+    chunk_at(header_len, number, number.checked_mul(CHUNK as u64)?)
+}
+
+fn chunk_crc(number: u64, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), bytes)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let four = bytes.get(at..).and_then(|tail| tail.get(..4)).and_then(|four| four.try_into().ok());
+    four.map_or(0, u32::from_le_bytes)
+}
+
+fn read_exact(file: &File, path: &Path, buffer: &mut [u8], at: u64) -> Result<()> {
+    file.read_exact_at(buffer, at).map_err(|e| match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => corrupt(path, "the snapshot is cut off"),
+        _ => Error::io(path, "read the snapshot", &e),
+    })
+}
+
+/// Reads chunk `number`, which must hold `length` bytes, into `buffer`.
+pub(super) fn read_chunk(
+    file: &File,
+    path: &Path,
+    header_len: u64,
+    number: u64,
+    length: usize,
+    buffer: &mut Vec<u8>,
+) -> Result<()> {
+    let damaged = || corrupt(path, format_args!("chunk {number} of the snapshot is damaged"));
+    let at = chunk_offset(header_len, number).ok_or_else(damaged)?;
+    buffer.clear();
+    buffer.resize(CHUNK_HEADER + length, 0);
+    read_exact(file, path, buffer, at)?;
+    let (said, crc) = (u32_at(buffer, 0), u32_at(buffer, 4));
+    buffer.drain(..CHUNK_HEADER);
+    if said as usize != length || crc != chunk_crc(number, buffer) {
+        buffer.clear();
+        return Err(damaged());
+    }
+    Ok(())
+}
+
+/// Writes chunks one after the other; holds less than one in memory.
+#[derive(Debug)]
+pub(super) struct ChunkWriter {
+    file: File,
+    path: PathBuf,
+    header_len: u64,
+    /// The chunk being filled, after room for its header.
+    buffer: Vec<u8>,
+    size: u64,
+    crc: u32,
+    failed: Option<Error>,
+}
+
+impl ChunkWriter {
+    /// Begins a file that has just been created.
+    pub(super) fn begin(mut file: File, path: PathBuf, body: &Body) -> Result<Self> {
+        let header = body.encode_header();
+        file.write_all(&header).map_err(|e| Error::io(&path, "write the snapshot", &e))?;
+        Ok(Self::at(file, path, header.len() as u64, 0, 0))
+    }
+
+    /// Goes on behind `size` bytes of state, a multiple of `CHUNK`.
+    pub(super) fn at(file: File, path: PathBuf, header_len: u64, size: u64, crc: u32) -> Self {
+        ChunkWriter { file, path, header_len, buffer: vec![0; CHUNK_HEADER], size, crc, failed: None }
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(super) fn footer(&self) -> Footer {
+        Footer { size: self.size, crc: self.crc }
+    }
+
+    pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        while !bytes.is_empty() {
+            let room = (CHUNK_HEADER + CHUNK).saturating_sub(self.buffer.len());
+            let (now, later) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
+            self.buffer.extend_from_slice(now);
+            self.crc = crc32c::crc32c_append(self.crc, now);
+            self.size = self.size.saturating_add(now.len() as u64);
+            bytes = later;
+            if self.buffer.len() == CHUNK_HEADER + CHUNK {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let length = self.buffer.len().saturating_sub(CHUNK_HEADER);
+        if length == 0 {
+            return Ok(());
+        }
+        let number = self.size.saturating_sub(1) / CHUNK as u64;
+        let crc = chunk_crc(number, self.buffer.get(CHUNK_HEADER..).unwrap_or_default());
+        let head = (length as u32).to_le_bytes().into_iter().chain(crc.to_le_bytes());
+        self.buffer.iter_mut().zip(head).for_each(|(byte, new)| *byte = new);
+        let at = chunk_offset(self.header_len, number).unwrap_or(u64::MAX);
+        self.put(at)?;
+        self.buffer.truncate(CHUNK_HEADER);
+        Ok(())
+    }
+
+    fn put(&mut self, at: u64) -> Result<()> {
+        self.file.write_all_at(&self.buffer, at).map_err(|e| {
+            let error = Error::io(&self.path, "write the snapshot", &e);
+            self.failed = Some(error.clone());
+            error
+        })
+    }
+
+    /// Ends the file and makes it durable.
+    pub(super) fn finish(&mut self) -> Result<Footer> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.flush()?;
+        let footer = self.footer();
+        let chunks = self.size.div_ceil(CHUNK as u64);
+        self.buffer = footer.encode();
+        self.put(chunk_at(self.header_len, chunks, self.size).unwrap_or(u64::MAX))?;
+        self.file.sync_all().map_err(|e| Error::io(&self.path, "sync the snapshot", &e))?;
+        Ok(footer)
+    }
+}

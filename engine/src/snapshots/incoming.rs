@@ -1,0 +1,128 @@
+//! A snapshot on its way here from a peer. What has arrived survives a broken stream and a restart.
+
+use std::fs::{File, OpenOptions};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::log::files::sync_directory;
+use crate::log::SnapshotMeta;
+use crate::snapshots::file::{chunk_offset, read_chunk, Body, ChunkWriter, CHUNK};
+use crate::snapshots::{remove, SnapshotDir, PART};
+use crate::wire::SnapshotHeader;
+
+/// Takes a peer's snapshot in order. Dropped before [`finish`](Self::finish), it leaves a `.part` file, from which the next
+/// [`SnapshotDir::receive`] of the same snapshot goes on.
+#[derive(Debug)]
+pub struct IncomingSnapshot {
+    dir: SnapshotDir,
+    meta: SnapshotMeta,
+    path: PathBuf,
+    /// `None`: there is nothing to receive.
+    chunks: Option<ChunkWriter>,
+}
+
+impl IncomingSnapshot {
+    pub(super) fn begin(dir: SnapshotDir, header: &SnapshotHeader) -> Result<Self> {
+        let meta = SnapshotMeta {
+            index: header.index,
+            term: header.term,
+            cluster: header.cluster.clone().unwrap_or_default(),
+            size: if header.has_file { header.size } else { 0 },
+            crc: if header.has_file { header.crc } else { 0 },
+            has_file: header.has_file,
+        };
+        let path = dir.part_path(header);
+        for (other, _) in dir.files(PART)? {
+            if other != path {
+                remove(&other)?;
+            }
+        }
+        let mut incoming = IncomingSnapshot { dir, meta, path, chunks: None };
+        // It may have arrived whole before a crash, with no log to name it yet.
+        if header.has_file && incoming.dir.verify(&incoming.meta).is_err() {
+            incoming.chunks = Some(incoming.open_part()?);
+        }
+        Ok(incoming)
+    }
+
+    /// Goes on with what is there, up to its first chunk that is cut off or damaged; or begins anew.
+    fn open_part(&self) -> Result<ChunkWriter> {
+        let path = &self.path;
+        let body = Body { index: self.meta.index, term: self.meta.term, cluster: Some(self.meta.cluster.clone()) };
+        let failed = |e: &std::io::Error| Error::io(path, "receive the snapshot", e);
+        if let Ok(file) = OpenOptions::new().read(true).write(true).open(path) {
+            if let Some((size, crc, header_len)) = arrived(&file, path, &body, self.meta.size) {
+                let end = chunk_offset(header_len, size / CHUNK as u64).unwrap_or(header_len);
+                file.set_len(end).map_err(|e| failed(&e))?;
+                return Ok(ChunkWriter::at(file, path.clone(), header_len, size, crc));
+            }
+        }
+        remove(path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(|e| failed(&e))?;
+        ChunkWriter::begin(file, path.clone(), &body)
+    }
+
+    /// Bytes of the state that have arrived: where the sender goes on.
+    pub fn offset(&self) -> u64 {
+        self.chunks.as_ref().map_or(self.meta.size, ChunkWriter::size)
+    }
+
+    /// Takes state bytes that begin at `offset`. What has arrived already is skipped; a gap, or more than was announced, is
+    /// `SnapshotFailed` and changes nothing.
+    pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let arrived = self.offset();
+        let end = offset.checked_add(bytes.len() as u64);
+        if offset > arrived || end.is_none_or(|end| end > self.meta.size) {
+            let what = format!("the peer sent bytes {offset} and on, {} of them", bytes.len());
+            return Err(self.refused(format_args!("{what}; {arrived} of {} have arrived", self.meta.size)));
+        }
+        let known = usize::try_from(arrived.saturating_sub(offset)).unwrap_or(usize::MAX);
+        match (&mut self.chunks, bytes.get(known..)) {
+            (Some(chunks), Some(fresh)) => chunks.write(fresh),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the snapshot durable under its final name (S6), when all of it has arrived as announced; otherwise
+    /// `SnapshotFailed`. What arrived damaged is thrown away.
+    pub fn finish(mut self) -> Result<SnapshotMeta> {
+        let Some(chunks) = &mut self.chunks else { return Ok(self.meta) };
+        let footer = chunks.footer();
+        if footer.size != self.meta.size {
+            return Err(self.refused(format_args!("{} of {} bytes have arrived", footer.size, self.meta.size)));
+        }
+        if footer.crc != self.meta.crc {
+            remove(&self.path)?;
+            return Err(self.refused(format_args!("what has arrived does not match its checksum; it is sent again")));
+        }
+        chunks.finish()?;
+        let path = self.dir.path(&self.meta);
+        std::fs::rename(&self.path, &path).map_err(|e| Error::io(&path, "put the snapshot in place", &e))?;
+        sync_directory(&self.dir.path)?;
+        Ok(self.meta)
+    }
+
+    fn refused(&self, what: std::fmt::Arguments<'_>) -> Error {
+        Error::storage(ErrorCode::SnapshotFailed, &self.path, what).with_index(self.meta.index)
+    }
+}
+
+/// State bytes in the whole chunks of a part file, their CRC, and the header's length; `None`: nothing usable.
+fn arrived(file: &File, path: &Path, body: &Body, size: u64) -> Option<(u64, u32, u64)> {
+    let (found, header_len) = Body::read(file, path).ok()?;
+    if found != *body {
+        return None;
+    }
+    let (mut arrived, mut crc) = (0u64, 0);
+    let mut chunk = Vec::new();
+    // The last, shorter chunk is asked for again: only whole ones are ever written before the end.
+    while size.saturating_sub(arrived) >= CHUNK as u64 {
+        let number = arrived / CHUNK as u64;
+        if read_chunk(file, path, header_len, number, CHUNK, &mut chunk).is_err() {
+            break;
+        }
+        crc = crc32c::crc32c_append(crc, &chunk);
+        arrived = arrived.saturating_add(CHUNK as u64);
+    }
+    Some((arrived, crc, header_len))
+}

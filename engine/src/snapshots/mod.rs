@@ -1,0 +1,142 @@
+//! Snapshot files: written, checked, streamed, received, pruned. They lie in `<node directory>/snapshots/`.
+//!
+//! Lives here: files and their format. May not live here: when to take or send one, and what the log names.
+//!
+//! Invariants: a file under its final name is whole and synced, its name durable (S6); a name carries size and checksum, so
+//! a second snapshot of the same index never replaces the one that the log names; every byte read has been checked; a few
+//! chunks are in memory, never a whole state. The file that the log names is never removed.
+
+mod file;
+mod incoming;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::path::{Path, PathBuf};
+
+pub use incoming::IncomingSnapshot;
+pub use reader::SnapshotReader;
+pub use writer::SnapshotWriter;
+
+use crate::cluster::ClusterState;
+use crate::error::{Error, Result};
+use crate::log::files::{make_directory, sync_directory, SNAPSHOTS_DIR};
+use crate::log::SnapshotMeta;
+use crate::wire::SnapshotHeader;
+
+/// A whole snapshot.
+const WHOLE: &str = "snapshot";
+/// One being written here; worthless after a crash.
+const UNFINISHED: &str = "new";
+/// One being received; what is in it is kept for the rest.
+const PART: &str = "part";
+
+/// What a peer is told ahead of a snapshot's bytes.
+pub fn wire_header(meta: &SnapshotMeta) -> SnapshotHeader {
+    SnapshotHeader {
+        index: meta.index,
+        term: meta.term,
+        size: meta.size,
+        crc: meta.crc,
+        cluster: Some(meta.cluster.clone()),
+        has_file: meta.has_file,
+    }
+}
+
+/// The snapshots of one node. Cheap to clone; may be used from several threads, but only one receives at a time.
+#[derive(Clone, Debug)]
+pub struct SnapshotDir {
+    path: PathBuf,
+}
+
+impl SnapshotDir {
+    /// Opens, or makes, `snapshots/` in a node's directory, whose lock the caller holds. What was being written at a crash
+    /// is removed; what was being received stays.
+    pub fn open(node_directory: &Path) -> Result<Self> {
+        let dir = SnapshotDir { path: node_directory.join(SNAPSHOTS_DIR) };
+        make_directory(&dir.path)?;
+        for (path, _) in dir.files(UNFINISHED)? {
+            remove(&path)?;
+        }
+        // S5: the names that are read from now on are durable.
+        sync_directory(&dir.path)?;
+        Ok(dir)
+    }
+
+    /// Begins the snapshot of the state at exactly `index`, with the cluster as of that index (S13).
+    pub fn create(&self, index: u64, term: u64, cluster: &ClusterState) -> Result<SnapshotWriter> {
+        SnapshotWriter::begin(self.clone(), index, term, cluster)
+    }
+
+    /// Opens a snapshot's state for reading. `CorruptData` when the file is missing, damaged, or another one.
+    pub fn open_reader(&self, meta: &SnapshotMeta) -> Result<SnapshotReader> {
+        SnapshotReader::open(&self.path(meta), meta)
+    }
+
+    /// Reads and checks every byte of a snapshot. One without a file is whole.
+    pub fn verify(&self, meta: &SnapshotMeta) -> Result<()> {
+        if meta.has_file {
+            self.open_reader(meta)?.verify()?;
+        }
+        Ok(())
+    }
+
+    /// Begins to receive, or goes on where a broken-off transfer of exactly this snapshot ended. Others begun are dropped.
+    pub fn receive(&self, header: &SnapshotHeader) -> Result<IncomingSnapshot> {
+        IncomingSnapshot::begin(self.clone(), header)
+    }
+
+    /// All whole snapshots whose first and last bytes are right, newest first.
+    pub fn list(&self) -> Result<Vec<SnapshotMeta>> {
+        let mut found: Vec<_> =
+            self.files(WHOLE)?.iter().filter_map(|(path, _)| reader::read_meta(path).ok()).collect();
+        found.sort_by_key(|meta| std::cmp::Reverse((meta.index, meta.term)));
+        Ok(found)
+    }
+
+    /// Removes snapshots older than `keep` but for the `also_older` newest of them. Newer ones stay: the log may be about to
+    /// name one.
+    pub fn prune(&self, keep: &SnapshotMeta, also_older: usize) -> Result<()> {
+        let kept = self.path(keep);
+        let mut older: Vec<_> =
+            self.files(WHOLE)?.into_iter().filter(|(path, index)| *index <= keep.index && *path != kept).collect();
+        older.sort_by_key(|(_, index)| std::cmp::Reverse(*index));
+        for (path, _) in older.iter().skip(also_older) {
+            remove(path)?;
+        }
+        Ok(())
+    }
+
+    /// Where a snapshot with a file lies.
+    pub fn path(&self, meta: &SnapshotMeta) -> PathBuf {
+        self.path.join(format!("{}.{WHOLE}", name(meta.index, meta.term, meta.size, meta.crc)))
+    }
+
+    fn part_path(&self, header: &SnapshotHeader) -> PathBuf {
+        self.path.join(format!("{}.{PART}", name(header.index, header.term, header.size, header.crc)))
+    }
+
+    /// Files of a kind, with the index in their names.
+    fn files(&self, kind: &str) -> Result<Vec<(PathBuf, u64)>> {
+        let listed = std::fs::read_dir(&self.path).and_then(|listing| listing.collect::<std::io::Result<Vec<_>>>());
+        let listed = listed.map_err(|e| Error::io(&self.path, "list the snapshots", &e))?;
+        let index_of = |path: &Path| {
+            let name = path.file_name()?.to_str()?.strip_suffix(kind)?.strip_suffix('.')?.to_string();
+            name.split('-').next()?.parse().ok()
+        };
+        Ok(listed.into_iter().filter_map(|item| Some((item.path(), index_of(&item.path())?))).collect())
+    }
+}
+
+/// Index first and of fixed width: names sort by age.
+fn name(index: u64, term: u64, size: u64, crc: u32) -> String {
+    format!("{index:020}-{term}-{size}-{crc:08x}")
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, "remove the file", &e)),
+        _ => Ok(()),
+    }
+}

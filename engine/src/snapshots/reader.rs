@@ -1,0 +1,119 @@
+//! A snapshot being read: for the state machine, or for a peer.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::log::files::corrupt;
+use crate::log::SnapshotMeta;
+use crate::snapshots::file::{read_chunk, Body, Footer, CHUNK};
+
+/// Reads the state in a snapshot file; holds one chunk. Every byte handed out has been checked against its chunk's checksum.
+#[derive(Debug)]
+pub struct SnapshotReader {
+    file: File,
+    path: PathBuf,
+    header_len: u64,
+    footer: Footer,
+    /// The chunk in memory.
+    number: Option<u64>,
+    chunk: Vec<u8>,
+    position: u64,
+}
+
+fn open_file(path: &Path) -> Result<File> {
+    File::open(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => corrupt(path, "the snapshot is missing"),
+        _ => Error::io(path, "open the snapshot", &e),
+    })
+}
+
+/// What a file says about itself in its first and last bytes.
+pub(super) fn read_meta(path: &Path) -> Result<SnapshotMeta> {
+    let file = open_file(path)?;
+    let (body, header_len) = Body::read(&file, path)?;
+    let footer = Footer::read(&file, path, header_len)?;
+    Ok(SnapshotMeta {
+        index: body.index,
+        term: body.term,
+        cluster: body.cluster.unwrap_or_default(),
+        size: footer.size,
+        crc: footer.crc,
+        has_file: true,
+    })
+}
+
+impl SnapshotReader {
+    pub(super) fn open(path: &Path, meta: &SnapshotMeta) -> Result<Self> {
+        if !meta.has_file {
+            return Err(Error::storage(
+                ErrorCode::Internal,
+                path,
+                format_args!("the snapshot at {} has no file: there is no state in it", meta.index),
+            ));
+        }
+        let file = open_file(path)?;
+        let (body, header_len) = Body::read(&file, path)?;
+        let footer = Footer::read(&file, path, header_len)?;
+        let same = (body.index, body.term, footer.size, footer.crc) == (meta.index, meta.term, meta.size, meta.crc)
+            && body.cluster.as_ref() == Some(&meta.cluster);
+        if !same {
+            return Err(corrupt(path, "the file holds another snapshot than its name says"));
+        }
+        let path = path.to_path_buf();
+        Ok(SnapshotReader { file, path, header_len, footer, number: None, chunk: Vec::new(), position: 0 })
+    }
+
+    /// Bytes of the state.
+    pub fn size(&self) -> u64 {
+        self.footer.size
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads on from where the last `read` ended; 0 at the end.
+    pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let count = self.read_at(self.position, buffer)?;
+        self.position = self.position.saturating_add(count as u64);
+        Ok(count)
+    }
+
+    /// Reads the state's bytes from `offset` on, at most up to the end of a chunk; 0 at or behind the end.
+    pub fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        if offset >= self.footer.size || buffer.is_empty() {
+            return Ok(0);
+        }
+        let number = offset / CHUNK as u64;
+        if self.number != Some(number) {
+            self.number = None;
+            let rest = self.footer.size.saturating_sub(number.saturating_mul(CHUNK as u64));
+            let length = usize::try_from(rest).unwrap_or(usize::MAX).min(CHUNK);
+            read_chunk(&self.file, &self.path, self.header_len, number, length, &mut self.chunk)?;
+            self.number = Some(number);
+        }
+        let from = self.chunk.get((offset % CHUNK as u64) as usize..).unwrap_or_default();
+        let count = from.len().min(buffer.len());
+        buffer.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        Ok(count)
+    }
+
+    /// Reads everything from the start and checks the checksum of the whole.
+    pub fn verify(&mut self) -> Result<()> {
+        let (mut offset, mut crc) = (0, 0);
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let count = self.read_at(offset, &mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            crc = crc32c::crc32c_append(crc, buffer.get(..count).unwrap_or_default());
+            offset = offset.saturating_add(count as u64);
+        }
+        if (offset, crc) != (self.footer.size, self.footer.crc) {
+            return Err(corrupt(&self.path, "the checksum of the whole snapshot does not match"));
+        }
+        Ok(())
+    }
+}

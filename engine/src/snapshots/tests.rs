@@ -1,0 +1,254 @@
+//! Snapshot files as a whole.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::file::CHUNK;
+use super::*;
+use crate::error::ErrorCode;
+
+fn cluster() -> ClusterState {
+    ClusterState::founding(&BTreeMap::from([(1, "a:1".into()), (2, "b:2".into())]))
+}
+
+fn state(size: usize) -> Vec<u8> {
+    (0..size).map(|n| (n ^ ((n >> 8) * 31)) as u8).collect()
+}
+
+fn written(dir: &SnapshotDir, index: u64, state: &[u8]) -> SnapshotMeta {
+    let mut writer = dir.create(index, 2, &cluster()).unwrap();
+    state.chunks(100_000).for_each(|part| writer.write(part).unwrap());
+    writer.finish().unwrap()
+}
+
+fn read_all(dir: &SnapshotDir, meta: &SnapshotMeta) -> Result<Vec<u8>> {
+    let mut reader = dir.open_reader(meta)?;
+    let (mut all, mut buffer) = (Vec::new(), vec![0; 70_001]);
+    loop {
+        match reader.read(&mut buffer)? {
+            0 => return Ok(all),
+            count => all.extend_from_slice(&buffer[..count]),
+        }
+    }
+}
+
+#[test]
+fn a_state_of_any_size_comes_back_and_verifies() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(dir.path()).unwrap();
+    for (index, size) in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 77].into_iter().enumerate() {
+        let state = state(size);
+        let meta = written(&dir, index as u64 + 1, &state);
+        assert_eq!((meta.size, meta.crc, meta.has_file), (size as u64, crc32c::crc32c(&state), true));
+        assert_eq!(meta.cluster, cluster());
+        assert!(read_all(&dir, &meta).unwrap() == state, "{size}");
+        dir.verify(&meta).unwrap();
+        assert_eq!(dir.list().unwrap()[0], meta);
+        let mut tail = [0; 9];
+        let from = (size as u64).saturating_sub(4);
+        let count = dir.open_reader(&meta).unwrap().read_at(from, &mut tail).unwrap();
+        assert_eq!(tail[..count], state[from as usize..][..count]);
+    }
+}
+
+#[test]
+fn what_is_not_finished_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let mut writer = dir.create(5, 1, &cluster()).unwrap();
+    writer.write(&state(CHUNK * 2)).unwrap();
+    assert_eq!(writer.size(), CHUNK as u64 * 2);
+    drop(writer);
+    assert_eq!(std::fs::read_dir(&dir.path).unwrap().count(), 0);
+    // A crash leaves the temporary file; the next start removes it.
+    std::mem::forget(dir.create(6, 1, &cluster()).unwrap());
+    assert_eq!(std::fs::read_dir(&dir.path).unwrap().count(), 1);
+    SnapshotDir::open(root.path()).unwrap();
+    assert_eq!(std::fs::read_dir(&dir.path).unwrap().count(), 0);
+}
+
+#[test]
+fn a_second_snapshot_of_an_index_does_not_replace_the_first() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let first = written(&dir, 5, b"one state");
+    let second = written(&dir, 5, b"the same state, other bytes");
+    assert_eq!(read_all(&dir, &first).unwrap(), b"one state");
+    assert_eq!(read_all(&dir, &second).unwrap(), b"the same state, other bytes");
+    dir.prune(&second, 0).unwrap();
+    assert_eq!(dir.list().unwrap(), [second]);
+}
+
+#[test]
+fn any_flipped_bit_or_cut_is_found_by_the_check() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let meta = written(&dir, 5, &state(CHUNK + 5000));
+    let path = dir.path(&meta);
+    let whole = std::fs::read(&path).unwrap();
+    let places = (0..whole.len()).filter(|at| *at < 200 || *at + 60 > whole.len() || at % 4099 == 0);
+    for (n, at) in places.enumerate() {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1 << (n % 8);
+        std::fs::write(&path, &damaged).unwrap();
+        let error = dir.verify(&meta).expect_err("a flipped bit");
+        assert_eq!((error.code, error.path.as_ref()), (ErrorCode::CorruptData, Some(&path)), "{at}");
+    }
+    for length in [0, 7, 30, 4000, CHUNK, whole.len() - 1] {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        assert_eq!(dir.verify(&meta).unwrap_err().code, ErrorCode::CorruptData, "{length}");
+    }
+    std::fs::write(&path, [whole.as_slice(), b"x"].concat()).unwrap();
+    assert_eq!(dir.verify(&meta).unwrap_err().code, ErrorCode::CorruptData);
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(dir.verify(&meta).unwrap_err().code, ErrorCode::CorruptData);
+    std::fs::write(&path, &whole).unwrap();
+    dir.verify(&meta).unwrap();
+    let other = SnapshotMeta { cluster: ClusterState::default(), ..meta };
+    assert_eq!(dir.verify(&other).unwrap_err().code, ErrorCode::CorruptData);
+}
+
+#[test]
+fn a_newer_format_is_told_from_damage() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let meta = written(&dir, 5, b"state");
+    let path = dir.path(&meta);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8] += 1;
+    let body = u32::from_le_bytes(bytes[12..16].try_into().unwrap()) as usize;
+    let crc = crc32c::crc32c(&bytes[..16 + body]);
+    bytes[16 + body..20 + body].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!(dir.verify(&meta).unwrap_err().code, ErrorCode::FormatTooNew);
+}
+
+#[test]
+fn pruning_keeps_the_named_one_some_older_and_all_newer() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let metas: Vec<SnapshotMeta> = (1..=6).map(|index| written(&dir, index * 10, &state(10))).collect();
+    std::fs::write(dir.path.join("notes.txt"), b"").unwrap();
+    dir.prune(&metas[3], 1).unwrap();
+    let left: Vec<u64> = dir.list().unwrap().iter().map(|m| m.index).collect();
+    assert_eq!(left, [60, 50, 40, 30]);
+    let founding = SnapshotMeta { index: 45, has_file: false, ..metas[0].clone() };
+    dir.prune(&founding, 0).unwrap();
+    let left: Vec<u64> = dir.list().unwrap().iter().map(|m| m.index).collect();
+    assert_eq!(left, [60, 50]);
+    assert!(dir.path.join("notes.txt").exists());
+}
+
+#[test]
+fn a_broken_off_transfer_goes_on_after_a_restart() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let sender = SnapshotDir::open(from.path()).unwrap();
+    let content = state(3 * CHUNK + 500);
+    let meta = written(&sender, 9, &content);
+    let header = wire_header(&meta);
+    let receiver = SnapshotDir::open(to.path()).unwrap();
+    let mut incoming = receiver.receive(&header).unwrap();
+    assert_eq!(incoming.offset(), 0);
+    incoming.write_at(0, &content[..2 * CHUNK + 70]).unwrap();
+    assert_eq!(incoming.offset(), 2 * CHUNK as u64 + 70);
+    drop(incoming);
+
+    let receiver = SnapshotDir::open(to.path()).unwrap();
+    let mut incoming = receiver.receive(&header).unwrap();
+    assert_eq!(incoming.offset(), 2 * CHUNK as u64);
+    let gap = incoming.write_at(2 * CHUNK as u64 + 1, b"x").unwrap_err();
+    let more = incoming.write_at(2 * CHUNK as u64, &vec![0; 2 * CHUNK]).unwrap_err();
+    assert_eq!((gap.code, more.code), (ErrorCode::SnapshotFailed, ErrorCode::SnapshotFailed));
+    // Bytes that have arrived already are skipped.
+    incoming.write_at(CHUNK as u64, &content[CHUNK..3 * CHUNK]).unwrap();
+    let mut source = sender.open_reader(&meta).unwrap();
+    let mut buffer = vec![0; 1000];
+    while incoming.offset() < meta.size {
+        let count = source.read_at(incoming.offset(), &mut buffer).unwrap();
+        incoming.write_at(incoming.offset(), &buffer[..count]).unwrap();
+    }
+    assert_eq!(incoming.finish().unwrap(), meta);
+    assert!(read_all(&receiver, &meta).unwrap() == content);
+    assert_eq!(std::fs::read_dir(&receiver.path).unwrap().count(), 1);
+    // Whole already, but perhaps not yet named by the log: nothing is asked for again.
+    let again = receiver.receive(&header).unwrap();
+    assert_eq!(again.offset(), meta.size);
+    assert_eq!(again.finish().unwrap(), meta);
+}
+
+#[test]
+fn damage_in_what_has_arrived_is_asked_for_again() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let content = state(3 * CHUNK);
+    let header = SnapshotHeader {
+        index: 9,
+        term: 2,
+        size: content.len() as u64,
+        crc: crc32c::crc32c(&content),
+        cluster: Some(cluster()),
+        has_file: true,
+    };
+    let mut incoming = dir.receive(&header).unwrap();
+    incoming.write_at(0, &content[..2 * CHUNK]).unwrap();
+    let early = incoming.finish().unwrap_err();
+    assert_eq!((early.code, early.index), (ErrorCode::SnapshotFailed, Some(9)));
+    let part = dir.part_path(&header);
+    let mut bytes = std::fs::read(&part).unwrap();
+    let at = bytes.len() - 10;
+    bytes[at] ^= 1;
+    std::fs::write(&part, &bytes).unwrap();
+    let mut incoming = dir.receive(&header).unwrap();
+    assert_eq!(incoming.offset(), CHUNK as u64);
+    // A peer that sends other bytes than it announced: found at the end, and not kept.
+    incoming.write_at(CHUNK as u64, &vec![7; 2 * CHUNK]).unwrap();
+    assert_eq!(incoming.finish().unwrap_err().code, ErrorCode::SnapshotFailed);
+    assert_eq!(dir.receive(&header).unwrap().offset(), 0);
+    // Another snapshot drops the part of this one.
+    let other = dir.receive(&SnapshotHeader { index: 10, ..header }).unwrap();
+    assert_eq!(std::fs::read_dir(&dir.path).unwrap().count(), 1);
+    drop(other);
+}
+
+#[test]
+fn a_snapshot_without_a_file_needs_none() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let header = SnapshotHeader { index: 1, term: 1, cluster: Some(cluster()), ..Default::default() };
+    let meta = dir.receive(&header).unwrap().finish().unwrap();
+    assert!(!meta.has_file);
+    dir.verify(&meta).unwrap();
+    assert_eq!(dir.open_reader(&meta).unwrap_err().code, ErrorCode::Internal);
+    assert_eq!(std::fs::read_dir(&dir.path).unwrap().count(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..Default::default() })]
+    #[test]
+    fn a_transfer_in_any_pieces_with_any_restarts_is_the_same_file(
+        size in 0..3 * CHUNK, pieces in proptest::collection::vec((1..CHUNK, 0u64..4), 1..20)
+    ) {
+        let root = tempfile::tempdir().unwrap();
+        let dir = SnapshotDir::open(root.path()).unwrap();
+        let content = state(size);
+        let header = SnapshotHeader {
+            index: 3, term: 1, size: size as u64, crc: crc32c::crc32c(&content), cluster: Some(cluster()), has_file: true,
+        };
+        let mut incoming = dir.receive(&header).unwrap();
+        for (length, restart) in pieces {
+            let at = incoming.offset() as usize;
+            incoming.write_at(at as u64, &content[at..(at + length).min(size)]).unwrap();
+            if restart == 0 {
+                drop(incoming);
+                incoming = dir.receive(&header).unwrap();
+                prop_assert!(incoming.offset() as usize + CHUNK > at);
+            }
+        }
+        let at = incoming.offset();
+        incoming.write_at(at, &content[at as usize..]).unwrap();
+        let meta = incoming.finish().unwrap();
+        prop_assert!(read_all(&dir, &meta).unwrap() == content);
+        dir.verify(&meta).unwrap();
+    }
+}
