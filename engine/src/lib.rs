@@ -4,16 +4,19 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod core;
 pub mod error;
 pub mod log;
 pub mod machine;
+pub mod node;
 pub mod request;
 pub mod runtime;
 pub mod snapshots;
 pub mod status;
+pub mod transport;
 pub mod wire;
 
 pub use cluster::{ClusterState, Member, NodeId, Uid};

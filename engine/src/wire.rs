@@ -36,6 +36,18 @@ pub struct Hello {
     /// Drawn at the speaker's start.
     #[prost(uint64, tag = "10")]
     pub start: u64,
+    /// What the stream is for: a [`StreamKind`]. Set by the transport.
+    #[prost(enumeration = "StreamKind", tag = "11")]
+    pub kind: i32,
+}
+
+/// What a stream between two nodes carries. Each has a connection of its own, so that none waits behind another (S18).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum StreamKind {
+    Control = 0,
+    Bulk = 1,
+    Snapshot = 2,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
@@ -67,7 +79,7 @@ pub struct Welcome {
     pub hello: Option<Hello>,
 }
 
-/// One batch on a peer stream. `crc` is CRC32C over `items` as sent.
+/// One batch on a peer stream. Its checksum lies in the envelope of every message (`transport::envelope`).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Frame {
     #[prost(message, repeated, tag = "1")]
@@ -154,6 +166,65 @@ pub struct SnapshotHeader {
     /// False: no state, the cluster record alone.
     #[prost(bool, tag = "6")]
     pub has_file: bool,
+}
+
+/// From the sender of a snapshot, in this order: the stream's [`Hello`], one [`SnapshotOpen`], chunks.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotUp {
+    #[prost(oneof = "SnapshotUpBody", tags = "1, 2, 3")]
+    pub body: Option<SnapshotUpBody>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum SnapshotUpBody {
+    #[prost(message, tag = "1")]
+    Hello(Hello),
+    #[prost(message, tag = "2")]
+    Open(SnapshotOpen),
+    #[prost(message, tag = "3")]
+    Chunk(SnapshotChunk),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotOpen {
+    #[prost(message, optional, tag = "1")]
+    pub header: Option<SnapshotHeader>,
+    /// The MsgSnapshot (eraftpb.Message, encoded), given to raft once the file is whole.
+    #[prost(bytes = "vec", tag = "2")]
+    pub raft_message: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotChunk {
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub data: Vec<u8>,
+}
+
+/// From the receiver of a snapshot: Welcome, Resume, then Working now and then, at last Done or Refused.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotDown {
+    #[prost(oneof = "SnapshotDownBody", tags = "1, 2, 3, 4, 5")]
+    pub body: Option<SnapshotDownBody>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum SnapshotDownBody {
+    #[prost(message, tag = "1")]
+    Welcome(Welcome),
+    /// Send from this offset on.
+    #[prost(uint64, tag = "2")]
+    Resume(u64),
+    /// Still at it (a slow disk); bytes written so far.
+    #[prost(uint64, tag = "3")]
+    Working(u64),
+    /// The file is whole, checked and durable.
+    #[prost(bool, tag = "4")]
+    Done(bool),
+    /// Not taken, or broken off: why.
+    #[prost(string, tag = "5")]
+    Refused(String),
 }
 
 /// The context of a membership entry: the records of the members it adds or changes, and who asked.

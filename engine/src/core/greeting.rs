@@ -39,7 +39,12 @@ pub(super) struct Greetings {
     /// A fresh founder that has seen its majority takes part from then on.
     founding_open: bool,
     refused: BTreeMap<NodeId, String>,
+    /// Accepted speakers that this node's log does not know (yet): where to answer them.
+    strangers: BTreeMap<NodeId, String>,
 }
+
+/// Strangers that are answered at the same time.
+const STRANGERS: usize = 16;
 
 /// The directories that a founding entry names.
 pub(super) fn founding_of(entry: &Entry) -> Option<BTreeMap<NodeId, Uid>> {
@@ -75,6 +80,7 @@ impl Greetings {
             recording: BTreeMap::new(),
             founding_open: false,
             refused: BTreeMap::new(),
+            strangers: BTreeMap::new(),
         }
     }
 
@@ -120,6 +126,7 @@ impl Core {
             fresh: self.is_fresh(),
             recorded: self.cluster.recorded_directory(to).map(Uid::to_bytes).unwrap_or_default(),
             start: self.start,
+            kind: 0,
         }
     }
 
@@ -194,6 +201,9 @@ impl Core {
         let (verdict, reason) = self.verdict(hello);
         if matches!(verdict, Verdict::Accepted | Verdict::Later) {
             self.see(hello);
+            if verdict == Verdict::Accepted {
+                self.note_stranger(hello);
+            }
         } else if !matches!(verdict, Verdict::WrongNode) {
             self.refuse_peer(hello.node_id, reason.clone());
         }
@@ -253,6 +263,20 @@ impl Core {
                 false
             }
         }
+    }
+
+    /// A leader that a joining or lagging node has not heard of by the log needs its answers all the same.
+    fn note_stranger(&mut self, hello: &Hello) {
+        let known = self.cluster.member(hello.node_id).is_some() || self.initial.contains_key(&hello.node_id);
+        let strangers = &mut self.greetings.strangers;
+        if known || hello.addr.is_empty() || strangers.get(&hello.node_id) == Some(&hello.addr) {
+            return;
+        }
+        if strangers.len() >= STRANGERS {
+            strangers.pop_first();
+        }
+        strangers.insert(hello.node_id, hello.addr.clone());
+        self.announce_peers();
     }
 
     fn see(&mut self, hello: &Hello) {
@@ -414,6 +438,11 @@ impl Core {
             self.cluster.members().iter().filter(|m| !m.addr.is_empty()).map(|m| (m.id, m.addr.clone())).collect();
         if self.cluster.members().is_empty() {
             peers = self.initial.clone();
+        }
+        let cluster = &self.cluster;
+        self.greetings.strangers.retain(|id, _| cluster.member(*id).is_none() && !cluster.is_removed(*id));
+        for (id, addr) in &self.greetings.strangers {
+            peers.entry(*id).or_insert_with(|| addr.clone());
         }
         peers.remove(&self.id);
         self.out.peers = Some(peers);

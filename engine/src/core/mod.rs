@@ -45,6 +45,7 @@ pub use deadlines::Micros;
 pub use entry::{Context, Kind, Origin};
 pub use greeting::founding_digest;
 pub use rng::Rng;
+pub use status::Numbers;
 
 use crate::cluster::{ClusterState, NodeId};
 use crate::config::Config;

@@ -162,6 +162,14 @@ impl Core {
         self.accept(token, What::BecomeMember, timeout);
     }
 
+    /// The shell has learnt that a pending request cannot come to anything.
+    pub fn abandon(&mut self, token: Token, error: Error) {
+        let found = self.requests.pending.iter().find(|(_, p)| p.token == token && matches!(p.what, What::BecomeMember));
+        if let Some(request) = found.map(|(request, _)| *request) {
+            self.complete(request, Err(error));
+        }
+    }
+
     /// Why this node takes no requests.
     pub(super) fn not_serving(&self) -> Option<Error> {
         if let Some(error) = &self.failed {

@@ -81,6 +81,11 @@ impl Core {
         self.raw.store().snapshot_meta().cloned()
     }
 
+    /// The snapshot that the log names, if any.
+    pub fn snapshot(&self) -> Option<Arc<SnapshotMeta>> {
+        self.present_snapshot()
+    }
+
     pub(super) fn snapshot_index(&self) -> u64 {
         self.raw.store().snapshot_meta().map_or(0, |s| s.index)
     }

@@ -7,7 +7,27 @@ use raft::StateRole;
 use super::Core;
 use crate::status::{PeerStatus, Role, Status};
 
+/// What changes with every turn.
+pub struct Numbers {
+    pub term: u64,
+    pub leader_id: Option<u64>,
+    pub last_index: u64,
+    pub commit_index: u64,
+    pub applied_index: u64,
+}
+
 impl Core {
+    pub fn numbers(&self) -> Numbers {
+        let raft = &self.raw.raft;
+        Numbers {
+            term: raft.term,
+            leader_id: (raft.leader_id != 0).then_some(raft.leader_id),
+            last_index: raft.raft_log.last_index(),
+            commit_index: raft.raft_log.committed,
+            applied_index: self.applied(),
+        }
+    }
+
     pub(super) fn role(&self) -> Role {
         if self.removed {
             return Role::Removed;

@@ -19,7 +19,7 @@ mod load;
 mod lock;
 #[cfg(test)]
 mod model_tests;
-mod record;
+pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 

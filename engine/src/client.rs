@@ -1,0 +1,439 @@
+//! The remote client: finds the leader and follows it, retries what was certainly not done, keeps deadlines.
+//!
+//! Lives here: which node to ask, when to ask again, what a failure means for the caller. The wire is `transport`'s.
+//!
+//! Invariants (S15): nothing is sent a second time unless the first sending was certainly not carried out; every request ends by
+//! its deadline, or at `close`; each accepted request completes exactly once, and never within `submit`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch, Mutex};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, Instant};
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::request::{Completion, Reply, Request, Timeout, Token};
+use crate::runtime::Runtime;
+use crate::transport::address;
+use crate::transport::ask::{ask, changes_nothing, Sent};
+use crate::transport::dial::{connect, jitter, Patience};
+use crate::transport::tame::Tame;
+
+/// Requests waiting in one client; past it they are `Overloaded`.
+const MAX_PENDING: usize = 100_000;
+/// Bytes of their commands.
+const MAX_PENDING_BYTES: usize = 256 << 20;
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+const PATIENCE: Patience = Patience { connect: Duration::from_secs(2), keepalive: Duration::from_secs(5) };
+/// Deadline of a membership change when none is named, and of a snapshot.
+const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(30);
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Receives what a client has to say. Called on the runtime's thread; must not block.
+pub trait ClientSink: Send + Sync + 'static {
+    /// All that has completed since the last call.
+    fn completions(&self, batch: Vec<Completion>);
+    /// The last call, after the last completion.
+    fn closed(&self);
+}
+
+enum Command {
+    Ask { token: Token, request: Request, timeout: Timeout },
+    Close,
+}
+
+/// Of all requests that have been accepted and not completed.
+#[derive(Default)]
+struct Pending {
+    count: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// A handle; any thread. The client closes with `close` or with its last handle.
+#[derive(Clone)]
+pub struct Client {
+    commands: mpsc::UnboundedSender<Command>,
+    pending: Arc<Pending>,
+}
+
+fn weight(request: &Request) -> usize {
+    match request {
+        Request::Propose(data) => data.len(),
+        _ => 0,
+    }
+}
+
+impl Client {
+    /// Connects lazily: nothing need be reachable yet. `addrs`: host:port of any nodes of the cluster, asked in turn until one knows
+    /// the leader. Errors: `InvalidConfig` for a list that is empty or holds what is no address; `Closed` if the runtime is.
+    pub fn new(
+        runtime: &Runtime,
+        addrs: Vec<String>,
+        default_timeout: Duration,
+        sink: Arc<dyn ClientSink>,
+    ) -> Result<Client> {
+        if addrs.is_empty() {
+            return Err(Error::config("addrs", "the list is empty; name at least one node of the cluster"));
+        }
+        for addr in &addrs {
+            address::dialable("addrs", addr, false)?;
+        }
+        let (commands, inbox) = mpsc::unbounded_channel();
+        let pending = Arc::new(Pending::default());
+        let held = Arc::clone(&pending);
+        runtime.spawn(move || run(addrs, default_timeout, inbox, held, sink))?;
+        Ok(Client { commands, pending })
+    }
+
+    /// Accepts a request; exactly one completion with this token follows. Errors (then none follows): `Overloaded`, `Closed`.
+    pub fn submit(&self, token: Token, request: Request, timeout: Timeout) -> Result<()> {
+        let bytes = weight(&request);
+        let count = self.pending.count.fetch_add(1, Ordering::Relaxed);
+        let held = self.pending.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let refuse = |error| {
+            self.pending.release(bytes);
+            Err(error)
+        };
+        if count >= MAX_PENDING || (count > 0 && held.saturating_add(bytes) > MAX_PENDING_BYTES) {
+            return refuse(Error::not_done(
+                ErrorCode::Overloaded,
+                format!("{count} requests of {held} bytes wait in this client already; try again later"),
+            ));
+        }
+        match self.commands.send(Command::Ask { token, request, timeout }) {
+            Ok(()) => Ok(()),
+            Err(_) => refuse(Error::not_done(ErrorCode::Closed, "the client is closed")),
+        }
+    }
+
+    /// Ends all that is pending with `Closed`, then calls the sink's `closed`. Returns at once; may be called again.
+    pub fn close(&self) {
+        let _ = self.commands.send(Command::Close);
+    }
+}
+
+impl Pending {
+    fn release(&self, bytes: usize) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Asks one node once, without following anybody: a waiting node that joins, or a look at one node. Runs on the runtime.
+///
+/// Errors: what the node answered; `ConnectionFailed` or `Timeout`, `Committed::No` if the request never left.
+pub async fn call(addr: &str, request: Request, timeout: Duration) -> Result<Reply> {
+    address::dialable("addr", addr, false)?;
+    let sent = Sent::default();
+    let deadline = Instant::now() + timeout;
+    let asked = async {
+        let channel = connect(addr, PATIENCE).await.map_err(unreachable_node)?;
+        ask(channel, &request, Some(for_the_node(deadline)), &sent).await
+    };
+    match tokio::time::timeout_at(deadline, asked).await {
+        Ok(result) => result,
+        Err(_) => Err(timed_out(timeout, sent.get() && !changes_nothing(&request))),
+    }
+}
+
+fn unreachable_node(reason: String) -> Error {
+    Error::not_done(ErrorCode::ConnectionFailed, format!("cannot connect: {reason}"))
+}
+
+fn timed_out(after: Duration, doubt: bool) -> Error {
+    let text = format!("no answer within {after:?}");
+    match doubt {
+        true => Error::unknown(ErrorCode::Timeout, format!("{text}; it may still be carried out")),
+        false => Error::not_done(ErrorCode::Timeout, text),
+    }
+}
+
+/// A little less than is left: the node's own answer at its deadline says more than ours.
+fn for_the_node(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left.saturating_sub((left / 10).min(Duration::from_millis(100)))
+}
+
+/// One address: its connection, made by the first who needs it while the others wait.
+#[derive(Default)]
+struct Node {
+    channel: Mutex<Option<(u64, Tame)>>,
+    /// When connecting last failed, and why: those who waited for that attempt share its outcome.
+    failed: RefCell<Option<(Instant, String)>>,
+}
+
+struct Cluster {
+    addrs: Vec<String>,
+    /// Which of `addrs` to ask while no leader is known.
+    next: Cell<usize>,
+    leader: RefCell<Option<String>>,
+    nodes: RefCell<HashMap<String, Rc<Node>>>,
+    numbers: Cell<u64>,
+}
+
+impl Cluster {
+    fn pick(&self) -> String {
+        let leader = self.leader.borrow().clone();
+        leader.or_else(|| self.addrs.get(self.next.get() % self.addrs.len().max(1)).cloned()).unwrap_or_default()
+    }
+
+    /// The one at `addr` was of no use: the next of the list, unless somebody has moved on already.
+    fn leave(&self, addr: &str) {
+        let mut leader = self.leader.borrow_mut();
+        match &*leader {
+            Some(at) if at == addr => *leader = None,
+            Some(_) => {}
+            None if self.addrs.get(self.next.get() % self.addrs.len().max(1)).is_some_and(|at| at == addr) => {
+                self.next.set(self.next.get().wrapping_add(1));
+            }
+            None => {}
+        }
+    }
+
+    /// True if this is news.
+    fn follow(&self, asked: &str, leader: &str) -> bool {
+        if leader == asked || address::dialable("leader", leader, false).is_err() {
+            return false;
+        }
+        *self.leader.borrow_mut() = Some(leader.to_owned());
+        // Addresses come from the cluster; a list that only grows would be memory in its hands.
+        let mut nodes = self.nodes.borrow_mut();
+        if nodes.len() > self.addrs.len().saturating_add(64) {
+            nodes.retain(|addr, _| addr == leader || self.addrs.contains(addr));
+        }
+        true
+    }
+
+    async fn channel(&self, addr: &str) -> Result<(u64, Tame)> {
+        let node = Rc::clone(self.nodes.borrow_mut().entry(addr.to_owned()).or_default());
+        let begun = Instant::now();
+        let mut channel = node.channel.lock().await;
+        if let Some(channel) = &*channel {
+            return Ok(channel.clone());
+        }
+        if let Some((_, reason)) = node.failed.borrow().as_ref().filter(|(when, _)| *when >= begun) {
+            return Err(unreachable_node(reason.clone()));
+        }
+        match connect(addr, PATIENCE).await {
+            Ok(made) => {
+                self.numbers.set(self.numbers.get().wrapping_add(1));
+                let made = (self.numbers.get(), made);
+                *channel = Some(made.clone());
+                Ok(made)
+            }
+            Err(reason) => {
+                *node.failed.borrow_mut() = Some((Instant::now(), reason.clone()));
+                Err(unreachable_node(reason))
+            }
+        }
+    }
+
+    /// A connection that has failed is not used again; names are resolved anew.
+    async fn forget(&self, addr: &str, number: u64) {
+        let node = self.nodes.borrow().get(addr).cloned();
+        if let Some(node) = node {
+            let mut channel = node.channel.lock().await;
+            if channel.as_ref().is_some_and(|(present, _)| *present == number) {
+                *channel = None;
+            }
+        }
+    }
+}
+
+/// What is known of a request so far, for the one who has to end it.
+#[derive(Default)]
+struct Progress {
+    /// Of the attempt under way.
+    sent: RefCell<Sent>,
+    /// Why the last attempt came to nothing.
+    last: RefCell<Option<Error>>,
+}
+
+async fn run(
+    addrs: Vec<String>,
+    default_timeout: Duration,
+    mut inbox: mpsc::UnboundedReceiver<Command>,
+    pending: Arc<Pending>,
+    sink: Arc<dyn ClientSink>,
+) {
+    let cluster = Rc::new(Cluster {
+        addrs,
+        next: Cell::new(0),
+        leader: RefCell::default(),
+        nodes: RefCell::default(),
+        numbers: Cell::new(0),
+    });
+    let (done, mut finished) = mpsc::unbounded_channel::<Completion>();
+    let (close, closing) = watch::channel(false);
+    let told = Arc::clone(&sink);
+    let teller = tokio::task::spawn_local(async move {
+        let mut batch = Vec::new();
+        while finished.recv_many(&mut batch, 4096).await > 0 {
+            told.completions(std::mem::take(&mut batch));
+        }
+    });
+    let mut asking = JoinSet::new();
+    loop {
+        let command = tokio::select! {
+            command = inbox.recv() => command,
+            Some(_) = asking.join_next() => continue,
+        };
+        let Some(Command::Ask { token, request, timeout }) = command else { break };
+        let (cluster, pending, done) = (Rc::clone(&cluster), Arc::clone(&pending), done.clone());
+        let mut closing = closing.clone();
+        asking.spawn_local(async move {
+            let bytes = weight(&request);
+            let timeout = timeout_of(&request, timeout, default_timeout);
+            let result = see_through(&cluster, &request, timeout, &mut closing).await;
+            pending.release(bytes);
+            let _ = done.send(Completion { token, result });
+        });
+    }
+    // What was accepted and not looked at yet ends like the rest, and nothing more is accepted.
+    inbox.close();
+    close.send_replace(true);
+    while let Ok(command) = inbox.try_recv() {
+        if let Command::Ask { token, request, .. } = command {
+            pending.release(weight(&request));
+            let result = Err(Error::not_done(ErrorCode::Closed, "the client was closed before this was sent"));
+            let _ = done.send(Completion { token, result });
+        }
+    }
+    while asking.join_next().await.is_some() {}
+    drop(done);
+    let _ = teller.await;
+    sink.closed();
+}
+
+fn timeout_of(request: &Request, timeout: Timeout, default: Duration) -> Option<Duration> {
+    match timeout {
+        Timeout::None => None,
+        Timeout::After(timeout) => Some(timeout),
+        Timeout::Default => Some(match request {
+            Request::Snapshot => default.max(SNAPSHOT_TIMEOUT),
+            Request::Join { .. } | Request::ChangeMembers(_) | Request::Leave | Request::TransferLeader(_) => {
+                default.max(MEMBERSHIP_TIMEOUT)
+            }
+            _ => default,
+        }),
+    }
+}
+
+/// One request from its acceptance to its end.
+async fn see_through(
+    cluster: &Cluster,
+    request: &Request,
+    timeout: Option<Duration>,
+    closing: &mut watch::Receiver<bool>,
+) -> Result<Reply> {
+    // A deadline too far to name is none.
+    let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+    let progress = Progress::default();
+    let over = async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    let end = tokio::select! {
+        biased;
+        result = attempts(cluster, request, deadline, &progress) => return result,
+        () = over => ErrorCode::Timeout,
+        _ = closing.wait_for(|closing| *closing) => ErrorCode::Closed,
+    };
+    let doubt = progress.sent.borrow().get() && !changes_nothing(request);
+    if end == ErrorCode::Closed {
+        return Err(match doubt {
+            true => Error::unknown(ErrorCode::Closed, "the client was closed; it may still be carried out"),
+            false => Error::not_done(ErrorCode::Closed, "the client was closed before this was carried out"),
+        });
+    }
+    let after = timeout.unwrap_or_default();
+    if progress.sent.borrow().get() {
+        return Err(timed_out(after, doubt));
+    }
+    Err(match progress.last.take() {
+        // It was somewhere, and that has a reason to tell.
+        Some(last)
+            if !matches!(last.code, ErrorCode::ConnectionFailed | ErrorCode::NotLeader | ErrorCode::NoLeader) =>
+        {
+            last
+        }
+        Some(last) => Error::not_done(
+            ErrorCode::NoLeader,
+            format!("no leader found within {after:?} at {}: {}", cluster.addrs.join(", "), last.message),
+        )
+        .with_leader(last.leader),
+        None => Error::not_done(
+            ErrorCode::NoLeader,
+            format!("nobody reached within {after:?} at {}", cluster.addrs.join(", ")),
+        ),
+    })
+}
+
+/// Asks until there is an answer that is final.
+async fn attempts(
+    cluster: &Cluster,
+    request: &Request,
+    deadline: Option<Instant>,
+    progress: &Progress,
+) -> Result<Reply> {
+    let mut backoff = BACKOFF_MIN;
+    // Moves to another node that cost no waiting: each address once, then patience.
+    let mut free = cluster.addrs.len().max(3);
+    loop {
+        let addr = cluster.pick();
+        let error = match attempt(cluster, request, &addr, deadline, progress).await {
+            Err(error) if error.retryable() && error.code != ErrorCode::Membership => error,
+            result => return result,
+        };
+        *progress.sent.borrow_mut() = Sent::default();
+        let moved = match (error.code, &error.leader) {
+            (ErrorCode::NotLeader | ErrorCode::NoLeader | ErrorCode::LeadershipLost, Some((_, leader)))
+                if cluster.follow(&addr, leader) =>
+            {
+                true
+            }
+            (ErrorCode::Overloaded | ErrorCode::Timeout, _) => false,
+            _ => {
+                cluster.leave(&addr);
+                cluster.addrs.len() > 1
+            }
+        };
+        *progress.last.borrow_mut() = Some(error);
+        if moved && free > 0 {
+            free = free.saturating_sub(1);
+            continue;
+        }
+        sleep(jitter(backoff)).await;
+        backoff = backoff.saturating_mul(2).min(BACKOFF_MAX);
+    }
+}
+
+async fn attempt(
+    cluster: &Cluster,
+    request: &Request,
+    addr: &str,
+    deadline: Option<Instant>,
+    progress: &Progress,
+) -> Result<Reply> {
+    let (number, channel) = cluster.channel(addr).await?;
+    let sent = progress.sent.borrow().clone();
+    let result = ask(channel, request, deadline.map(for_the_node), &sent).await;
+    if result.as_ref().is_err_and(|e| e.code == ErrorCode::ConnectionFailed) {
+        cluster.forget(addr, number).await;
+        // Whoever cannot be reached leads nobody; also when this request may not be sent again.
+        cluster.leave(addr);
+    }
+    result
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

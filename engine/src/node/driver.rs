@@ -1,0 +1,694 @@
+//! The driver: one task that owns the core, feeds it everything that came in, and carries out what it asks for (DESIGN §4.1).
+
+use std::collections::{BTreeMap, HashMap};
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prost_raft::Message as _;
+use raft::eraftpb::{Message, MessageType};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::open::{random, Opened};
+use super::threads::{self, Threads, Work};
+use super::{lock, Input, LogRecord, NodeOptions, Shared, Sink, FIRST_INTERNAL_TOKEN};
+use crate::client;
+use crate::cluster::NodeId;
+use crate::core::{Actions, Body, Core, CoreOptions, Micros, Outbound};
+use crate::error::{Error, ErrorCode, Result};
+use crate::log::SnapshotMeta;
+use crate::machine::{MachineAnswer, MachineRequest};
+use crate::request::{Completion, Reply, Request, Ticket, Timeout, Token};
+use crate::status::{Event, Role};
+use crate::transport::{Incoming, Lane, Permit, Transport, TransportConfig};
+use crate::wire::{Body as ItemBody, Item, SnapshotHeader};
+
+/// Inputs taken in one turn; the rest waits for the next, so that ticks and messages come between.
+const TURN_INPUTS: usize = 8192;
+const TURN_FRAMES: usize = 1024;
+
+pub(super) struct Parts {
+    pub options: NodeOptions,
+    pub opened: Opened,
+    pub inbox: mpsc::UnboundedSender<Input>,
+    pub outbox: mpsc::UnboundedReceiver<Input>,
+    pub shared: Arc<Shared>,
+    pub sink: Arc<dyn Sink>,
+}
+
+/// Who waits for an internal token.
+enum Waiter {
+    Call(oneshot::Sender<Result<Reply>>),
+}
+
+struct Driver {
+    core: Core,
+    transport: Transport,
+    threads: Threads,
+    shared: Arc<Shared>,
+    sink: Arc<dyn Sink>,
+    inbox: mpsc::UnboundedSender<Input>,
+    options: NodeOptions,
+    addr: String,
+    origin: Instant,
+    next_tick: Instant,
+    waiters: HashMap<Token, Waiter>,
+    next_token: Token,
+    joins: HashMap<Token, AbortHandle>,
+    /// What the core has to hear of before it is polled again.
+    feedback: Vec<Feedback>,
+    status_due: bool,
+    status_at: Instant,
+    /// The node ends after this turn.
+    stop: Option<(Result<()>, Duration)>,
+}
+
+enum Feedback {
+    Unreachable(NodeId),
+    ForwardNotSent(u64),
+    SnapshotNotSent(NodeId),
+    Failed(Error),
+}
+
+/// Starts the node on the runtime's thread, tells how that went, and runs it to its end.
+pub(super) async fn run(parts: Parts, tell: std::sync::mpsc::Sender<Result<()>>) {
+    let shared = Arc::clone(&parts.shared);
+    match Driver::start(parts).await {
+        Ok((driver, outbox, incoming)) => {
+            // The starter may have given up: then the node is closed by its last handle's owner.
+            let _ = tell.send(Ok(()));
+            driver.drive(outbox, incoming).await;
+        }
+        Err(error) => {
+            let _ = tell.send(Err(error));
+        }
+    }
+    *lock(&shared.ended) = true;
+    shared.end.notify_all();
+}
+
+impl Driver {
+    async fn start(parts: Parts) -> Result<(Driver, mpsc::UnboundedReceiver<Input>, mpsc::UnboundedReceiver<Incoming>)> {
+        let Parts { options, opened, inbox, outbox, shared, sink } = parts;
+        let (net, incoming) = mpsc::unbounded_channel();
+        let config = TransportConfig::new(options.node_id, options.raft_addr.clone(), &options.config);
+        let transport = Transport::bind(config, net, shared.files.intake()).await?;
+        let addr = transport.local_addr();
+        let origin = Instant::now();
+        let mut initial = opened.initial;
+        let mut log = opened.log;
+        if let Some(own) = initial.get_mut(&options.node_id).filter(|_| addr != options.raft_addr) {
+            // A cluster of one whose port the system chose.
+            own.clone_from(&addr);
+            if let Some(member) = log.cluster.cluster.member_mut(options.node_id) {
+                member.addr.clone_from(&addr);
+            }
+        }
+        let core = Core::new(CoreOptions {
+            config: options.config.clone(),
+            node_id: options.node_id,
+            addr: addr.clone(),
+            initial,
+            start: random()?,
+            seed: random()?,
+            log,
+            entries: opened.entries,
+            now: 0,
+        })?;
+        let name = format!("raft-{}", options.node_id);
+        let threads = threads::start(&name, opened.writer, opened.reader, shared.files.clone(), inbox.clone())?;
+        let mut driver = Driver {
+            core,
+            transport,
+            threads,
+            shared,
+            sink,
+            inbox,
+            next_tick: origin + options.config.tick_interval,
+            addr,
+            origin,
+            options,
+            waiters: HashMap::new(),
+            next_token: FIRST_INTERNAL_TOKEN,
+            joins: HashMap::new(),
+            feedback: Vec::new(),
+            status_due: true,
+            status_at: origin,
+            stop: None,
+        };
+        let born = if opened.created { "a new directory" } else { "its directory" };
+        driver.log(slog::Level::Info, "raft", || format!("node {} listens at {} with {born}", driver.options.node_id, driver.addr));
+        driver.turn(|_| {});
+        Ok((driver, outbox, incoming))
+    }
+
+    fn log(&self, level: slog::Level, target: &'static str, message: impl FnOnce() -> String) {
+        if level.is_at_least(self.sink.log_level()) {
+            let record = LogRecord { level, target, message: message(), node_id: self.options.node_id, term: self.core.term() };
+            self.sink.log(record);
+        }
+    }
+
+    async fn drive(mut self, mut outbox: mpsc::UnboundedReceiver<Input>, mut incoming: mpsc::UnboundedReceiver<Incoming>) {
+        let mut inputs = Vec::new();
+        let mut frames = Vec::new();
+        while self.stop.is_none() {
+            let wake = self.core.next_deadline().map_or(self.next_tick, |at| self.next_tick.min(self.instant(at)));
+            tokio::select! {
+                _ = outbox.recv_many(&mut inputs, TURN_INPUTS) => {}
+                _ = incoming.recv_many(&mut frames, TURN_FRAMES) => {}
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            // The whole inbox, then one Ready (DESIGN §4.1).
+            while inputs.len() < TURN_INPUTS {
+                let Ok(input) = outbox.try_recv() else { break };
+                inputs.push(input);
+            }
+            while frames.len() < TURN_FRAMES {
+                let Ok(frame) = incoming.try_recv() else { break };
+                frames.push(frame);
+            }
+            let mut permits = Vec::new();
+            self.turn(|driver| {
+                for frame in frames.drain(..) {
+                    driver.heard(frame, &mut permits);
+                }
+                for input in inputs.drain(..) {
+                    driver.input(input);
+                }
+                driver.tick();
+            });
+            // Budgets go back to the streams once their frames have been worked in.
+            drop(permits);
+            inputs.clear();
+            frames.clear();
+        }
+        self.end(outbox).await;
+    }
+
+    fn now(&self) -> Micros {
+        u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn instant(&self, at: Micros) -> Instant {
+        self.origin.checked_add(Duration::from_micros(at)).unwrap_or(self.next_tick)
+    }
+
+    /// Feeds the core and carries out what follows, until nothing more follows. A panic in it ends this node, and only it.
+    fn turn(&mut self, feed: impl FnOnce(&mut Self)) {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
+        let now = self.now();
+        let turned = catch_unwind(AssertUnwindSafe(|| {
+            self.core.set_time(now, wall);
+            feed(self);
+            loop {
+                let actions = self.core.poll();
+                self.carry_out(actions);
+                let more = !self.feedback.is_empty() || self.core.has_more();
+                for feedback in std::mem::take(&mut self.feedback) {
+                    self.feed_back(feedback);
+                }
+                if !more {
+                    break;
+                }
+            }
+            self.publish();
+        }));
+        if let Err(panic) = turned {
+            self.broken(panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)));
+        }
+    }
+
+    fn broken(&mut self, what: Option<String>) {
+        let what = what.unwrap_or_else(|| "no text".into());
+        let error = Error::unknown(
+            ErrorCode::Internal,
+            format!("node {} broke one of its invariants and has stopped: {what}; please report this", self.options.node_id),
+        );
+        self.log(slog::Level::Critical, "raft", || error.message.clone());
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            self.core.fail(error.clone());
+            let actions = self.core.poll();
+            self.complete(actions.completions);
+        }));
+        drop(ended);
+        self.stop = Some((Err(error), Duration::from_secs(5)));
+    }
+
+    fn feed_back(&mut self, feedback: Feedback) {
+        match feedback {
+            Feedback::Unreachable(peer) => self.core.unreachable(peer),
+            Feedback::ForwardNotSent(number) => self.core.forward_not_sent(number),
+            Feedback::SnapshotNotSent(peer) => self.core.snapshot_sent(peer, false),
+            Feedback::Failed(error) => self.core.fail(error),
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if now < self.next_tick {
+            self.core.expire();
+            return;
+        }
+        self.core.tick();
+        self.core.expire();
+        self.status_due = true;
+        self.next_tick += self.options.config.tick_interval;
+        if self.next_tick < now {
+            // The process was paused: time that nobody lived through starts no election.
+            self.next_tick = now + self.options.config.tick_interval;
+        }
+    }
+
+    fn timeout(&self, timeout: Timeout, default: Duration) -> Option<Micros> {
+        let span = match timeout {
+            Timeout::Default => default,
+            Timeout::None => return None,
+            Timeout::After(span) => span,
+        };
+        Some(u64::try_from(span.as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn default_timeout(&self, request: &Request) -> Duration {
+        match request {
+            Request::Join { .. } | Request::ChangeMembers(_) | Request::Leave | Request::TransferLeader(_) | Request::StepDown => {
+                self.options.config.conf_change_request_timeout
+            }
+            Request::Snapshot => Duration::from_secs(600),
+            _ => self.options.config.request_timeout,
+        }
+    }
+
+    fn taken(&self, requests: u64, bytes: u64) {
+        self.shared.queued.fetch_sub(requests, Ordering::AcqRel);
+        self.shared.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Proposals { proposals, timeout } => {
+                self.taken(proposals.len() as u64, proposals.iter().map(|(_, data)| data.len() as u64).sum());
+                let timeout = self.timeout(timeout, self.options.config.request_timeout);
+                self.core.propose(proposals, timeout);
+            }
+            Input::Request { token, request, timeout } => {
+                self.taken(1, if let Request::Propose(data) = &request { data.len() as u64 } else { 0 });
+                let timeout = self.timeout(timeout, self.default_timeout(&request));
+                self.core.submit(token, request, timeout);
+            }
+            Input::Join { token, ticket, timeout } => {
+                self.taken(1, 0);
+                let timeout = self.timeout(timeout, self.options.config.conf_change_request_timeout);
+                self.join(token, &ticket, timeout);
+            }
+            Input::JoinFailed { token, error } => self.core.abandon(token, error),
+            Input::Answer(answer) => {
+                if let MachineAnswer::Restored { id } = &answer {
+                    self.shared.files.restored(*id);
+                }
+                self.core.machine_answer(answer);
+            }
+            Input::SnapshotDone { id, result } => match result {
+                Ok((size, crc)) => self.core.snapshot_made(id, size, crc),
+                Err(reason) => self.core.snapshot_failed(id, reason),
+            },
+            Input::Written(number) => self.core.written(number),
+            Input::Fetched { id, entries } => self.core.fetched(id, entries),
+            Input::DiskFailed(error) => {
+                self.log(slog::Level::Error, "storage", || error.message.clone());
+                self.core.fail(error);
+            }
+            Input::Panicked(what) => self.core.fail(Error::unknown(ErrorCode::Internal, what)),
+            Input::Close(timeout) => {
+                self.core.close();
+                self.stop = Some((Ok(()), timeout));
+            }
+        }
+    }
+
+    /// Becoming a member takes both sides: the cluster is asked until it says yes, and this node waits until its own log says so.
+    fn join(&mut self, token: Token, ticket: &Ticket, timeout: Option<Micros>) {
+        self.core.become_member(token, ticket, timeout);
+        if self.core.cluster().is_voter(self.options.node_id) {
+            return;
+        }
+        let mut addrs: Vec<String> = Vec::new();
+        for addr in std::iter::once(&ticket.leader_addr).chain(ticket.peers.values()) {
+            if !addr.is_empty() && *addr != self.addr && !addrs.contains(addr) {
+                addrs.push(addr.clone());
+            }
+        }
+        let request = Request::Join {
+            id: self.options.node_id,
+            addr: self.addr.clone(),
+            directory: self.core.directory().to_bytes(),
+            learner: false,
+        };
+        let inbox = self.inbox.clone();
+        let task = tokio::task::spawn_local(async move {
+            for addr in addrs.iter().cycle() {
+                // Idempotent: asking again for what is done is answered at once.
+                let asked = client::call(addr, request.clone(), Duration::from_secs(10)).await;
+                match asked {
+                    Ok(_) => return,
+                    Err(error)
+                        if matches!(error.code, ErrorCode::Membership | ErrorCode::WrongDirectory | ErrorCode::Removed)
+                            && !error.message.contains("progress") =>
+                    {
+                        let _ = inbox.send(Input::JoinFailed { token, error });
+                        return;
+                    }
+                    Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+                }
+            }
+        });
+        self.joins.insert(token, task.abort_handle());
+    }
+
+    fn heard(&mut self, incoming: Incoming, permits: &mut Vec<Permit>) {
+        match incoming {
+            Incoming::Frame { from, items, permit, .. } => {
+                permits.push(permit);
+                for item in items {
+                    self.item(from, item);
+                }
+            }
+            Incoming::Hello { hello, answer, .. } => {
+                let welcome = self.core.greeted(&hello);
+                // The dialler may be gone already.
+                let _ = answer.send(welcome);
+            }
+            Incoming::Welcomed { peer, welcome, answer, .. } => {
+                let go_on = self.core.welcomed(peer, &welcome);
+                let _ = answer.send(go_on);
+            }
+            Incoming::Connected { peer, lane } => {
+                self.core.connected(peer, true);
+                self.log(slog::Level::Debug, "transport", || format!("connected to node {peer} ({lane:?})"));
+            }
+            Incoming::Disconnected { peer, lane, reason } => {
+                self.core.connected(peer, false);
+                self.log(slog::Level::Info, "transport", || format!("lost node {peer} ({lane:?}): {reason}"));
+            }
+            Incoming::DialFailed { peer, lane, reason } => {
+                self.log(slog::Level::Debug, "transport", || format!("cannot reach node {peer} ({lane:?}): {reason}"));
+            }
+            Incoming::NotSent { to, items, .. } => self.not_sent(to, items),
+            Incoming::SnapshotHeader { answer, .. } => {
+                let _ = answer.send(Ok(()));
+            }
+            Incoming::SnapshotReceived { from, header, raft_message } => self.snapshot_received(from, header, &raft_message),
+            Incoming::SnapshotIntakeFailed { from, index, error } => {
+                self.log(slog::Level::Warning, "storage", || format!("snapshot {index} from node {from} was not stored: {}", error.message));
+            }
+            Incoming::SnapshotSent { to, index, result } => {
+                if let Err(reason) = &result {
+                    self.log(slog::Level::Warning, "transport", || format!("snapshot {index} did not reach node {to}: {reason}"));
+                }
+                self.core.snapshot_sent(to, result.is_ok());
+            }
+            Incoming::Call { request, timeout, answer } => {
+                let token = self.next_token;
+                self.next_token = self.next_token.wrapping_add(1).max(FIRST_INTERNAL_TOKEN);
+                self.waiters.insert(token, Waiter::Call(answer));
+                let timeout = self.timeout(timeout, self.default_timeout(&request));
+                self.core.submit(token, request, timeout);
+            }
+        }
+    }
+
+    fn item(&mut self, from: NodeId, item: Item) {
+        match item.body {
+            Some(ItemBody::Raft(bytes)) => match Message::decode(bytes.as_slice()) {
+                Ok(message) => self.core.receive(from, message),
+                Err(error) => {
+                    self.log(slog::Level::Warning, "transport", || format!("a message from node {from} cannot be read: {error}"));
+                }
+            },
+            Some(ItemBody::Forward(forward)) => self.core.receive_forward(from, forward),
+            Some(ItemBody::ForwardAnswer(answer)) => self.core.receive_forward_answer(from, answer),
+            // Of a newer version: not for us.
+            None => {}
+        }
+    }
+
+    fn snapshot_received(&mut self, from: NodeId, header: SnapshotHeader, raft_message: &[u8]) {
+        let Ok(message) = Message::decode(raft_message) else { return };
+        let Some(cluster) = header.cluster else { return };
+        let SnapshotHeader { index, term, size, crc, has_file, .. } = header;
+        self.core.receive_snapshot(from, message, SnapshotMeta { index, term, cluster, size, crc, has_file });
+    }
+
+    fn not_sent(&mut self, to: NodeId, items: Vec<Item>) {
+        let mut appends = false;
+        for item in items {
+            match item.body {
+                Some(ItemBody::Forward(forward)) => self.feedback.push(Feedback::ForwardNotSent(forward.number)),
+                Some(ItemBody::Raft(_)) => appends = true,
+                _ => {}
+            }
+        }
+        if appends {
+            self.feedback.push(Feedback::Unreachable(to));
+        }
+    }
+
+    fn carry_out(&mut self, actions: Actions) {
+        for write in actions.writes {
+            // A writer that has ended has told why.
+            let _ = self.threads.writes.send(write);
+        }
+        self.post(actions.messages);
+        for request in actions.machine {
+            self.ask_machine(request);
+        }
+        for fetch in actions.fetches {
+            let _ = self.threads.work.send(Work::Fetch(fetch));
+        }
+        for send in actions.snapshot_sends {
+            let meta = &send.meta;
+            let header = SnapshotHeader {
+                index: meta.index,
+                term: meta.term,
+                size: meta.size,
+                crc: meta.crc,
+                cluster: Some(meta.cluster.clone()),
+                has_file: meta.has_file,
+            };
+            match self.shared.files.source(meta) {
+                Ok(source) => self.transport.send_snapshot(send.to, header, send.message.encode_to_vec(), source),
+                Err(error) if error.code == ErrorCode::CorruptData => self.feedback.push(Feedback::Failed(error)),
+                Err(error) => {
+                    self.log(slog::Level::Error, "storage", || error.message.clone());
+                    self.feedback.push(Feedback::SnapshotNotSent(send.to));
+                }
+            }
+        }
+        if let Some(keep) = actions.prune {
+            let _ = self.threads.work.send(Work::Prune(keep));
+        }
+        if let Some(peers) = actions.peers {
+            self.transport.set_peers(&peers);
+        }
+        if actions.hello_changed {
+            let recorded: BTreeMap<NodeId, Vec<u8>> = self
+                .core
+                .cluster()
+                .members()
+                .iter()
+                .filter(|m| !m.directory.is_empty())
+                .map(|m| (m.id, m.directory.clone()))
+                .collect();
+            self.transport.set_hello(self.core.hello(0), recorded);
+        }
+        for peer in actions.disconnect {
+            self.transport.hang_up(peer);
+        }
+        self.complete(actions.completions);
+        for event in actions.events {
+            self.tell(event);
+        }
+        if actions.restored {
+            self.sink.started(&self.addr);
+        }
+        if let Some(why) = actions.stop {
+            self.stop.get_or_insert((why, Duration::from_secs(5)));
+        }
+    }
+
+    /// One frame's worth for each peer and lane, in order.
+    fn post(&mut self, messages: Vec<Outbound>) {
+        let mut lanes: BTreeMap<(NodeId, Lane), Vec<Item>> = BTreeMap::new();
+        for Outbound { to, body } in messages {
+            let (lane, body) = match body {
+                Body::Raft(message) => {
+                    // Also an append without entries: it must not overtake those with.
+                    let bulk = message.msg_type == MessageType::MsgAppend as i32;
+                    (if bulk { Lane::Bulk } else { Lane::Control }, ItemBody::Raft(message.encode_to_vec()))
+                }
+                Body::Forward(forward) => (Lane::Bulk, ItemBody::Forward(forward)),
+                Body::ForwardAnswer(answer) => (Lane::Control, ItemBody::ForwardAnswer(answer)),
+            };
+            lanes.entry((to, lane)).or_default().push(Item { body: Some(body) });
+        }
+        for ((to, lane), items) in lanes {
+            if let Err(back) = self.transport.send(to, lane, items) {
+                self.not_sent(to, back);
+            }
+        }
+    }
+
+    fn ask_machine(&mut self, request: MachineRequest) {
+        let request = match request {
+            MachineRequest::Restore { id, index, term, size, .. } => {
+                let meta = self.snapshot_to_restore(index);
+                let path = meta.map(|meta| self.shared.files.name_restore(id, meta)).unwrap_or_default();
+                MachineRequest::Restore { id, index, term, path, size }
+            }
+            MachineRequest::Snapshot { id, index, term } => {
+                if let Some((index, term, cluster)) = self.core.snapshot_header(id) {
+                    self.shared.files.announce(id, index, term, cluster);
+                }
+                MachineRequest::Snapshot { id, index, term }
+            }
+            apply => apply,
+        };
+        self.sink.machine(request);
+    }
+
+    fn snapshot_to_restore(&self, index: u64) -> Option<Arc<SnapshotMeta>> {
+        self.core.snapshot().filter(|meta| meta.index == index)
+    }
+
+    fn complete(&mut self, completions: Vec<Completion>) {
+        if completions.is_empty() {
+            return;
+        }
+        let mut outward = completions;
+        if !self.waiters.is_empty() || !self.joins.is_empty() {
+            let (ours, theirs): (Vec<_>, Vec<_>) = outward.into_iter().partition(|c| c.token >= FIRST_INTERNAL_TOKEN);
+            outward = theirs;
+            for Completion { token, result } in ours {
+                if let Some(Waiter::Call(answer)) = self.waiters.remove(&token) {
+                    let _ = answer.send(result.map(|reply| self.with_path(reply)));
+                }
+            }
+            for Completion { token, .. } in &outward {
+                if let Some(task) = self.joins.remove(token) {
+                    task.abort();
+                }
+            }
+        }
+        for completion in &mut outward {
+            if let Ok(reply @ Reply::Snapshot(_)) = &mut completion.result {
+                *reply = self.with_path(std::mem::replace(reply, Reply::Done));
+            }
+        }
+        if !outward.is_empty() {
+            self.sink.completions(outward);
+        }
+    }
+
+    fn with_path(&self, reply: Reply) -> Reply {
+        match reply {
+            Reply::Snapshot(mut info) => {
+                if let Some(meta) = self.core.snapshot().filter(|m| m.index == info.index) {
+                    info.path = self.shared.files.path(&meta).display().to_string();
+                }
+                Reply::Snapshot(info)
+            }
+            other => other,
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.status_due = true;
+        match &event {
+            Event::LeaderChanged { term, leader_id: Some(leader) } => {
+                self.log(slog::Level::Info, "raft", || format!("node {leader} leads in term {term}"));
+            }
+            Event::LeaderChanged { term, leader_id: None } => {
+                self.log(slog::Level::Info, "raft", || format!("no leader in term {term}"));
+            }
+            Event::PeerRefused { peer, reason } => {
+                self.log(slog::Level::Warning, "transport", || format!("node {peer}: {reason}"));
+            }
+            Event::DiskHung { millis } => {
+                self.log(slog::Level::Error, "storage", || format!("a write has taken {millis} ms; this node does not lead until the disk answers"));
+            }
+            Event::SnapshotFailed { index, reason } => {
+                self.log(slog::Level::Error, "storage", || format!("the snapshot at index {index} failed: {reason}"));
+            }
+            _ => {}
+        }
+        self.sink.event(event);
+    }
+
+    /// The status that handles read: members and peers when something happened, the numbers with each turn.
+    fn publish(&mut self) {
+        let now = Instant::now();
+        let mut status = lock(&self.shared.status);
+        if self.status_due || now.duration_since(self.status_at) > Duration::from_millis(200) {
+            self.status_due = false;
+            self.status_at = now;
+            *status = self.core.status();
+        } else {
+            let numbers = self.core.numbers();
+            status.term = numbers.term;
+            status.leader_id = numbers.leader_id;
+            status.last_index = numbers.last_index;
+            status.commit_index = numbers.commit_index;
+            status.applied_index = numbers.applied_index;
+        }
+    }
+
+    /// The end: everything that waits has its answer, the disk has been waited for within the deadline, the port is free.
+    async fn end(mut self, mut outbox: mpsc::UnboundedReceiver<Input>) {
+        let (why, patience) = self.stop.take().unwrap_or((Ok(()), Duration::ZERO));
+        self.shared.closing.store(true, Ordering::Release);
+        for task in self.joins.values() {
+            task.abort();
+        }
+        // Whatever was accepted and not seen ends as well.
+        outbox.close();
+        let mut late = Vec::new();
+        while let Ok(input) = outbox.try_recv() {
+            let closed = || Err(Error::not_done(ErrorCode::Closed, "the node is closed"));
+            match input {
+                Input::Request { token, .. } | Input::Join { token, .. } => late.push(Completion { token, result: closed() }),
+                Input::Proposals { proposals, .. } => {
+                    late.extend(proposals.into_iter().map(|(token, _)| Completion { token, result: closed() }));
+                }
+                _ => {}
+            }
+        }
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            let actions = self.core.poll();
+            self.complete(actions.completions);
+            self.complete(late);
+        }));
+        drop(ended);
+        let Driver { transport, threads, shared, sink, .. } = self;
+        let Threads { writes, work, ended } = threads;
+        drop((writes, work));
+        let stopped = async {
+            for thread in ended {
+                // A dropped sender: the thread has ended as well.
+                let _ = thread.await;
+            }
+        };
+        // S4: a hung disk is not waited for beyond the deadline; its thread ends with the process.
+        let _ = tokio::time::timeout(patience, stopped).await;
+        transport.shutdown().await;
+        {
+            let mut status = lock(&shared.status);
+            status.role = Role::Stopped;
+            status.leader_id = None;
+            status.error = why.as_ref().err().map(ToString::to_string);
+        }
+        sink.closed(why);
+    }
+}

@@ -1,0 +1,260 @@
+//! Our side of the streams to peers: connect, greet, send, and again.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::{oneshot, watch, Notify};
+use tokio::time::{timeout, Instant};
+use tonic::client::Grpc;
+use tonic::transport::Endpoint;
+use tonic::Streaming;
+
+use super::envelope::{Envelope, OVERHEAD};
+use super::limits;
+use super::queue::{LaneBody, LaneQueue};
+use super::service::Shared;
+use super::tame::Tame;
+use super::{path, Incoming, Lane, TransportConfig, CONTROL_BYTES, SMALL};
+use crate::cluster::NodeId;
+use crate::wire::{Hello, StreamKind, Verdict, Welcome, PROTOCOL_VERSION};
+
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Items in one lane's queue.
+const MAX_QUEUED: usize = 1 << 20;
+/// Most that a frame adds around its one item.
+const FRAME_OVERHEAD: usize = 64;
+
+/// What the tasks on the runtime's thread share.
+pub struct Local {
+    pub shared: Arc<Shared>,
+    pub hello: RefCell<Option<(Hello, BTreeMap<NodeId, Vec<u8>>)>>,
+    pub hello_set: Notify,
+}
+
+impl Local {
+    pub fn hello(&self, to: NodeId, kind: StreamKind) -> Option<Hello> {
+        let hello = self.hello.borrow();
+        let (template, recorded) = hello.as_ref()?;
+        let mut hello = template.clone();
+        hello.version = PROTOCOL_VERSION;
+        hello.node_id = self.shared.config.node_id;
+        hello.to = to;
+        hello.recorded = recorded.get(&to).cloned().unwrap_or_default();
+        hello.kind = kind.into();
+        Some(hello)
+    }
+}
+
+/// The queue of the present stream of a lane, if there is one.
+pub type Slot = Rc<RefCell<Option<Arc<LaneQueue>>>>;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub addr: String,
+    /// Raised to have it dialled anew.
+    pub dial: u64,
+}
+
+/// Timings of a connection that we open.
+#[derive(Clone, Copy)]
+pub struct Patience {
+    pub connect: Duration,
+    pub keepalive: Duration,
+}
+
+impl From<&TransportConfig> for Patience {
+    fn from(config: &TransportConfig) -> Self {
+        Patience { connect: config.connect_timeout, keepalive: config.keepalive }
+    }
+}
+
+/// An error with its causes, which tonic leaves out.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// The one place where connections are opened. Host names are resolved each time.
+pub async fn connect(addr: &str, patience: Patience) -> Result<Tame, String> {
+    let endpoint = Endpoint::from_shared(format!("http://{addr}"))
+        .map_err(|e| format!("{addr}: {}", chain(&e)))?
+        .tcp_nodelay(true)
+        .connect_timeout(patience.connect)
+        .http2_keep_alive_interval(patience.keepalive)
+        .keep_alive_timeout(patience.keepalive)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .http2_max_header_list_size(16 << 10);
+    match timeout(patience.connect, endpoint.connect()).await {
+        Ok(Ok(channel)) => Ok(Tame(channel)),
+        Ok(Err(e)) => Err(format!("{addr}: {}", chain(&e))),
+        Err(_) => Err(format!("{addr}: no connection within {:?}", patience.connect)),
+    }
+}
+
+/// Between half of `span` and all of it.
+pub fn jitter(span: Duration) -> Duration {
+    let part = getrandom::u32().unwrap_or(0) % 1024;
+    span / 2 + span / 2 * part / 1024
+}
+
+/// Asks the driver whether to go on with a listener that answered so.
+pub async fn agree(shared: &Shared, peer: NodeId, kind: StreamKind, welcome: Welcome) -> Result<(), String> {
+    let refused = match Verdict::try_from(welcome.verdict) {
+        Ok(Verdict::Accepted) => None,
+        Ok(verdict) => Some(format!("refused: {verdict:?}: {}", welcome.reason)),
+        Err(_) => Some(format!("refused (number {} of a newer version): {}", welcome.verdict, welcome.reason)),
+    };
+    let (answer, answered) = oneshot::channel();
+    let _ = shared.incoming.send(Incoming::Welcomed { peer, kind, welcome, answer });
+    match (answered.await, refused) {
+        (_, Some(reason)) => Err(reason),
+        (Ok(true), None) => Ok(()),
+        _ => Err("this node does not want to send there".into()),
+    }
+}
+
+/// Keeps one lane to one peer connected until `target` is dropped or the node stops.
+pub async fn keep_dialling(
+    local: Rc<Local>,
+    peer: NodeId,
+    lane: Lane,
+    mut target: watch::Receiver<Target>,
+    slot: Slot,
+    poke: Arc<Notify>,
+) {
+    let shared = Arc::clone(&local.shared);
+    let mut stop = shared.stop.clone();
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        let addr = target.borrow_and_update().addr.clone();
+        let begun = Instant::now();
+        let end = tokio::select! {
+            reason = session(&local, peer, lane, &addr, &slot) => Some(reason),
+            changed = target.changed() => changed.is_ok().then(|| "to be dialled anew".into()),
+            _ = stop.wait_for(|stop| *stop) => None,
+        };
+        let connected = finish(&shared, peer, lane, &slot, end.as_deref());
+        if end.is_none() {
+            return;
+        }
+        // One that accepts and drops us at once is not dialled in a circle.
+        backoff = match connected && begun.elapsed() > BACKOFF_MAX {
+            true => BACKOFF_MIN,
+            false => backoff,
+        };
+        tokio::select! {
+            _ = tokio::time::sleep(jitter(backoff)) => backoff = backoff.saturating_mul(2).min(BACKOFF_MAX),
+            // It dials us: it is there.
+            _ = poke.notified() => backoff = BACKOFF_MIN,
+            changed = target.changed() => match changed {
+                Ok(()) => backoff = BACKOFF_MIN,
+                Err(_) => return,
+            },
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// After a session: hands back what never left, then says that the lane is gone. True if it had been connected.
+fn finish(shared: &Shared, peer: NodeId, lane: Lane, slot: &Slot, reason: Option<&str>) -> bool {
+    let (items, connected) = slot.borrow_mut().take().map(|queue| queue.close()).unwrap_or_default();
+    let reason = reason.unwrap_or("closing").to_owned();
+    if !items.is_empty() {
+        let _ = shared.incoming.send(Incoming::NotSent { to: peer, lane, items });
+    }
+    let _ = shared.incoming.send(match connected {
+        true => Incoming::Disconnected { peer, lane, reason },
+        false => Incoming::DialFailed { peer, lane, reason },
+    });
+    connected
+}
+
+/// One stream from connecting to its end; returns why it ended.
+async fn session(local: &Local, peer: NodeId, lane: Lane, addr: &str, slot: &Slot) -> String {
+    match greet_and_send(local, peer, lane, addr, slot).await {
+        Ok(()) => "the peer ended the stream".into(),
+        Err(reason) => reason,
+    }
+}
+
+async fn greet_and_send(local: &Local, peer: NodeId, lane: Lane, addr: &str, slot: &Slot) -> Result<(), String> {
+    let shared = &local.shared;
+    let config = &shared.config;
+    let hello = loop {
+        let set = local.hello_set.notified();
+        match local.hello(peer, lane.kind()) {
+            Some(hello) => break hello,
+            None => set.await,
+        }
+    };
+    let channel = connect(addr, Patience::from(config)).await?;
+    let max_bytes = match lane {
+        Lane::Control => CONTROL_BYTES,
+        Lane::Bulk => config.max_inflight_bytes,
+    };
+    let queue = LaneQueue::new(max_bytes, MAX_QUEUED, config.max_frame.saturating_sub(FRAME_OVERHEAD));
+    // From here on the session's end closes the queue, and that ends the body, whoever holds it.
+    *slot.borrow_mut() = Some(Arc::clone(&queue));
+    let body = LaneBody::new(Bytes::from(hello.encode_to_vec()), Arc::clone(&queue));
+    let mut answers = open(channel, "Peer", body, config.hello_timeout).await?;
+    let welcome = next(&mut answers, config.hello_timeout.saturating_mul(2)).await?;
+    let welcome = limits::decode::<Welcome>(&welcome).map_err(|e| chain(&e))?;
+    agree(shared, peer, lane.kind(), welcome).await?;
+    queue.open();
+    let _ = shared.incoming.send(Incoming::Connected { peer, lane });
+    loop {
+        match answers.message().await {
+            // Nothing else is said on this side; a newer version may.
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(()),
+            Err(status) => return Err(chain(&status)),
+        }
+    }
+}
+
+/// Opens a stream in both directions.
+pub async fn open<S>(
+    channel: Tame,
+    method: &'static str,
+    body: S,
+    patience: Duration,
+) -> Result<Streaming<Bytes>, String>
+where
+    S: tokio_stream::Stream<Item = Bytes> + Send + 'static,
+{
+    let mut grpc = Grpc::new(channel).max_decoding_message_size(SMALL.saturating_add(OVERHEAD));
+    let opened = async {
+        grpc.ready().await.map_err(|e| chain(&e))?;
+        grpc.streaming(tonic::Request::new(body), path(method), Envelope).await.map_err(|e| chain(&e))
+    };
+    match timeout(patience, opened).await {
+        Ok(opened) => Ok(opened?.into_inner()),
+        Err(_) => Err(format!("no answer to the stream within {patience:?}")),
+    }
+}
+
+/// The next message of a stream that owes us one.
+pub async fn next(stream: &mut Streaming<Bytes>, patience: Duration) -> Result<Bytes, String> {
+    match timeout(patience, stream.message()).await {
+        Ok(Ok(Some(message))) => Ok(message),
+        Ok(Ok(None)) => Err("the peer ended the stream".into()),
+        Ok(Err(status)) => Err(chain(&status)),
+        Err(_) => Err(format!("nothing heard within {patience:?}")),
+    }
+}

@@ -1,0 +1,159 @@
+//! What a received message may cost in memory once decoded.
+//!
+//! The length of a message is limited by the transport, but two bytes of an empty repeated element become a whole struct.
+//! So the elements are counted before anything is decoded.
+
+use prost::encoding::{decode_key, decode_varint, WireType};
+use prost::Message;
+use tonic::Status;
+
+use crate::wire::{ForwardedProposal, Frame, Item};
+
+/// Beside the message's own length: what its elements may take.
+const ROOM: usize = 16 << 20;
+/// Most items in one frame; a sender keeps to it.
+pub const MAX_ITEMS: usize = 65_536;
+
+fn malformed(_: impl std::fmt::Display) -> Status {
+    Status::invalid_argument("message is not well formed")
+}
+
+/// Calls `each` with number and bytes of every length-delimited field at the top level.
+pub fn walk<'a>(mut bytes: &'a [u8], each: &mut dyn FnMut(u32, &'a [u8]) -> Result<(), Status>) -> Result<(), Status> {
+    let skip = |bytes: &mut &'a [u8], n: u64| -> Result<&'a [u8], Status> {
+        let n = usize::try_from(n).map_err(malformed)?;
+        let (head, tail) = bytes.split_at_checked(n).ok_or_else(|| malformed(""))?;
+        *bytes = tail;
+        Ok(head)
+    };
+    while !bytes.is_empty() {
+        let (tag, kind) = decode_key(&mut bytes).map_err(malformed)?;
+        match kind {
+            WireType::Varint => {
+                decode_varint(&mut bytes).map_err(malformed)?;
+            }
+            WireType::SixtyFourBit => {
+                skip(&mut bytes, 8)?;
+            }
+            WireType::ThirtyTwoBit => {
+                skip(&mut bytes, 4)?;
+            }
+            WireType::LengthDelimited => {
+                let length = decode_varint(&mut bytes).map_err(malformed)?;
+                let payload = skip(&mut bytes, length)?;
+                each(tag, payload)?;
+            }
+            WireType::StartGroup | WireType::EndGroup => return Err(malformed("")),
+        }
+    }
+    Ok(())
+}
+
+/// Decodes a frame whose decoded form takes no more than four times its length and a constant.
+pub fn decode_frame(bytes: &[u8]) -> Result<Vec<Item>, Status> {
+    let mut items = 0usize;
+    let mut proposals = 0usize;
+    walk(bytes, &mut |tag, item| {
+        if tag != 1 {
+            return Ok(());
+        }
+        items = items.saturating_add(1);
+        walk(item, &mut |tag, body| match tag {
+            2 => walk(body, &mut |tag, _| {
+                proposals = proposals.saturating_add(usize::from(tag == 4));
+                Ok(())
+            }),
+            _ => Ok(()),
+        })
+    })?;
+    let cost = items
+        .saturating_mul(size_of::<Item>())
+        .saturating_add(proposals.saturating_mul(size_of::<ForwardedProposal>()));
+    if items > MAX_ITEMS || cost > bytes.len().saturating_mul(4).saturating_add(ROOM) {
+        return Err(Status::invalid_argument(format!(
+            "frame of {} bytes with {items} items and {proposals} proposals: too many for its size",
+            bytes.len()
+        )));
+    }
+    Ok(Frame::decode(bytes).map_err(malformed)?.items)
+}
+
+/// Decodes any other message; its length limit (1 MiB) is small enough to bound what it becomes.
+pub fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Status> {
+    M::decode(bytes).map_err(malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Body, Forward, ForwardAnswer};
+    use proptest::prelude::*;
+
+    fn any_item() -> impl Strategy<Value = Item> {
+        let forward = (any::<[u64; 3]>(), prop::collection::vec((any::<u64>(), any::<Vec<u8>>(), any::<u32>()), 0..4))
+            .prop_map(|(n, proposals)| {
+                Body::Forward(Forward {
+                    term: n[0],
+                    start: n[1],
+                    number: n[2],
+                    proposals: proposals
+                        .into_iter()
+                        .map(|(sequence, data, kind)| ForwardedProposal { sequence, data, kind })
+                        .collect(),
+                })
+            });
+        let answer =
+            (any::<[u64; 4]>(), any::<bool>(), any::<i32>(), any::<String>()).prop_map(|(n, taken, code, message)| {
+                Body::ForwardAnswer(ForwardAnswer {
+                    start: n[0],
+                    number: n[1],
+                    taken,
+                    first_index: n[2],
+                    term: n[3],
+                    code,
+                    message,
+                })
+            });
+        prop_oneof![any::<Vec<u8>>().prop_map(Body::Raft), forward, answer].prop_map(|body| Item { body: Some(body) })
+    }
+
+    proptest! {
+        #[test]
+        fn a_frame_decodes_to_what_was_encoded(items in prop::collection::vec(any_item(), 0..8)) {
+            let bytes = Frame { items: items.clone() }.encode_to_vec();
+            prop_assert_eq!(decode_frame(&bytes).unwrap(), items);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            let _ = decode_frame(&bytes);
+            let _ = decode::<crate::wire::Hello>(&bytes);
+            let _ = decode::<crate::wire::SnapshotUp>(&bytes);
+            let _ = decode::<crate::wire::SnapshotDown>(&bytes);
+        }
+
+        #[test]
+        fn a_damaged_frame_never_panics(items in prop::collection::vec(any_item(), 1..4), at: prop::sample::Index, to: u8) {
+            let mut bytes = Frame { items }.encode_to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = to;
+            let _ = decode_frame(&bytes);
+        }
+    }
+
+    #[test]
+    fn a_small_message_that_would_become_large_is_refused() {
+        let empty_items: Vec<u8> = [0x0a, 0x00].repeat(MAX_ITEMS + 1);
+        assert!(decode_frame(&empty_items).unwrap_err().message().contains("too many"));
+        let proposals: Vec<u8> = [0x22, 0x00].repeat(2_000_000);
+        let frame = Frame { items: vec![] }.encode_to_vec();
+        assert!(decode_frame(&frame).unwrap().is_empty());
+        let mut item = vec![0x12];
+        prost::encoding::encode_varint(proposals.len() as u64, &mut item);
+        item.extend(proposals);
+        let mut frame = vec![0x0a];
+        prost::encoding::encode_varint(item.len() as u64, &mut frame);
+        frame.extend(item);
+        assert!(decode_frame(&frame).unwrap_err().message().contains("too many"));
+    }
+}

@@ -1,0 +1,175 @@
+//! The listening socket and the connections it accepts.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::Sleep;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::{Connected, Server};
+
+use super::service::{RaftService, Shared};
+use super::{address, TransportConfig};
+use crate::error::{Error, Result};
+
+/// Of what a connection must say before anything else (HTTP/2's preface).
+const PREFACE: usize = 24;
+
+pub async fn bind(config: &TransportConfig) -> Result<(TcpListener, SocketAddr)> {
+    let (field, addr) = match config.listen_addr.as_str() {
+        "" => ("raft_addr", config.raft_addr.as_str()),
+        addr => ("listen_addr", addr),
+    };
+    address::split(field, addr)?;
+    let refuse = |e: io::Error| {
+        let remedy = match e.kind() {
+            ErrorKind::AddrInUse => {
+                "another process, or another node of this one, listens there; stop it or take another port".to_owned()
+            }
+            ErrorKind::AddrNotAvailable => {
+                "no interface of this machine has this address; let listen_addr name one that it has, or 0.0.0.0"
+                    .to_owned()
+            }
+            ErrorKind::PermissionDenied => "not permitted; take a port from 1024 on".to_owned(),
+            _ => "check host and port".to_owned(),
+        };
+        Error::config(field, format!("cannot listen on {addr:?}: {e}: {remedy}"))
+    };
+    let listener = TcpListener::bind(addr).await.map_err(refuse)?;
+    let real = listener.local_addr().map_err(refuse)?;
+    Ok((listener, real))
+}
+
+/// The one place where connections are taken. Returns its tasks; they end when the node stops.
+pub fn serve(shared: Arc<Shared>, listener: TcpListener) -> Vec<JoinHandle<()>> {
+    let config = &shared.config;
+    let server = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(config.keepalive))
+        .http2_keepalive_timeout(Some(config.keepalive))
+        .initial_stream_window_size(2 << 20)
+        .initial_connection_window_size(8 << 20)
+        .max_concurrent_streams(4096)
+        .max_frame_size(256 << 10)
+        .http2_max_header_list_size(16 << 10);
+    let (connections, incoming) = mpsc::channel(16);
+    let accepting = tokio::task::spawn_local(accept(Arc::clone(&shared), listener, connections));
+    let service = RaftService::new(shared);
+    let serving = tokio::task::spawn_local(async move {
+        // Ends when `accept` ends; what a single connection suffers never comes out here.
+        let _ = server.serve_with_incoming(service, ReceiverStream::new(incoming)).await;
+    });
+    vec![accepting, serving]
+}
+
+async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::Sender<io::Result<ServerIo>>) {
+    let room = Arc::new(Semaphore::new(shared.config.max_connections.min(Semaphore::MAX_PERMITS)));
+    let mut stop = shared.stop.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        let tcp = match accepted {
+            Ok((tcp, _)) => tcp,
+            Err(_) => {
+                // Out of descriptors, mostly: the connection stays in the backlog, trying at once would only burn the thread.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        // Above the limit: closed at once, so that the backlog does not fill with them.
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+        let _ = tcp.set_nodelay(true);
+        let io = ServerIo::new(tcp, &shared, permit);
+        if connections.send(Ok(io)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A connection that ends when the node stops, or when it says nothing at first.
+struct ServerIo {
+    tcp: TcpStream,
+    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Until the preface is there.
+    greeting: Option<Pin<Box<Sleep>>>,
+    read: usize,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl ServerIo {
+    fn new(tcp: TcpStream, shared: &Shared, permit: OwnedSemaphorePermit) -> Self {
+        let mut stop = shared.stop.clone();
+        ServerIo {
+            tcp,
+            stopped: Box::pin(async move {
+                let _ = stop.wait_for(|stop| *stop).await;
+            }),
+            greeting: Some(Box::pin(tokio::time::sleep(shared.config.hello_timeout))),
+            read: 0,
+            _permit: permit,
+        }
+    }
+}
+
+impl Connected for ServerIo {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for ServerIo {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.stopped.as_mut().poll(cx).is_ready() {
+            // Polled again it would panic; an error ends the connection, so one that never ends takes its place.
+            self.stopped = Box::pin(std::future::ready(()));
+            return Poll::Ready(Err(io::Error::new(ErrorKind::ConnectionAborted, "the node is closing")));
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.tcp).poll_read(cx, buf);
+        if self.greeting.is_some() {
+            self.read = self.read.saturating_add(buf.filled().len().saturating_sub(before));
+            if self.read >= PREFACE {
+                self.greeting = None;
+            } else if self.greeting.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+                return Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "nothing was said on the connection")));
+            }
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for ServerIo {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(cx, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+}
