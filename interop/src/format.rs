@@ -80,7 +80,8 @@ mod tests {
         for index in [0, 1, 9_999_999_999, 10_000_000_000, u64::MAX] {
             assert_eq!(parse_entry_key(entry_key(index).as_bytes()), Some(index));
         }
-        for noise in [&b""[..], b"1", b"+000000001", b"000000000x", b"99999999999999999999", "٠٠٠٠٠٠٠٠٠٠".as_bytes()] {
+        for noise in [&b""[..], b"1", b"+000000001", b"000000000x", b"99999999999999999999", "٠٠٠٠٠٠٠٠٠٠".as_bytes()]
+        {
             assert_eq!(parse_entry_key(noise), None, "{noise:?}");
         }
     }

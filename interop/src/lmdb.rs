@@ -102,10 +102,6 @@ impl DataFile {
         Ok(data)
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     pub(crate) fn fault(&self, page: u64, what: impl std::fmt::Display) -> Error {
         Error::storage(
             ErrorCode::CorruptData,
@@ -119,10 +115,17 @@ impl DataFile {
     pub(crate) fn consistent<T>(&self, mut read: impl FnMut(&Commit) -> Result<T>) -> Result<T> {
         let mut last = None;
         for _ in 0..TRIES {
-            let outcome = self.newest().and_then(|commit| Ok((commit.number, read(&commit)?)));
+            let (before, outcome) = match self.newest() {
+                Ok(commit) => (commit.number, read(&commit)),
+                Err(error) => {
+                    last = Some(error);
+                    continue;
+                }
+            };
             match (outcome, self.newest()) {
-                (Ok((number, part)), Ok(now)) if now.number <= number.saturating_add(1) => return Ok(part),
-                // Damage that stays is damage; beside a busy node it may be a page that was just used again.
+                (Ok(part), Ok(now)) if now.number <= before.saturating_add(1) => return Ok(part),
+                // Nobody writes: damage is damage. Otherwise it may be a page that was just used again.
+                (Err(error), Ok(now)) if now.number == before => return Err(error),
                 (Err(error), _) | (_, Err(error)) => last = Some(error),
                 _ => {}
             }

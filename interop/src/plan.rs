@@ -74,7 +74,7 @@ pub(crate) fn plan(upstream: UpstreamLog, stamp: Stamp, dir: &Path) -> Result<Pl
         ));
     }
     let highest = |term: u64, entry: &Entry| term.max(entry.term);
-    let left_out = leave_out(&mut entries, snapshot_term);
+    let left_out = leave_out(&mut entries, snapshot_term, hard_state.commit);
     let newest_term = entries.iter().fold(snapshot_term, highest);
     // Our logs begin after index 1, so that whoever joins gets the members by snapshot.
     let snapshot_index = at.max(FOUNDING_INDEX);
@@ -113,13 +113,14 @@ pub(crate) fn plan(upstream: UpstreamLog, stamp: Stamp, dir: &Path) -> Result<Pl
     Ok(plan)
 }
 
-/// Takes the leftovers off the end: everything behind the last entry whose term is the highest up to there.
-fn leave_out(entries: &mut Vec<Entry>, snapshot_term: u64) -> Option<(u64, u64)> {
+/// Takes the leftovers off the end: everything behind the last entry whose term is the highest up to there. What upstream
+/// had stored as committed is none.
+fn leave_out(entries: &mut Vec<Entry>, snapshot_term: u64, commit: u64) -> Option<(u64, u64)> {
     let mut highest = snapshot_term;
     let mut whole = 0;
     for (entry, count) in entries.iter().zip(1..) {
-        if entry.term >= highest {
-            highest = entry.term;
+        if entry.term >= highest || entry.index <= commit {
+            highest = highest.max(entry.term);
             whole = count;
         }
     }
@@ -173,7 +174,8 @@ mod tests {
 
     #[test]
     fn a_snapshot_keeps_its_index_and_covers_the_entries_before_it() {
-        let plan = plan(log(9, Some((5, 3, "state")), &[(1, 1), (4, 1), (5, 3), (6, 3), (7, 4)]), STAMP, Path::new("d"));
+        let plan =
+            plan(log(9, Some((5, 3, "state")), &[(1, 1), (4, 1), (5, 3), (6, 3), (7, 4)]), STAMP, Path::new("d"));
         let plan = plan.unwrap();
         assert_eq!((plan.snapshot_index, plan.snapshot_term, plan.shift), (5, 3, 0));
         assert_eq!(plan.state.as_deref(), Some(&b"state"[..]));
@@ -218,6 +220,8 @@ mod tests {
             assert_eq!(plan.entries.iter().map(|e| e.term).collect::<Vec<_>>(), *kept, "{terms:?}");
             assert_eq!((plan.left_out, plan.terms_raised), (*left_out, *raised), "{terms:?}");
         }
+        let committed = plan(log(2, None, &[(1, 3), (2, 1), (3, 1)]), STAMP, Path::new("d")).unwrap();
+        assert_eq!((committed.entries.len(), committed.left_out), (2, Some((3, 1))), "stored as committed");
         let plan = plan(log(0, Some((5, 3, "s")), &[(6, 1), (7, 1)]), STAMP, Path::new("d")).unwrap();
         assert_eq!((plan.entries.len(), plan.left_out), (0, Some((6, 2))), "stale entries behind a received snapshot");
     }

@@ -106,7 +106,9 @@ impl Directory {
             Error::storage(
                 ErrorCode::WrongDirectory,
                 dir,
-                format_args!("not a log directory of the crate raftify 0.1.x: {what}; name the one that holds its {DATA_FILE}"),
+                format_args!(
+                    "not a log directory of the crate raftify 0.1.x: {what}; name the one that holds its {DATA_FILE}"
+                ),
             )
         };
         if !path.is_file() {
@@ -178,12 +180,7 @@ impl Directory {
         })
     }
 
-    fn entries_at(
-        &self,
-        commit: &Commit,
-        from: u64,
-        visit: &mut dyn FnMut(Entry) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn entries_at(&self, commit: &Commit, from: u64, visit: &mut dyn FnMut(Entry) -> ControlFlow<()>) -> Result<()> {
         let tree = self.tree(commit, format::ENTRIES)?;
         self.data.scan(&tree, format::entry_key(from).as_bytes(), &mut |key, value| {
             let Some(index) = format::parse_entry_key(key) else {
@@ -197,10 +194,6 @@ impl Directory {
             }
             Ok(visit(entry))
         })
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        self.data.path()
     }
 }
 

@@ -1,3 +1,0 @@
-use raftify as _;
-#[test]
-fn x() {}
