@@ -122,6 +122,25 @@ fn the_other_members_join_empty_and_become_voters() {
 }
 
 #[test]
+fn an_empty_snapshot_leaves_the_state_machine_as_it_is() {
+    let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut upstream = storage(old.path());
+    upstream.append(&(1..=7).map(|i| entry(i, 2, &command(i as usize))).collect::<Vec<Entry>>()).unwrap();
+    upstream.create_snapshot(Vec::new(), 5, 2).unwrap();
+    drop(upstream);
+    let (one, two) = (free_addr(), free_addr());
+    let report = import(old.path(), new.path(), &options(&one, &[(2, &two)])).unwrap();
+    assert_eq!((report.snapshot, report.first_index, report.commands), (None, 6, 2));
+    let first = Ours::start(new.path(), 1, &one, &[(1, &one)]);
+    first.propose(b"more");
+    assert_eq!(first.lines(), [command(6), command(7), b"more".to_vec()]);
+    let second = Ours::start(new.path(), 2, &two, &[(1, &one)]);
+    until("node 2 has the same", || second.lines() == first.lines());
+    second.close();
+    first.close();
+}
+
+#[test]
 fn leftovers_that_upstream_never_removes_are_left_out() {
     let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut upstream = storage(old.path());
