@@ -55,7 +55,8 @@ struct Pending {
     bytes: AtomicUsize,
 }
 
-/// A handle; any thread. The client closes with `close` or with its last handle.
+/// A handle; any thread. The client closes with `close` or with its last handle. Close it before its runtime is shut down: that drops
+/// what is pending where it stands, without completions.
 #[derive(Clone)]
 pub struct Client {
     commands: mpsc::UnboundedSender<Command>,

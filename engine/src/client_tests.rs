@@ -1,1 +1,298 @@
+//! The client against nodes that answer by script.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
+
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::config::Config;
+use crate::error::Committed;
+use crate::transport::tests::run as in_runtime;
+use crate::transport::{Incoming, IntakeFile, SnapshotIntake, Transport, TransportConfig};
+use crate::wire::SnapshotHeader;
+
+struct NoIntake;
+
+impl SnapshotIntake for NoIntake {
+    fn begin(&self, _: u64, _: &SnapshotHeader) -> Result<(Box<dyn IntakeFile>, u64)> {
+        Err(Error::not_done(ErrorCode::Internal, "none"))
+    }
+}
+
+/// A node whose answers are a script; `None`: never answers. After the script the last line repeats.
+struct Scripted {
+    addr: String,
+    asked: Rc<RefCell<Vec<Request>>>,
+    transport: Transport,
+}
+
+type Line = Option<Result<Reply>>;
+
+async fn scripted(lines: Vec<Line>) -> Scripted {
+    let (tell, mut heard) = mpsc::unbounded_channel();
+    let config = TransportConfig::new(1, "127.0.0.1:0", &Config::default());
+    let transport = Transport::bind(config, tell, Arc::new(NoIntake)).await.unwrap();
+    let asked = Rc::new(RefCell::new(Vec::new()));
+    let seen = Rc::clone(&asked);
+    tokio::task::spawn_local(async move {
+        let mut lines = VecDeque::from(lines);
+        let mut unanswered: Vec<oneshot::Sender<Result<Reply>>> = Vec::new();
+        while let Some(incoming) = heard.recv().await {
+            if let Incoming::Call { request, answer, .. } = incoming {
+                seen.borrow_mut().push(request);
+                let line = if lines.len() > 1 { lines.pop_front().unwrap() } else { lines[0].clone() };
+                match line {
+                    Some(result) => drop(answer.send(result)),
+                    None => unanswered.push(answer),
+                }
+            }
+        }
+    });
+    Scripted { addr: transport.local_addr(), asked, transport }
+}
+
+struct Collect {
+    tell: mpsc::UnboundedSender<Completion>,
+    closed: Arc<AtomicBool>,
+}
+
+impl ClientSink for Collect {
+    fn completions(&self, batch: Vec<Completion>) {
+        assert!(!self.closed.load(Ordering::SeqCst), "nothing after the last call");
+        batch.into_iter().for_each(|c| self.tell.send(c).unwrap());
+    }
+
+    fn closed(&self) {
+        assert!(!self.closed.swap(true, Ordering::SeqCst));
+    }
+}
+
+struct Asker {
+    client: Client,
+    done: mpsc::UnboundedReceiver<Completion>,
+    closed: Arc<AtomicBool>,
+    runtime: Runtime,
+}
+
+impl Asker {
+    fn new(addrs: &[&str]) -> Asker {
+        let runtime = Runtime::new().unwrap();
+        let (tell, done) = mpsc::unbounded_channel();
+        let closed = Arc::<AtomicBool>::default();
+        let sink = Arc::new(Collect { tell, closed: Arc::clone(&closed) });
+        let addrs = addrs.iter().map(|a| (*a).to_owned()).collect();
+        let client = Client::new(&runtime, addrs, Duration::from_secs(20), sink).unwrap();
+        Asker { client, done, closed, runtime }
+    }
+
+    async fn ask(&mut self, request: Request, timeout: Timeout) -> Result<Reply> {
+        self.client.submit(7, request, timeout).unwrap();
+        let completion = self.done.recv().await.unwrap();
+        assert_eq!(completion.token, 7);
+        completion.result
+    }
+}
+
+fn propose() -> Request {
+    Request::Propose(b"x".to_vec())
+}
+
+fn applied(index: u64) -> Line {
+    Some(Ok(Reply::Applied { index, term: 1, data: vec![1] }))
+}
+
+fn soon() -> Timeout {
+    Timeout::After(Duration::from_secs(1))
+}
+
+/// An address where nobody listens.
+async fn dead() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[test]
+fn a_thousand_requests_at_once_are_answered_each_once() {
+    in_runtime(async {
+        let node = scripted(vec![applied(3)]).await;
+        let mut asker = Asker::new(&[&node.addr]);
+        for token in 0..1000 {
+            asker.client.submit(token, propose(), Timeout::Default).unwrap();
+        }
+        let mut tokens = Vec::new();
+        while tokens.len() < 1000 {
+            let completion = asker.done.recv().await.unwrap();
+            assert_eq!(completion.result, applied(3).unwrap());
+            tokens.push(completion.token);
+        }
+        tokens.sort_unstable();
+        assert_eq!(tokens, (0..1000).collect::<Vec<_>>());
+        assert_eq!(asker.client.pending.count.load(Ordering::Relaxed), 0);
+        assert_eq!(asker.client.pending.bytes.load(Ordering::Relaxed), 0);
+    });
+}
+
+#[test]
+fn the_leader_named_by_another_node_is_followed_and_remembered() {
+    in_runtime(async {
+        let leader = scripted(vec![applied(5)]).await;
+        let not_here = Error::not_done(ErrorCode::NotLeader, "not here").with_leader(Some((2, leader.addr.clone())));
+        let other = scripted(vec![Some(Err(not_here))]).await;
+        let mut asker = Asker::new(&[&other.addr]);
+        assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(5).unwrap());
+        assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(5).unwrap());
+        assert_eq!((other.asked.borrow().len(), leader.asked.borrow().len()), (1, 2));
+        // It goes away: back to the list.
+        leader.transport.shutdown().await;
+        let _ = asker.ask(Request::Read, soon()).await;
+        assert!(other.asked.borrow().len() > 1);
+    });
+}
+
+#[test]
+fn what_was_certainly_not_done_is_asked_again() {
+    in_runtime(async {
+        for code in [ErrorCode::Overloaded, ErrorCode::NoLeader, ErrorCode::LeadershipLost, ErrorCode::Closed] {
+            let node = scripted(vec![Some(Err(Error::not_done(code, ""))), applied(1)]).await;
+            let mut asker = Asker::new(&[&node.addr]);
+            assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(1).unwrap());
+            assert_eq!(node.asked.borrow().len(), 2);
+        }
+    });
+}
+
+#[test]
+fn what_may_have_been_done_or_is_final_is_never_asked_again() {
+    in_runtime(async {
+        for error in [
+            Error::unknown(ErrorCode::LeadershipLost, "who knows"),
+            Error::unknown(ErrorCode::Timeout, "late"),
+            Error::new(ErrorCode::ApplyFailed, Committed::Yes, "raised"),
+            Error::not_done(ErrorCode::ProposalTooLarge, "large"),
+            Error::not_done(ErrorCode::Membership, "one at a time"),
+        ] {
+            let node = scripted(vec![Some(Err(error.clone())), applied(1)]).await;
+            let mut asker = Asker::new(&[&node.addr]);
+            assert_eq!(asker.ask(propose(), Timeout::Default).await, Err(error));
+            assert_eq!(node.asked.borrow().len(), 1);
+        }
+    });
+}
+
+#[test]
+fn a_deadline_ends_what_is_never_answered_and_says_what_is_known() {
+    in_runtime(async {
+        let node = scripted(vec![None]).await;
+        let mut asker = Asker::new(&[&node.addr]);
+        let error = asker.ask(propose(), soon()).await.unwrap_err();
+        assert_eq!((error.code, error.committed), (ErrorCode::Timeout, Committed::Unknown));
+        let error = asker.ask(Request::Read, soon()).await.unwrap_err();
+        assert_eq!((error.code, error.committed), (ErrorCode::Timeout, Committed::No));
+        let error = call(&node.addr, propose(), Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!((error.code, error.committed), (ErrorCode::Timeout, Committed::Unknown));
+    });
+}
+
+#[test]
+fn where_nobody_listens_nothing_was_done() {
+    in_runtime(async {
+        let nobody = dead().await;
+        let mut asker = Asker::new(&[&nobody]);
+        let error = asker.ask(propose(), soon()).await.unwrap_err();
+        assert_eq!((error.code, error.committed), (ErrorCode::NoLeader, Committed::No), "{error}");
+        assert!(error.message.contains(&nobody), "{error}");
+        let error = call(&nobody, propose(), Duration::from_secs(5)).await.unwrap_err();
+        assert_eq!((error.code, error.committed), (ErrorCode::ConnectionFailed, Committed::No), "{error}");
+        let node = scripted(vec![applied(1)]).await;
+        let mut asker = Asker::new(&[&nobody, &node.addr]);
+        assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(1).unwrap());
+        assert_eq!(call(&node.addr, Request::Status, Duration::from_secs(5)).await, applied(1).unwrap());
+    });
+}
+
+#[test]
+fn a_refusal_that_lasts_is_the_answer_at_the_deadline() {
+    in_runtime(async {
+        let node = scripted(vec![Some(Err(Error::not_done(ErrorCode::Overloaded, "full")))]).await;
+        let mut asker = Asker::new(&[&node.addr]);
+        let error = asker.ask(propose(), soon()).await.unwrap_err();
+        assert_eq!((error.code, error.committed), (ErrorCode::Overloaded, Committed::No));
+        assert!(node.asked.borrow().len() > 1);
+    });
+}
+
+#[test]
+fn a_node_that_dies_after_it_was_asked_leaves_the_outcome_unknown() {
+    in_runtime(async {
+        let node = scripted(vec![None]).await;
+        let mut asker = Asker::new(&[&node.addr]);
+        asker.client.submit(7, propose(), Timeout::None).unwrap();
+        while node.asked.borrow().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        node.transport.shutdown().await;
+        let error = asker.done.recv().await.unwrap().result.unwrap_err();
+        assert_eq!(error.committed, Committed::Unknown, "{error}");
+    });
+}
+
+#[test]
+fn a_command_above_the_limit_is_refused_by_name_and_certainly_not_done() {
+    in_runtime(async {
+        let node = scripted(vec![applied(1)]).await;
+        let mut asker = Asker::new(&[&node.addr]);
+        let large = Request::Propose(vec![0; 20 << 20]);
+        let error = asker.ask(large, Timeout::Default).await.unwrap_err();
+        assert_eq!((error.code, error.committed), (ErrorCode::ProposalTooLarge, Committed::No), "{error}");
+        let largest = Request::Propose(vec![0; 16 << 20]);
+        assert_eq!(asker.ask(largest, Timeout::Default).await, applied(1).unwrap());
+    });
+}
+
+#[test]
+fn close_ends_all_that_is_pending_and_then_takes_nothing_more() {
+    in_runtime(async {
+        let node = scripted(vec![None]).await;
+        let mut asker = Asker::new(&[&node.addr]);
+        for token in 0..10 {
+            asker.client.submit(token, propose(), Timeout::None).unwrap();
+        }
+        while node.asked.borrow().len() < 10 {
+            tokio::task::yield_now().await;
+        }
+        asker.client.submit(10, Request::Read, Timeout::None).unwrap();
+        asker.client.close();
+        asker.client.close();
+        let mut known = Vec::new();
+        while let Some(completion) = asker.done.recv().await {
+            let error = completion.result.unwrap_err();
+            assert_eq!(error.code, ErrorCode::Closed);
+            known.push((completion.token, error.committed));
+            if known.len() == 11 {
+                break;
+            }
+        }
+        known.sort_unstable_by_key(|(token, _)| *token);
+        let expected = (0..10).map(|t| (t, Committed::Unknown)).chain([(10, Committed::No)]).collect::<Vec<_>>();
+        assert_eq!(known, expected);
+        while !asker.closed.load(Ordering::SeqCst) {
+            tokio::task::yield_now().await;
+        }
+        let error = asker.client.submit(1, propose(), Timeout::None).unwrap_err();
+        assert_eq!((error.code, error.committed), (ErrorCode::Closed, Committed::No));
+        assert!(asker.runtime.shutdown(Duration::from_secs(5)));
+    });
+}
+
+#[test]
+fn a_list_that_names_nobody_is_refused() {
+    let runtime = Runtime::new().unwrap();
+    let (tell, _done) = mpsc::unbounded_channel();
+    let sink = Arc::new(Collect { tell, closed: Arc::default() });
+    for addrs in [vec![], vec!["nonsense".to_owned()], vec!["a:1".to_owned(), "0.0.0.0:1".to_owned()]] {
+        let error = Client::new(&runtime, addrs, Duration::from_secs(1), sink.clone()).err().unwrap();
+        assert_eq!((error.code, error.field.as_deref()), (ErrorCode::InvalidConfig, Some("addrs")));
+    }
+}

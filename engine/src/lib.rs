@@ -11,6 +11,7 @@ pub mod core;
 pub mod error;
 pub mod log;
 pub mod machine;
+pub mod machine_thread;
 pub mod node;
 pub mod request;
 pub mod runtime;
@@ -21,5 +22,6 @@ pub mod wire;
 
 pub use cluster::{ClusterState, Member, NodeId, Uid};
 pub use config::{Config, LogEngine};
+pub use core::Rng;
 pub use error::{Committed, Error, ErrorCode, Result};
 pub use runtime::Runtime;

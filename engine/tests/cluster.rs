@@ -62,7 +62,13 @@ struct Running {
     addr: String,
 }
 
-fn start(runtime: &Runtime, config: Config, id: u64, addr: &str, peers: Option<BTreeMap<u64, String>>) -> Result<Running, Error> {
+fn start(
+    runtime: &Runtime,
+    config: Config,
+    id: u64,
+    addr: &str,
+    peers: Option<BTreeMap<u64, String>>,
+) -> Result<Running, Error> {
     let (requests, to_do) = mpsc::channel();
     let (tell, completions) = mpsc::channel();
     let (started, told) = mpsc::channel();

@@ -12,6 +12,8 @@ use crate::request::Completion;
 use crate::status::Event;
 use crate::wire::{Forward, ForwardAnswer};
 
+// Nearly all of them are raft's: a box for each would cost more than it saves.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum Body {
     Raft(Message),

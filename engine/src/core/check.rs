@@ -90,6 +90,10 @@ fn check_append(message: &Message, at: &Standing<'_>) -> Result<(), &'static str
     if at.leads && message.term == at.term {
         return Err("two leaders in one term");
     }
+    if message.term < at.term {
+        // Of a deposed leader: raft takes nothing from it, and it may well contradict what is committed by now.
+        return Ok(());
+    }
     let mut index = message.index;
     let mut term = message.log_term;
     for entry in &message.entries {

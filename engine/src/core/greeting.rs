@@ -15,7 +15,7 @@ use raft::eraftpb::Entry;
 use super::deadlines::Micros;
 use super::entry::{Context, Founding, Kind};
 use super::{Core, FOUNDING_INDEX, FOUNDING_TERM};
-use crate::cluster::{Member, NodeId, Uid};
+use crate::cluster::{ClusterState, Member, NodeId, Uid};
 use crate::error::{Error, ErrorCode, Result};
 use crate::request::Ticket;
 use crate::status::Event;
@@ -39,12 +39,9 @@ pub(super) struct Greetings {
     /// A fresh founder that has seen its majority takes part from then on.
     founding_open: bool,
     refused: BTreeMap<NodeId, String>,
-    /// Accepted speakers that this node's log does not know (yet): where to answer them.
-    strangers: BTreeMap<NodeId, String>,
+    /// Where members of this cluster say they are: known before the log says so, when this node lags or waits to be joined.
+    learned: BTreeMap<NodeId, String>,
 }
-
-/// Strangers that are answered at the same time.
-const STRANGERS: usize = 16;
 
 /// The directories that a founding entry names.
 pub(super) fn founding_of(entry: &Entry) -> Option<BTreeMap<NodeId, Uid>> {
@@ -80,7 +77,7 @@ impl Greetings {
             recording: BTreeMap::new(),
             founding_open: false,
             refused: BTreeMap::new(),
-            strangers: BTreeMap::new(),
+            learned: BTreeMap::new(),
         }
     }
 
@@ -166,6 +163,8 @@ impl Core {
                 ),
                 (Some(_), Some(_)) if theirs.is_some() => (Verdict::Accepted, String::new()),
                 (Some(_), Some(_)) => (Verdict::Later, "recorded; take over the cluster's number first".into()),
+                // It was recorded by an entry that this node has not got yet.
+                (Some(_), None) if theirs.is_some() && !self.is_leader() => (Verdict::Accepted, String::new()),
                 (Some(_), None) => {
                     self.record_directory(peer, directory);
                     (Verdict::Later, format!("the directory of node {peer} is not recorded yet"))
@@ -201,9 +200,6 @@ impl Core {
         let (verdict, reason) = self.verdict(hello);
         if matches!(verdict, Verdict::Accepted | Verdict::Later) {
             self.see(hello);
-            if verdict == Verdict::Accepted {
-                self.note_stranger(hello);
-            }
         } else if !matches!(verdict, Verdict::WrongNode) {
             self.refuse_peer(hello.node_id, reason.clone());
         }
@@ -265,20 +261,6 @@ impl Core {
         }
     }
 
-    /// A leader that a joining or lagging node has not heard of by the log needs its answers all the same.
-    fn note_stranger(&mut self, hello: &Hello) {
-        let known = self.cluster.member(hello.node_id).is_some() || self.initial.contains_key(&hello.node_id);
-        let strangers = &mut self.greetings.strangers;
-        if known || hello.addr.is_empty() || strangers.get(&hello.node_id) == Some(&hello.addr) {
-            return;
-        }
-        if strangers.len() >= STRANGERS {
-            strangers.pop_first();
-        }
-        strangers.insert(hello.node_id, hello.addr.clone());
-        self.announce_peers();
-    }
-
     fn see(&mut self, hello: &Hello) {
         let connected = self.greetings.seen.get(&hello.node_id).is_some_and(|s| s.connected);
         let seen = Seen {
@@ -287,7 +269,16 @@ impl Core {
             at: self.now,
             connected,
         };
+        let ours = seen.incarnation.is_some() && seen.incarnation == self.identity.incarnation;
         self.greetings.seen.insert(hello.node_id, seen);
+        if ours && !hello.addr.is_empty() {
+            let recorded = self.cluster.member(hello.node_id).map(|m| m.addr.as_str());
+            let known = self.greetings.learned.get(&hello.node_id).map(String::as_str).or(recorded);
+            if known != Some(hello.addr.as_str()) {
+                self.greetings.learned.insert(hello.node_id, hello.addr.clone());
+                self.announce_peers();
+            }
+        }
         self.open_founding();
     }
 
@@ -379,7 +370,12 @@ impl Core {
                 self.adopt(incarnation);
                 Ok(())
             }
+        }?;
+        if self.cluster.members().is_empty() {
+            self.greetings.learned.extend(ticket.peers.iter().map(|(id, addr)| (*id, addr.clone())));
+            self.announce_peers();
         }
+        Ok(())
     }
 
     /// This node's directory, for the request to join.
@@ -395,9 +391,12 @@ impl Core {
         let seen = self.greetings.seen.get(&peer).and_then(|s| s.directory);
         if !self.cluster.incarnation.is_empty() {
             return match self.cluster.member(peer) {
-                Some(member) => {
-                    !member.directory.is_empty() && (seen.is_none() || Uid::from_bytes(&member.directory) == seen)
+                // A leader counts only whom its log records; a follower may lag behind the entry that records its leader.
+                Some(member) if member.directory.is_empty() => {
+                    let theirs = self.greetings.seen.get(&peer).and_then(|s| s.incarnation);
+                    !self.is_leader() && theirs.is_some() && theirs == self.identity.incarnation
                 }
+                Some(member) => seen.is_none() || Uid::from_bytes(&member.directory) == seen,
                 None => true,
             };
         }
@@ -432,6 +431,14 @@ impl Core {
         }
     }
 
+    /// What the log says of a member's address is newer than what it said itself before.
+    pub(super) fn forget_learned(&mut self, before: &ClusterState) {
+        let cluster = &self.cluster;
+        self.greetings.learned.retain(|id, _| {
+            !cluster.is_removed(*id) && cluster.member(*id).map(|m| &m.addr) == before.member(*id).map(|m| &m.addr)
+        });
+    }
+
     /// Whom to dial: the members, and before there are any the initial ones.
     pub(super) fn announce_peers(&mut self) {
         let mut peers: BTreeMap<NodeId, String> =
@@ -439,10 +446,10 @@ impl Core {
         if self.cluster.members().is_empty() {
             peers = self.initial.clone();
         }
-        let cluster = &self.cluster;
-        self.greetings.strangers.retain(|id, _| cluster.member(*id).is_none() && !cluster.is_removed(*id));
-        for (id, addr) in &self.greetings.strangers {
-            peers.entry(*id).or_insert_with(|| addr.clone());
+        for (id, addr) in &self.greetings.learned {
+            if !self.cluster.is_removed(*id) {
+                peers.insert(*id, addr.clone());
+            }
         }
         peers.remove(&self.id);
         self.out.peers = Some(peers);

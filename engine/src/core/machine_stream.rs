@@ -106,6 +106,10 @@ impl MachineStream {
         }
     }
 
+    fn restores_below(&self, limit: u64) -> bool {
+        self.outstanding.iter().any(|o| matches!(o, Outstanding::Restore { index, .. } if *index < limit))
+    }
+
     fn restoring(&self) -> bool {
         self.overtaken || self.outstanding.iter().any(|o| matches!(o, Outstanding::Restore { .. }))
     }
@@ -128,6 +132,10 @@ impl Core {
         if !self.machine.told_restored && !self.machine.restoring() && self.machine.start_from.is_none() {
             self.machine.told_restored = true;
             self.out.restored = true;
+        }
+        // S6: a file that a restore still has to read stays.
+        if let Some(meta) = self.prune.take_if(|meta| !self.machine.restores_below(meta.index)) {
+            self.out.prune = Some(meta);
         }
         let applied = self.machine.applied;
         while self.versions.get(1).is_some_and(|(index, _)| *index <= applied) {

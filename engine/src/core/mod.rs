@@ -15,6 +15,7 @@
 //! write (S1–S3); every accepted request completes exactly once.
 
 mod actions;
+mod appends;
 mod check;
 mod deadlines;
 mod entry;
@@ -29,6 +30,7 @@ mod rng;
 mod snapshotting;
 mod status;
 mod tail;
+mod transfer;
 mod writes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -45,7 +47,7 @@ pub use deadlines::Micros;
 pub use entry::{Context, Kind, Origin};
 pub use greeting::founding_digest;
 pub use rng::Rng;
-pub use status::Numbers;
+pub use status::Positions;
 
 use crate::cluster::{ClusterState, NodeId};
 use crate::config::Config;
@@ -132,6 +134,8 @@ pub struct Core {
     last_leader: (u64, NodeId),
     removed: bool,
     failed: Option<Error>,
+    /// Older snapshots' files go when no restore needs one of them any more.
+    prune: Option<Arc<SnapshotMeta>>,
     out: Actions,
 }
 
@@ -202,7 +206,8 @@ impl Core {
             pre_vote: config.pre_vote,
             min_election_tick: low as usize,
             max_election_tick: high as usize,
-            batch_append: true,
+            // Done by ourselves, without its fault: see `appends`.
+            batch_append: false,
             priority: config.priority,
             // Bounded by us before raft sees a proposal: raft would drop the whole batch.
             max_uncommitted_size: raft::NO_LIMIT,
@@ -241,6 +246,7 @@ impl Core {
             last_leader: (0, 0),
             removed: cluster.is_removed(node_id),
             failed: None,
+            prune: None,
             identity: log.identity,
             cluster,
             config,
@@ -342,6 +348,10 @@ impl Core {
         let kind = message.msg_type;
         let log = &self.raw.raft.raft_log;
         let persisted = log.last_index() == log.persisted;
+        if kind == MessageType::MsgReadIndex as i32 && !self.is_leader() {
+            // Raft would send it on in the asker's name; the asker asks the right one soon (S16).
+            return;
+        }
         if kind == MessageType::MsgTimeoutNow as i32 && (!persisted || self.writes.hung()) {
             return;
         }
@@ -409,16 +419,16 @@ impl Core {
         let number = ready.number();
         let hard_state = self.raw.raft.hard_state();
         let new_vote = self.writes.changes_vote(&hard_state);
+        let term_is_durable = self.writes.durable_term() == hard_state.term;
         let mut held = Vec::new();
-        for message in ready.take_messages() {
-            // S1: a leader's messages go at once, but not those of a Ready that changes term or vote.
-            if new_vote {
+        for message in appends::merge(ready.take_messages(), self.config.max_size_per_msg) {
+            // S1: a leader's messages go at once, but not before its term and vote are durable (a single voter wins inside `campaign()`).
+            if new_vote || !term_is_durable {
                 self.hold(&mut held, message);
             } else {
                 self.post(message);
             }
         }
-        let term_is_durable = self.writes.durable_term() == hard_state.term;
         for message in ready.take_persisted_messages() {
             // S2: a slow disk topples nobody.
             let passes = matches!(
@@ -553,6 +563,9 @@ impl Core {
             } else {
                 self.out.disconnect.push(gone);
             }
+        }
+        if members_changed {
+            self.forget_learned(&before);
         }
         if members_changed || before.incarnation != self.cluster.incarnation {
             self.announce_peers();

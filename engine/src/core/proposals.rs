@@ -10,7 +10,7 @@ use super::requests::{State, What};
 use super::{Body, Core, Outbound};
 use crate::cluster::NodeId;
 use crate::error::{Error, ErrorCode, Result};
-use crate::request::{Completion, MemberChange, Reply, Token};
+use crate::request::{Completion, MemberChange, Token};
 use crate::wire::{Forward, ForwardAnswer, ForwardedProposal};
 
 /// A forward is cut here, so that one message stays small.
@@ -198,12 +198,7 @@ impl Core {
             What::Transfer(to) => {
                 let to = *to;
                 match self.transfer(to) {
-                    Ok(target) if target == self.id => self.complete(request, Ok(Reply::Leader(target))),
-                    Ok(_) => {
-                        if let Some(pending) = self.requests.pending.get_mut(&request) {
-                            pending.state = State::Following;
-                        }
-                    }
+                    Ok(target) => self.await_transfer(request, target),
                     Err(error) => self.complete(request, Err(error)),
                 }
             }
@@ -232,34 +227,6 @@ impl Core {
             Some((index, term)) => Ok(Proposed::At(index, term)),
             None => Ok(Proposed::Later),
         }
-    }
-
-    /// Starts handing over leadership; 0: to the voter that is most up to date. The target's id.
-    fn transfer(&mut self, to: NodeId) -> Result<NodeId> {
-        let refuse = |message: String| Err(Error::not_done(ErrorCode::Membership, message));
-        let target = if to != 0 {
-            to
-        } else {
-            let best = self
-                .cluster
-                .voters
-                .iter()
-                .filter(|id| **id != self.id)
-                .filter_map(|id| self.raw.raft.prs().get(*id).map(|p| (p.recent_active, p.matched, *id)))
-                .max();
-            match best {
-                Some((true, _, id)) => id,
-                Some(_) => return refuse("no other voter has been heard of lately; leadership stays here".into()),
-                None => return refuse("there is no other voter to hand over to".into()),
-            }
-        };
-        if !self.cluster.is_voter(target) {
-            return refuse(format!("node {target} is no voter; leadership can only go to a voter"));
-        }
-        if target != self.id {
-            self.raw.transfer_leader(target);
-        }
-        Ok(target)
     }
 
     /// Learners that are to be voters, once they have caught up.
@@ -329,7 +296,7 @@ impl Core {
             }
             self.requests.next_forward = self.requests.next_forward.saturating_add(1);
             let number = self.requests.next_forward;
-            self.requests.forwards.insert(number, requests);
+            self.requests.forwards.insert(number, (self.now, requests));
             let forward = Forward { term, start: self.start, number, proposals };
             self.out.messages.push(Outbound { to: leader, body: Body::Forward(forward) });
         }
@@ -337,8 +304,28 @@ impl Core {
 
     /// The transport says that this forward certainly never left this process.
     pub fn forward_not_sent(&mut self, number: u64) {
-        for request in self.requests.forwards.remove(&number).unwrap_or_default() {
+        for request in self.requests.forwards.remove(&number).unwrap_or_default().1 {
             self.try_again(request);
+        }
+    }
+
+    /// A forward or its answer that was lost with its stream, while the leader stays: nobody will say any more (S15).
+    pub(super) fn give_up_forwards(&mut self) {
+        let patience = u64::try_from(self.config.election_timeout().as_micros()).unwrap_or(u64::MAX).saturating_mul(5);
+        while let Some(oldest) = self.requests.forwards.first_entry() {
+            if oldest.get().0.saturating_add(patience) > self.now {
+                return;
+            }
+            let (_, requests) = oldest.remove();
+            for request in requests {
+                if matches!(self.requests.pending.get(&request).map(|p| p.state), Some(State::Forwarded { .. })) {
+                    let error = Error::unknown(
+                        ErrorCode::ConnectionFailed,
+                        "it was sent to the leader, who has not answered: the outcome is unknown",
+                    );
+                    self.complete(request, Err(error.with_leader(self.leader_hint())));
+                }
+            }
         }
     }
 
@@ -457,7 +444,7 @@ impl Core {
         if answer.start != self.start {
             return;
         }
-        let requests = self.requests.forwards.remove(&answer.number).unwrap_or_default();
+        let (_, requests) = self.requests.forwards.remove(&answer.number).unwrap_or_default();
         if !answer.taken {
             let code = ErrorCode::from_i32(answer.code);
             for request in requests {
@@ -482,6 +469,10 @@ impl Core {
         if let What::Change(change) = &pending.what {
             let goals = change.goals().collect();
             self.requests.goals.insert(request, goals);
+        }
+        if let What::Transfer(to) = pending.what {
+            self.await_transfer(request, to);
+            return;
         }
         if index == 0 {
             pending.state = State::Following;

@@ -14,6 +14,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use super::deadlines::{Deadlines, Micros};
 use super::membership::{Change, Goal};
+use super::transfer::Transfer;
 use super::Core;
 use crate::cluster::NodeId;
 use crate::error::{Committed, Error, ErrorCode, Result};
@@ -82,8 +83,8 @@ pub(super) struct Requests {
     pub later: Vec<u64>,
     /// Own entries in the log, by index.
     pub placed: BTreeMap<u64, u64>,
-    /// Forwards without an answer: number → requests in it.
-    pub forwards: BTreeMap<u64, Vec<u64>>,
+    /// Forwards without an answer: number → when it went, and the requests in it.
+    pub forwards: BTreeMap<u64, (Micros, Vec<u64>)>,
     pub next_forward: u64,
     /// Numbers taken of other nodes' forwards: (node, start, newest number), oldest first.
     pub taken: VecDeque<(NodeId, u64, u64)>,
@@ -95,6 +96,7 @@ pub(super) struct Requests {
     pub graces: VecDeque<(Micros, u64)>,
     /// Membership changes and reservations that wait for the cluster to look like this.
     pub goals: BTreeMap<u64, Vec<(NodeId, Goal)>>,
+    pub transfers: Vec<Transfer>,
 }
 
 impl Requests {
@@ -164,7 +166,8 @@ impl Core {
 
     /// The shell has learnt that a pending request cannot come to anything.
     pub fn abandon(&mut self, token: Token, error: Error) {
-        let found = self.requests.pending.iter().find(|(_, p)| p.token == token && matches!(p.what, What::BecomeMember));
+        let found =
+            self.requests.pending.iter().find(|(_, p)| p.token == token && matches!(p.what, What::BecomeMember));
         if let Some(request) = found.map(|(request, _)| *request) {
             self.complete(request, Err(error));
         }
@@ -272,6 +275,7 @@ impl Core {
             self.requests.graces.push_back((self.now.saturating_add(grace), lost.0));
         }
         self.requests.uncommitted_bytes = 0;
+        self.settle_transfers();
     }
 
     pub(super) fn tick_requests(&mut self) {
@@ -300,6 +304,8 @@ impl Core {
                 self.complete(request, Err(error.with_leader(self.leader_hint())));
             }
         }
+        self.give_up_forwards();
+        self.settle_transfers();
         self.check_goals();
     }
 
@@ -348,6 +354,7 @@ impl Core {
 fn fate(pending: &Pending) -> Committed {
     match (&pending.what, pending.state) {
         (What::Read | What::Snapshot | What::BecomeMember, _) | (_, State::Unsent) => Committed::No,
+        (What::Transfer(_), State::Following) => Committed::Unknown,
         (_, State::Placed { committed: true, .. } | State::Following) => Committed::Yes,
         _ => Committed::Unknown,
     }

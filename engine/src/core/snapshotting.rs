@@ -213,7 +213,7 @@ impl Core {
             let store = self.raw.mut_store();
             store.set_snapshot_meta(Arc::clone(&meta));
             store.compact(compact_to);
-            self.out.prune = Some(Arc::clone(&meta));
+            self.prune = Some(Arc::clone(&meta));
             self.out.events.push(Event::SnapshotTaken { index: meta.index, size: meta.size });
         }
         for request in asked {
@@ -243,6 +243,18 @@ impl Core {
         }
     }
 
+    /// Whether a snapshot that a peer wants to send may come: refused before its bytes are.
+    pub fn accepts_snapshot(&self, from: NodeId, index: u64) -> Result<(), String> {
+        if !self.admits(from) {
+            return Err(format!("node {from} is not listened to here"));
+        }
+        let commit = self.raw.raft.raft_log.committed;
+        if index < commit {
+            return Err(format!("the log here goes on from index {commit} already"));
+        }
+        Ok(())
+    }
+
     /// A snapshot has come whole: checked, synced, in its place (S6). Now raft may hear of it.
     pub fn receive_snapshot(&mut self, from: NodeId, message: Message, meta: SnapshotMeta) {
         self.heard(from);
@@ -257,8 +269,12 @@ impl Core {
             self.refuse_peer(from, "its snapshot is not the one its message names".into());
             return;
         }
-        self.snapshots.received = Some(Arc::new(meta));
         let _ = self.raw.step(message);
+        // Raft may have refused it, and may hold another one that came just before.
+        let taken = self.raw.raft.raft_log.unstable.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
+        if taken.is_some_and(|m| m.index == meta.index) {
+            self.snapshots.received = Some(Arc::new(meta));
+        }
     }
 
     /// Raft has taken a received snapshot: the log starts anew behind it.
@@ -293,7 +309,8 @@ impl Core {
         if meta.index > self.raw.raft.raft_log.applied {
             self.raw.advance_apply_to(meta.index);
         }
-        if meta.has_file {
+        // One that came later may be durable already: the machine takes that one.
+        if meta.has_file && meta.index == self.snapshot_index() {
             self.restore_machine(&meta);
         }
         self.machine.resume_after(meta.index);
@@ -302,7 +319,7 @@ impl Core {
             self.requests.placed.remove(&index);
             self.result_lost(request, index);
         }
-        self.out.prune = Some(Arc::clone(&meta));
+        self.prune = Some(Arc::clone(&meta));
         self.out.events.push(Event::SnapshotInstalled { index: meta.index, size: meta.size });
     }
 

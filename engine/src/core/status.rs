@@ -5,26 +5,36 @@ use std::collections::BTreeMap;
 use raft::StateRole;
 
 use super::Core;
+use crate::cluster::NodeId;
 use crate::status::{PeerStatus, Role, Status};
 
-/// What changes with every turn.
-pub struct Numbers {
+/// How far the node has got. `snapshot <= applied <= handed <= commit <= last`, but for the moment of installing a received snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Positions {
     pub term: u64,
-    pub leader_id: Option<u64>,
-    pub last_index: u64,
-    pub commit_index: u64,
-    pub applied_index: u64,
+    /// 0: none known.
+    pub leader: NodeId,
+    pub snapshot: u64,
+    /// Where the state machine stands.
+    pub applied: u64,
+    /// Up to here the core itself has acted on the log (membership).
+    pub handed: u64,
+    pub commit: u64,
+    pub last: u64,
 }
 
 impl Core {
-    pub fn numbers(&self) -> Numbers {
+    /// The cheap part of [`Core::status`].
+    pub fn positions(&self) -> Positions {
         let raft = &self.raw.raft;
-        Numbers {
+        Positions {
             term: raft.term,
-            leader_id: (raft.leader_id != 0).then_some(raft.leader_id),
-            last_index: raft.raft_log.last_index(),
-            commit_index: raft.raft_log.committed,
-            applied_index: self.applied(),
+            leader: raft.leader_id,
+            snapshot: self.snapshot_index(),
+            applied: self.applied(),
+            handed: self.handed,
+            commit: raft.raft_log.committed,
+            last: raft.raft_log.last_index(),
         }
     }
 

@@ -269,7 +269,7 @@ impl Tail {
         fetched.push_back(entries);
     }
 
-    fn from_fetched(&self, low: u64, high: u64, max: u64) -> Option<Vec<Entry>> {
+    fn fetched_from(&self, low: u64, high: u64, max: u64) -> Option<Vec<Entry>> {
         let fetched = self.fetched.borrow();
         let held = fetched
             .iter()
@@ -314,7 +314,7 @@ impl raft::Storage for Tail {
             if !context.can_async() {
                 return Err(StorageError::Unavailable.into());
             }
-            if let Some(entries) = self.from_fetched(low, high, max) {
+            if let Some(entries) = self.fetched_from(low, high, max) {
                 return Ok(entries);
             }
             // At most up to the tail: what is in memory needs no reading.

@@ -152,7 +152,10 @@ impl PageFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], page: u64) -> Result<()> {
-        let Some(offset) = page.checked_mul(self.page_size as u64) else {
+        // The system refuses places that no file can have, instead of calling them the end.
+        let possible =
+            |offset: &u64| offset.checked_add(buffer.len() as u64).is_some_and(|end| i64::try_from(end).is_ok());
+        let Some(offset) = page.checked_mul(self.page_size as u64).filter(possible) else {
             return Err(self.fault(page, "there is no page of this number"));
         };
         self.file.read_exact_at(buffer, offset).map_err(|e| match e.kind() {

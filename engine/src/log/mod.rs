@@ -111,7 +111,9 @@ pub struct LogState {
 
 /// The writing half. Owned by the writer thread alone.
 pub trait LogWriter: Send {
-    /// Makes all writes durable in one transaction with one sync. After an error the log refuses everything (S10).
+    /// Makes all writes durable in one transaction with one sync. After an error the log refuses everything (S10), with the
+    /// same error. One exception: `DiskFull` with `committed` No was found before anything was written; the same batch may be
+    /// tried again, and writes without entries (which compact, for instance) still work.
     fn write(&mut self, writes: &[LogWrite]) -> Result<(), Error>;
 }
 

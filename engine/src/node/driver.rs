@@ -58,10 +58,14 @@ struct Driver {
     waiters: HashMap<Token, Waiter>,
     next_token: Token,
     joins: HashMap<Token, AbortHandle>,
+    /// Lanes that are up: a peer counts as connected when both are.
+    lanes: BTreeMap<NodeId, Vec<Lane>>,
     /// What the core has to hear of before it is polled again.
     feedback: Vec<Feedback>,
     status_due: bool,
     status_at: Instant,
+    /// Closing, but still handing over leadership: until when, and how long the disk is waited for after that.
+    retiring: Option<(Instant, Duration)>,
     /// The node ends after this turn.
     stop: Option<(Result<()>, Duration)>,
 }
@@ -91,7 +95,9 @@ pub(super) async fn run(parts: Parts, tell: std::sync::mpsc::Sender<Result<()>>)
 }
 
 impl Driver {
-    async fn start(parts: Parts) -> Result<(Driver, mpsc::UnboundedReceiver<Input>, mpsc::UnboundedReceiver<Incoming>)> {
+    async fn start(
+        parts: Parts,
+    ) -> Result<(Driver, mpsc::UnboundedReceiver<Input>, mpsc::UnboundedReceiver<Incoming>)> {
         let Parts { options, opened, inbox, outbox, shared, sink } = parts;
         let (net, incoming) = mpsc::unbounded_channel();
         let config = TransportConfig::new(options.node_id, options.raft_addr.clone(), &options.config);
@@ -134,25 +140,34 @@ impl Driver {
             waiters: HashMap::new(),
             next_token: FIRST_INTERNAL_TOKEN,
             joins: HashMap::new(),
+            lanes: BTreeMap::new(),
             feedback: Vec::new(),
             status_due: true,
             status_at: origin,
+            retiring: None,
             stop: None,
         };
         let born = if opened.created { "a new directory" } else { "its directory" };
-        driver.log(slog::Level::Info, "raft", || format!("node {} listens at {} with {born}", driver.options.node_id, driver.addr));
+        driver.log(slog::Level::Info, "raft", || {
+            format!("node {} listens at {} with {born}", driver.options.node_id, driver.addr)
+        });
         driver.turn(|_| {});
         Ok((driver, outbox, incoming))
     }
 
     fn log(&self, level: slog::Level, target: &'static str, message: impl FnOnce() -> String) {
         if level.is_at_least(self.sink.log_level()) {
-            let record = LogRecord { level, target, message: message(), node_id: self.options.node_id, term: self.core.term() };
+            let record =
+                LogRecord { level, target, message: message(), node_id: self.options.node_id, term: self.core.term() };
             self.sink.log(record);
         }
     }
 
-    async fn drive(mut self, mut outbox: mpsc::UnboundedReceiver<Input>, mut incoming: mpsc::UnboundedReceiver<Incoming>) {
+    async fn drive(
+        mut self,
+        mut outbox: mpsc::UnboundedReceiver<Input>,
+        mut incoming: mpsc::UnboundedReceiver<Incoming>,
+    ) {
         let mut inputs = Vec::new();
         let mut frames = Vec::new();
         while self.stop.is_none() {
@@ -180,6 +195,7 @@ impl Driver {
                     driver.input(input);
                 }
                 driver.tick();
+                driver.consider_end();
             });
             // Budgets go back to the streams once their frames have been worked in.
             drop(permits);
@@ -199,7 +215,9 @@ impl Driver {
 
     /// Feeds the core and carries out what follows, until nothing more follows. A panic in it ends this node, and only it.
     fn turn(&mut self, feed: impl FnOnce(&mut Self)) {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
         let now = self.now();
         let turned = catch_unwind(AssertUnwindSafe(|| {
             self.core.set_time(now, wall);
@@ -218,7 +236,12 @@ impl Driver {
             self.publish();
         }));
         if let Err(panic) = turned {
-            self.broken(panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)));
+            self.broken(
+                panic
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)),
+            );
         }
     }
 
@@ -226,7 +249,10 @@ impl Driver {
         let what = what.unwrap_or_else(|| "no text".into());
         let error = Error::unknown(
             ErrorCode::Internal,
-            format!("node {} broke one of its invariants and has stopped: {what}; please report this", self.options.node_id),
+            format!(
+                "node {} broke one of its invariants and has stopped: {what}; please report this",
+                self.options.node_id
+            ),
         );
         self.log(slog::Level::Critical, "raft", || error.message.clone());
         let ended = catch_unwind(AssertUnwindSafe(|| {
@@ -263,6 +289,16 @@ impl Driver {
         }
     }
 
+    /// A closing node ends once somebody else leads, or when that has taken too long.
+    fn consider_end(&mut self) {
+        if let Some((until, patience)) = self.retiring {
+            if !self.core.is_leader() || Instant::now() >= until {
+                self.core.close();
+                self.stop = Some((Ok(()), patience));
+            }
+        }
+    }
+
     fn timeout(&self, timeout: Timeout, default: Duration) -> Option<Micros> {
         let span = match timeout {
             Timeout::Default => default,
@@ -274,9 +310,11 @@ impl Driver {
 
     fn default_timeout(&self, request: &Request) -> Duration {
         match request {
-            Request::Join { .. } | Request::ChangeMembers(_) | Request::Leave | Request::TransferLeader(_) | Request::StepDown => {
-                self.options.config.conf_change_request_timeout
-            }
+            Request::Join { .. }
+            | Request::ChangeMembers(_)
+            | Request::Leave
+            | Request::TransferLeader(_)
+            | Request::StepDown => self.options.config.conf_change_request_timeout,
             Request::Snapshot => Duration::from_secs(600),
             _ => self.options.config.request_timeout,
         }
@@ -323,8 +361,12 @@ impl Driver {
             }
             Input::Panicked(what) => self.core.fail(Error::unknown(ErrorCode::Internal, what)),
             Input::Close(timeout) => {
-                self.core.close();
-                self.stop = Some((Ok(()), timeout));
+                // Two election timeouts at most: the deadline is there for the disk as well.
+                let patience = (timeout / 2).min(self.options.config.election_timeout().saturating_mul(2));
+                if self.retiring.is_none() {
+                    let until = if self.core.retire() { Instant::now() + patience } else { Instant::now() };
+                    self.retiring = Some((until, timeout.saturating_sub(patience)));
+                }
             }
         }
     }
@@ -355,8 +397,10 @@ impl Driver {
                 match asked {
                     Ok(_) => return,
                     Err(error)
-                        if matches!(error.code, ErrorCode::Membership | ErrorCode::WrongDirectory | ErrorCode::Removed)
-                            && !error.message.contains("progress") =>
+                        if matches!(
+                            error.code,
+                            ErrorCode::Membership | ErrorCode::WrongDirectory | ErrorCode::Removed
+                        ) && !error.message.contains("progress") =>
                     {
                         let _ = inbox.send(Input::JoinFailed { token, error });
                         return;
@@ -386,27 +430,41 @@ impl Driver {
                 let _ = answer.send(go_on);
             }
             Incoming::Connected { peer, lane } => {
-                self.core.connected(peer, true);
+                let lanes = self.lanes.entry(peer).or_default();
+                if !lanes.contains(&lane) {
+                    lanes.push(lane);
+                }
+                let both = lanes.len() == Lane::ALL.len();
+                self.core.connected(peer, both);
+                self.status_due = true;
                 self.log(slog::Level::Debug, "transport", || format!("connected to node {peer} ({lane:?})"));
             }
             Incoming::Disconnected { peer, lane, reason } => {
+                self.lanes.entry(peer).or_default().retain(|l| *l != lane);
                 self.core.connected(peer, false);
+                self.status_due = true;
                 self.log(slog::Level::Info, "transport", || format!("lost node {peer} ({lane:?}): {reason}"));
             }
             Incoming::DialFailed { peer, lane, reason } => {
                 self.log(slog::Level::Debug, "transport", || format!("cannot reach node {peer} ({lane:?}): {reason}"));
             }
             Incoming::NotSent { to, items, .. } => self.not_sent(to, items),
-            Incoming::SnapshotHeader { answer, .. } => {
-                let _ = answer.send(Ok(()));
+            Incoming::SnapshotHeader { from, header, answer } => {
+                let _ = answer.send(self.core.accepts_snapshot(from, header.index));
             }
-            Incoming::SnapshotReceived { from, header, raft_message } => self.snapshot_received(from, header, &raft_message),
+            Incoming::SnapshotReceived { from, header, raft_message } => {
+                self.snapshot_received(from, header, &raft_message)
+            }
             Incoming::SnapshotIntakeFailed { from, index, error } => {
-                self.log(slog::Level::Warning, "storage", || format!("snapshot {index} from node {from} was not stored: {}", error.message));
+                self.log(slog::Level::Warning, "storage", || {
+                    format!("snapshot {index} from node {from} was not stored: {}", error.message)
+                });
             }
             Incoming::SnapshotSent { to, index, result } => {
                 if let Err(reason) = &result {
-                    self.log(slog::Level::Warning, "transport", || format!("snapshot {index} did not reach node {to}: {reason}"));
+                    self.log(slog::Level::Warning, "transport", || {
+                        format!("snapshot {index} did not reach node {to}: {reason}")
+                    });
                 }
                 self.core.snapshot_sent(to, result.is_ok());
             }
@@ -425,7 +483,9 @@ impl Driver {
             Some(ItemBody::Raft(bytes)) => match Message::decode(bytes.as_slice()) {
                 Ok(message) => self.core.receive(from, message),
                 Err(error) => {
-                    self.log(slog::Level::Warning, "transport", || format!("a message from node {from} cannot be read: {error}"));
+                    self.log(slog::Level::Warning, "transport", || {
+                        format!("a message from node {from} cannot be read: {error}")
+                    });
                 }
             },
             Some(ItemBody::Forward(forward)) => self.core.receive_forward(from, forward),
@@ -617,7 +677,9 @@ impl Driver {
                 self.log(slog::Level::Warning, "transport", || format!("node {peer}: {reason}"));
             }
             Event::DiskHung { millis } => {
-                self.log(slog::Level::Error, "storage", || format!("a write has taken {millis} ms; this node does not lead until the disk answers"));
+                self.log(slog::Level::Error, "storage", || {
+                    format!("a write has taken {millis} ms; this node does not lead until the disk answers")
+                });
             }
             Event::SnapshotFailed { index, reason } => {
                 self.log(slog::Level::Error, "storage", || format!("the snapshot at index {index} failed: {reason}"));
@@ -636,12 +698,13 @@ impl Driver {
             self.status_at = now;
             *status = self.core.status();
         } else {
-            let numbers = self.core.numbers();
-            status.term = numbers.term;
-            status.leader_id = numbers.leader_id;
-            status.last_index = numbers.last_index;
-            status.commit_index = numbers.commit_index;
-            status.applied_index = numbers.applied_index;
+            let at = self.core.positions();
+            status.term = at.term;
+            status.leader_id = (at.leader != 0).then_some(at.leader);
+            status.last_index = at.last;
+            status.commit_index = at.commit;
+            status.applied_index = at.applied;
+            status.snapshot_index = at.snapshot;
         }
     }
 
@@ -658,7 +721,9 @@ impl Driver {
         while let Ok(input) = outbox.try_recv() {
             let closed = || Err(Error::not_done(ErrorCode::Closed, "the node is closed"));
             match input {
-                Input::Request { token, .. } | Input::Join { token, .. } => late.push(Completion { token, result: closed() }),
+                Input::Request { token, .. } | Input::Join { token, .. } => {
+                    late.push(Completion { token, result: closed() })
+                }
                 Input::Proposals { proposals, .. } => {
                     late.extend(proposals.into_iter().map(|(token, _)| Completion { token, result: closed() }));
                 }

@@ -78,14 +78,34 @@ pub(crate) const FIRST_INTERNAL_TOKEN: Token = 1 << 63;
 
 /// What the driver hears from this process.
 pub(crate) enum Input {
-    Request { token: Token, request: Request, timeout: Timeout },
-    Proposals { proposals: Vec<(Token, Vec<u8>)>, timeout: Timeout },
-    Join { token: Token, ticket: Ticket, timeout: Timeout },
-    JoinFailed { token: Token, error: Error },
+    Request {
+        token: Token,
+        request: Request,
+        timeout: Timeout,
+    },
+    Proposals {
+        proposals: Vec<(Token, Vec<u8>)>,
+        timeout: Timeout,
+    },
+    Join {
+        token: Token,
+        ticket: Ticket,
+        timeout: Timeout,
+    },
+    JoinFailed {
+        token: Token,
+        error: Error,
+    },
     Answer(MachineAnswer),
-    SnapshotDone { id: u64, result: Result<(u64, u32), String> },
+    SnapshotDone {
+        id: u64,
+        result: Result<(u64, u32), String>,
+    },
     Written(u64),
-    Fetched { id: u64, entries: Vec<Entry> },
+    Fetched {
+        id: u64,
+        entries: Vec<Entry>,
+    },
     /// The disk has failed: the node ends (S10).
     DiskFailed(Error),
     Panicked(String),
@@ -166,7 +186,10 @@ impl Node {
 
     fn send(&self, input: Input) -> Result<()> {
         if self.0.pid != std::process::id() {
-            return Err(Error::not_done(ErrorCode::Forked, "this node belongs to the parent process; start one of your own after fork"));
+            return Err(Error::not_done(
+                ErrorCode::Forked,
+                "this node belongs to the parent process; start one of your own after fork",
+            ));
         }
         let closed = || Error::not_done(ErrorCode::Closed, "the node is closed");
         if self.0.shared.closing.load(Ordering::Acquire) && !matches!(input, Input::Close(_)) {
@@ -238,7 +261,9 @@ impl Node {
         if bytes > limit {
             return Err(Error::not_done(
                 ErrorCode::ProposalTooLarge,
-                format!("{bytes} bytes are above max_proposal_size ({limit}); split the command or raise it on every node"),
+                format!(
+                    "{bytes} bytes are above max_proposal_size ({limit}); split the command or raise it on every node"
+                ),
             ));
         }
         Ok(())

@@ -27,7 +27,8 @@ pub(super) struct Opened {
 
 /// A random number from the operating system.
 pub(super) fn random() -> Result<u64> {
-    getrandom::u64().map_err(|e| Error::not_done(ErrorCode::Internal, format!("the system gives no random numbers: {e}")))
+    getrandom::u64()
+        .map_err(|e| Error::not_done(ErrorCode::Internal, format!("the system gives no random numbers: {e}")))
 }
 
 /// The founding map that these options mean for an empty directory; empty for a node that waits to be joined.
@@ -44,7 +45,10 @@ fn initial_members(options: &NodeOptions) -> Result<BTreeMap<NodeId, String>> {
         }
         address::dialable("peers", peer_addr, false)?;
         if let Some(other) = seen.insert(peer_addr, *peer) {
-            return Err(Error::config("peers", format!("nodes {other} and {peer} have the same address {peer_addr}; give each its own")));
+            return Err(Error::config(
+                "peers",
+                format!("nodes {other} and {peer} have the same address {peer_addr}; give each its own"),
+            ));
         }
         if *peer != id && peer_addr == addr {
             return Err(Error::config(
@@ -107,5 +111,13 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
         next = last.saturating_add(1);
         entries.append(&mut more);
     }
-    Ok(Opened { log: state, writer: opened.writer, reader: opened.reader, snapshots, initial, entries, created: opened.created })
+    Ok(Opened {
+        log: state,
+        writer: opened.writer,
+        reader: opened.reader,
+        snapshots,
+        initial,
+        entries,
+        created: opened.created,
+    })
 }

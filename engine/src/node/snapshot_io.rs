@@ -33,7 +33,10 @@ pub(crate) struct SnapshotFiles {
 }
 
 fn not_asked(id: u64) -> Error {
-    Error::not_done(ErrorCode::InvalidArgument, format!("request {id} is not open: it was answered already, or never made"))
+    Error::not_done(
+        ErrorCode::InvalidArgument,
+        format!("request {id} is not open: it was answered already, or never made"),
+    )
 }
 
 impl SnapshotFiles {

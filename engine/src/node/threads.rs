@@ -44,7 +44,11 @@ pub(super) fn start(
     Ok(Threads { writes, work, ended: vec![wrote, worked] })
 }
 
-fn spawn(name: String, inbox: UnboundedSender<Input>, body: impl FnOnce() + Send + 'static) -> Result<oneshot::Receiver<()>> {
+fn spawn(
+    name: String,
+    inbox: UnboundedSender<Input>,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<oneshot::Receiver<()>> {
     let (ended, wait) = oneshot::channel();
     std::thread::Builder::new()
         .name(name.clone())
@@ -87,7 +91,12 @@ fn write_log(mut writer: Box<dyn LogWriter>, queue: &mpsc::Receiver<LogWrite>, t
     }
 }
 
-fn do_work(reader: Box<dyn LogReader>, queue: &mpsc::Receiver<Work>, files: &SnapshotFiles, tell: &UnboundedSender<Input>) {
+fn do_work(
+    reader: Box<dyn LogReader>,
+    queue: &mpsc::Receiver<Work>,
+    files: &SnapshotFiles,
+    tell: &UnboundedSender<Input>,
+) {
     while let Ok(work) = queue.recv() {
         match work {
             Work::Fetch(fetch) => {

@@ -15,6 +15,8 @@ use crate::request::{MemberChange, Reply, Request, SnapshotInfo, Ticket, Timeout
 
 /// Largest answer to a call; what `apply` returned above it is said to be lost on the way.
 pub const MAX_REPLY: usize = 64 << 20;
+/// Largest encoded ticket or cluster state in an answer: their many small parts take more memory than their bytes.
+const MAX_RECORD: usize = 4 << 20;
 /// Changes in one membership request.
 const MAX_CHANGES: usize = 1024;
 
@@ -240,6 +242,11 @@ pub fn decode_answer(bytes: &[u8]) -> Result<Result<Reply>> {
     let unknown = || {
         Error::unknown(ErrorCode::ConnectionFailed, "the node's answer is not known here; it may be of a newer version")
     };
+    limits::walk(bytes, &mut |tag, body| match tag {
+        3..=5 if body.len() > MAX_RECORD => Err(tonic::Status::out_of_range("")),
+        _ => Ok(()),
+    })
+    .map_err(|_| unknown())?;
     let answer = AnswerWire::decode(bytes).map_err(|_| unknown())?;
     Ok(match answer.reply.ok_or_else(unknown)? {
         ReplyWire::Error(error) => Err(error_from_wire(error)),

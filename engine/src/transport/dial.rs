@@ -30,10 +30,13 @@ const MAX_QUEUED: usize = 1 << 20;
 /// Most that a frame adds around its one item.
 const FRAME_OVERHEAD: usize = 64;
 
+/// The template, and the directory that the log records for each peer.
+pub type Greeting = (Hello, BTreeMap<NodeId, Vec<u8>>);
+
 /// What the tasks on the runtime's thread share.
 pub struct Local {
     pub shared: Arc<Shared>,
-    pub hello: RefCell<Option<(Hello, BTreeMap<NodeId, Vec<u8>>)>>,
+    pub hello: RefCell<Option<Greeting>>,
     pub hello_set: Notify,
 }
 
@@ -147,6 +150,12 @@ pub async fn keep_dialling(
         let end = tokio::select! {
             reason = session(&local, peer, lane, &addr, &slot) => Some(reason),
             changed = target.changed() => changed.is_ok().then(|| "to be dialled anew".into()),
+            () = poked_while_connecting(&slot, &poke) => {
+                // A connect to a host that was cut off may hang in its own timers while the peer is back already.
+                finish(&shared, peer, lane, &slot, Some("the peer is there: to be dialled anew"));
+                backoff = BACKOFF_MIN;
+                continue;
+            }
             _ = stop.wait_for(|stop| *stop) => None,
         };
         let connected = finish(&shared, peer, lane, &slot, end.as_deref());
@@ -167,6 +176,16 @@ pub async fn keep_dialling(
                 Err(_) => return,
             },
             _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// Ready when the peer has dialled us while we do not even have a connection.
+async fn poked_while_connecting(slot: &Slot, poke: &Notify) {
+    loop {
+        poke.notified().await;
+        if slot.borrow().is_none() {
+            return;
         }
     }
 }

@@ -27,7 +27,7 @@ mod service;
 mod snapshot;
 pub(crate) mod tame;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -53,7 +53,7 @@ pub const SERVICE: &str = "raftify.v1.Raft";
 /// In a failed call's metadata: the [`ErrorCode`] of a request that was refused before anybody saw it.
 const REFUSED: &str = "raftify-refused";
 /// Limit of every message but frames, calls and answers to calls.
-const SMALL: usize = 4 << 20;
+const SMALL: usize = 1 << 20;
 /// Bytes in the control lane's queues, on either side.
 const CONTROL_BYTES: usize = 8 << 20;
 
@@ -160,6 +160,7 @@ pub enum Incoming {
         lane: Lane,
         reason: String,
     },
+    /// What lies in the channel already still comes after a [`Transport::hang_up`].
     Frame {
         from: NodeId,
         lane: Lane,

@@ -293,9 +293,11 @@ impl Inbound {
         .clamp(1, u32::MAX as usize);
         let budget = bytes_budget(capacity);
         loop {
+            // Replaced comes first: once the newer stream's frames may come, none of this one does.
             let message = tokio::select! {
-                message = self.stream.message() => message?,
+                biased;
                 _ = &mut registration.replaced => return Err(Status::aborted("a newer stream took its place")),
+                message = self.stream.message() => message?,
                 () = self.answers.closed() => return Ok(()),
             };
             let Some(message) = message else { return Ok(()) };
@@ -305,8 +307,9 @@ impl Inbound {
             // A frame above the whole budget passes alone.
             let cost = u32::try_from(cost.min(capacity)).unwrap_or(u32::MAX);
             let permit = tokio::select! {
-                permit = Arc::clone(&budget).acquire_many_owned(cost) => permit,
+                biased;
                 _ = &mut registration.replaced => return Err(Status::aborted("a newer stream took its place")),
+                permit = Arc::clone(&budget).acquire_many_owned(cost) => permit,
             };
             let permit = Permit(permit.map_err(|_| Status::unavailable("closing"))?);
             let frame = Incoming::Frame { from, lane, items, permit };

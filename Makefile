@@ -1,0 +1,90 @@
+# A fresh clone needs two commands: `make setup`, `make test`. They need Rust, a C compiler, make and Python 3.10 or newer.
+#
+# Everything is compiled in one target directory: once in the dev profile (cargo test), once in the release profile, by the wheel;
+# the C example links the library which that build left in target/release.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+# The raft crate generates its messages with protoc; setup installs one. One of your own in the environment wins.
+export PROTOC ?= $(BIN)/protoc
+
+TOOLS := $(VENV)/.tools
+INSTALLED := $(VENV)/.installed
+RELEASE_LIB := $(CARGO_TARGET_DIR)/release
+SOURCES := $(shell find engine capi interop include raftify_ffi -type f \
+	-not -name '*.pyc' -not -name '*.so' -not -name '_native.py' 2>/dev/null) \
+	$(wildcard Cargo.toml Cargo.lock pyproject.toml setup.py MANIFEST.in)
+
+.PHONY: help setup demo test bench clean rust-fmt rust-lint rust-test header wheel py-lint py-types py-test c-example
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(INSTALLED) ## create .venv, build the package and install it with everything the tests use
+
+demo: $(INSTALLED) ## a cluster of three processes, shown live; Ctrl-C ends it
+	@$(BIN)/python examples/python/demo.py
+
+test: rust-fmt rust-lint rust-test wheel py-lint py-types py-test c-example ## everything CI runs
+	@echo "make test: all passed"
+
+bench: $(INSTALLED) ## proposals per second, as a ratio to what this disk can sync (BENCH_HOME: compare with other libraries)
+	@BENCH_PYTHON=$(BIN)/python $(BIN)/python benches/run.py $(BENCH)
+
+clean: ## remove what the other commands made
+	rm -rf $(VENV) target build dist benches/out *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find raftify_ffi tests examples benches -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(TOOLS): tests/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make setup PYTHON=python3.12")'
+	@command -v cargo >/dev/null || { echo "Rust is needed: install it from https://rustup.rs"; exit 1; }
+	@command -v cc >/dev/null || { echo "a C compiler is needed: apt-get install build-essential"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	@touch $@
+
+$(INSTALLED): $(TOOLS) $(SOURCES)
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	$(BIN)/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps dist/raftify_ffi-*.whl
+	$(BIN)/pip install --quiet --disable-pip-version-check "$$(ls dist/raftify_ffi-*.whl)[cli,example,toml]"
+	@touch $@
+
+# ---- the parts of `make test`; each may be run alone
+
+rust-fmt: $(TOOLS) ## formatting of the Rust code
+	cargo fmt --all --check
+
+rust-lint: $(TOOLS) ## clippy, warnings are errors
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+rust-test: $(TOOLS) ## unit tests, simulation, C ABI, freshness of the header (dev profile)
+	cargo test --workspace --locked
+
+header: $(TOOLS) ## write include/raftify.h anew after a change to the C ABI (rust-test fails while it is stale)
+	RAFTIFY_WRITE_HEADER=1 cargo test --package raftify-capi --locked --test header
+
+wheel: $(INSTALLED) ## build and install the wheel; import it from elsewhere than the source tree
+	cd / && $(BIN)/python -c 'import raftify_ffi; print("wheel: imports", raftify_ffi.__file__)'
+	$(BIN)/raftify_cli version
+
+py-lint: $(TOOLS) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+py-types: $(INSTALLED) ## mypy --strict: the source, the wheel as a user sees it, the example against the wheel
+	$(BIN)/mypy --strict
+	cd $(VENV) && $(BIN)/mypy --strict -p raftify_ffi
+	cd examples/python && $(BIN)/mypy --strict main.py demo.py
+
+py-test: $(INSTALLED) ## pytest against the installed wheel
+	$(BIN)/pytest tests
+
+c-example: $(INSTALLED) ## build the C example against include/ and the release library, and run it
+	$(MAKE) --no-print-directory -C examples/c test LIB_DIR=$(RELEASE_LIB)

@@ -1,0 +1,147 @@
+"""The driver's side of the bench protocol (README.md): reads commands on stdin, keeps proposals in flight, reports what
+it measured."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import struct
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+
+Propose = Callable[[bytes], Awaitable[object]]
+
+#: Time for the last proposals of a run to come back, seconds.
+DRAIN = 20.0
+
+
+def say(line: str) -> None:
+    # One write a line: the reader takes the time of its arrival.
+    os.write(1, line.encode() + b"\n")
+
+
+class Map:
+    """The replicated state: 8-byte key to value. Equal on all nodes when a run is over."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.applied = 0
+
+    def put(self, command: bytes) -> None:
+        self.values[command[:8]] = command[8:]
+        self.applied += 1
+
+    def dump(self) -> bytes:
+        parts = [struct.pack(">Q", self.applied)]
+        for key, value in self.values.items():
+            parts += (key, struct.pack(">I", len(value)), value)
+        return b"".join(parts)
+
+    def load(self, dumped: bytes) -> None:
+        self.values = {}
+        (self.applied,) = struct.unpack_from(">Q", dumped)
+        at = 8
+        while at < len(dumped):
+            key = dumped[at : at + 8]
+            (size,) = struct.unpack_from(">I", dumped, at + 8)
+            self.values[key] = dumped[at + 12 : at + 12 + size]
+            at += 12 + size
+
+    def state(self) -> dict[str, int]:
+        digest = 0
+        for key in sorted(self.values):
+            digest = zlib.crc32(self.values[key], zlib.crc32(key, digest))
+        return {"applied": self.applied, "keys": len(self.values), "digest": digest}
+
+
+class Run:
+    """One workload: warm-up, window, drain. Only what completes inside the window counts."""
+
+    def __init__(self, payload: int, propose: Propose) -> None:
+        self._propose = propose
+        self._keys = 1024 if payload > 4096 else 10_000
+        self._value = os.urandom(payload - 8)
+        self._latencies: list[float] = []
+        self._errors = 0
+        self._sample = ""
+        self._measuring = False
+        self._over = False
+
+    async def _worker(self) -> None:
+        while not self._over:
+            command = struct.pack(">Q", random.randrange(self._keys)) + self._value
+            start = time.perf_counter()
+            try:
+                await self._propose(command)
+            except Exception as error:  # every failure is counted, whatever its kind
+                if self._measuring:
+                    self._errors += 1
+                self._sample = f"{type(error).__name__}: {error}"[:200]
+                # A refusal returns at once: without a pause this would spin.
+                await asyncio.sleep(0.002)
+            else:
+                if self._measuring:
+                    self._latencies.append(time.perf_counter() - start)
+
+    async def run(self, inflight: int, seconds: float, warmup: float) -> dict[str, object]:
+        workers = [asyncio.create_task(self._worker()) for _ in range(inflight)]
+        await asyncio.sleep(warmup)
+        self._measuring = True
+        say("MEASURE")
+        start = time.perf_counter()
+        await asyncio.sleep(seconds)
+        self._measuring, self._over = False, True
+        took = time.perf_counter() - start
+        say("END")
+        _, pending = await asyncio.wait(workers, timeout=DRAIN)
+        for worker in pending:
+            worker.cancel()
+        return self._result(took, drained=not pending)
+
+    def _result(self, took: float, drained: bool) -> dict[str, object]:
+        ordered = sorted(self._latencies)
+
+        def quantile(q: float) -> float:
+            return round(ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1e3, 3) if ordered else 0.0
+
+        return {
+            "n": len(ordered),
+            "errors": self._errors,
+            "secs": took,
+            "p50_ms": quantile(0.5),
+            "p99_ms": quantile(0.99),
+            "max_ms": quantile(1.0),
+            "err_sample": self._sample,
+            "drained": drained,
+        }
+
+
+async def serve(node_id: int, leader: Callable[[], int | None], propose: Propose, state: Map) -> None:
+    """Answers commands until QUIT or the end of input."""
+    loop = asyncio.get_running_loop()
+    commands: asyncio.Queue[str] = asyncio.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            loop.call_soon_threadsafe(commands.put_nowait, line)
+        loop.call_soon_threadsafe(commands.put_nowait, "QUIT")
+
+    threading.Thread(target=read, daemon=True).start()
+    say(f"READY {leader() or 0}")
+    while True:
+        word, *arguments = (await commands.get()).split() or [""]
+        if word == "QUIT":
+            return
+        if word == "STATE":
+            say(json.dumps(state.state()))
+        elif word == "BENCH":
+            if leader() != node_id:
+                say(json.dumps({"error": "not leader", "leader": leader() or 0}))
+                continue
+            payload, inflight, seconds, warmup = map(int, arguments[:4])
+            say(json.dumps(await Run(payload, propose).run(inflight, seconds, warmup)))

@@ -1,0 +1,192 @@
+"""`make bench`: three nodes on this machine, measured in the same run as what this disk and this loop can do at all.
+
+    python benches/run.py [--secs 5] [--warm 2] [--only 128x1,128x64]
+    BENCH_HOME=DIR python benches/run.py PEER...     beside other libraries, with the bench kit in DIR
+
+A figure alone says little (another disk, another day): read the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE / "out"
+DRIVER = HERE / "raftify_ffi_python"
+#: payload bytes, proposals in flight
+WORK = [(128, 1), (128, 16), (128, 64), (128, 256), (128, 1024), (16384, 64)]
+START_TIMEOUT = 60.0
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for listener in held:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in held]
+    finally:
+        for listener in held:
+            listener.close()
+
+
+def syncs_per_second(directory: Path, seconds: float) -> float:
+    """How often this disk makes an appended 4 KiB durable, one after the other."""
+    path = directory / "syncs"
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+    try:
+        block, count, start = os.urandom(4096), 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            os.write(descriptor, block)
+            os.fdatasync(descriptor)
+            count += 1
+        return count / (time.perf_counter() - start)
+    finally:
+        os.close(descriptor)
+        path.unlink()
+
+
+class Node:
+    def __init__(self, node_id: int, peers: str, directory: Path) -> None:
+        self.id = node_id
+        directory.mkdir(parents=True)
+        self._log = (OUT / f"node-{node_id}.err").open("w")
+        command = [str(DRIVER / "node"), "--id", str(node_id), "--peers", peers, "--dir", str(directory)]
+        self._process = subprocess.Popen(
+            command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self._process.stdout or ():
+            self._lines.put(line.strip())
+        self._lines.put(None)
+
+    def say(self, line: str) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def hear(self, timeout: float) -> str:
+        try:
+            line = self._lines.get(timeout=timeout)
+        except queue.Empty:
+            raise SystemExit(f"bench: node {self.id} says nothing; see {self._log.name}") from None
+        if line is None:
+            raise SystemExit(f"bench: node {self.id} ended; see {self._log.name}")
+        return line
+
+    def hear_json(self, timeout: float) -> dict[str, Any]:
+        while not (line := self.hear(timeout)).startswith("{"):
+            pass
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def stop(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+
+def measure(
+    nodes: list[Node], leader: int, payload: int, inflight: int, args: argparse.Namespace
+) -> tuple[int, dict[str, Any]]:
+    """Runs one workload on the leader, whoever that is by then."""
+    for _ in range(10):
+        node = nodes[leader - 1]
+        node.say(f"BENCH {payload} {inflight} {args.secs} {args.warm}")
+        answer = node.hear_json(args.warm + args.secs + 90)
+        if "error" not in answer:
+            return leader, answer
+        leader = answer["leader"] or leader
+        time.sleep(0.5)
+    raise SystemExit("bench: no leader stays one")
+
+
+def run_alone(args: argparse.Namespace) -> None:
+    data = OUT / "data"
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    nodes: list[Node] = []
+    try:
+        disk = syncs_per_second(data, 2.0)
+        print(f"this disk: {disk:.0f} appends of 4 KiB made durable a second\n")
+        ports = free_ports(3)
+        peers = ",".join(f"{i}=127.0.0.1:{port}" for i, port in enumerate(ports, 1))
+        nodes = [Node(i, peers, data / str(i)) for i in (1, 2, 3)]
+        leader = max(int(node.hear(START_TIMEOUT).split()[1]) for node in nodes) or 1
+        print("| payload, B | in flight | proposals/s | x syncs/s | p50 ms | p99 ms | errors |")
+        print("|---|---|---|---|---|---|---|")
+        for payload, inflight in WORK:
+            if args.only and f"{payload}x{inflight}" not in args.only.split(","):
+                continue
+            leader, result = measure(nodes, leader, payload, inflight, args)
+            rate = result["n"] / result["secs"]
+            cells = [
+                payload,
+                inflight,
+                f"{rate:.0f}",
+                f"{rate / disk:.2f}",
+                result["p50_ms"],
+                result["p99_ms"],
+                result["errors"],
+            ]
+            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+        print("\nall nodes hold the same state:", "yes" if converged(nodes) else "NO")
+    finally:
+        for node in nodes:
+            node.stop()
+        shutil.rmtree(data, ignore_errors=True)
+
+
+def converged(nodes: list[Node]) -> bool:
+    """Followers may still apply when the last answer has left the leader: asked until equal, at most for 20 seconds."""
+    deadline = time.monotonic() + 20
+    while True:
+        for node in nodes:
+            node.say("STATE")
+        states = [node.hear_json(20) for node in nodes]
+        if all(state == states[0] for state in states) or time.monotonic() > deadline:
+            return all(state == states[0] for state in states)
+        time.sleep(0.2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--secs", type=int, default=5)
+    parser.add_argument("--warm", type=int, default=2)
+    parser.add_argument("--only", help="for instance 128x1,128x64")
+    parser.add_argument("peers", nargs="*", help="other drivers of the bench kit in BENCH_HOME")
+    args = parser.parse_args()
+    OUT.mkdir(exist_ok=True)
+    kit = os.environ.get("BENCH_HOME")
+    if args.peers and not kit:
+        parser.error("other libraries are measured with the bench kit: set BENCH_HOME to its folder")
+    if not kit:
+        run_alone(args)
+        return 0
+    command = [str(Path(kit) / "run.sh"), "--secs", str(args.secs), "--warm", str(args.warm)]
+    if args.only:
+        command += ["--only", args.only]
+    done = subprocess.run([*command, str(DRIVER), *args.peers], env={**os.environ, "BENCH_OUT": str(OUT)}, check=False)
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

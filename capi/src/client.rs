@@ -1,0 +1,246 @@
+//! `raftify_client`: a cluster from outside.
+
+use std::ffi::c_char;
+use std::sync::Arc;
+use std::time::Duration;
+
+use raftify_engine::client::Client;
+use raftify_engine::request::Request;
+use raftify_engine::{Result, Runtime};
+
+use crate::error::{left_behind, raftify_status, ErrorObject};
+use crate::fork::Owner;
+use crate::panic::{catch, refuse_in_callback};
+use crate::pointer::{call, finish, invalid, null, place, slice, text, timeout, token, Handle};
+use crate::queue::QueueHandle;
+use crate::requests::{changes, transferee, MemberChange};
+use crate::runtime::{RuntimeHandle, JOIN};
+use crate::sink::{next_number, Ending, OutsideSink};
+
+/// `RAFTIFY_TIMEOUT_DEFAULT` of a client's calls.
+const DEFAULT: Duration = Duration::from_secs(5);
+
+/// A client: finds the leader, follows it, and repeats what was certainly not done.
+pub struct ClientHandle {
+    owner: Owner,
+    number: u64,
+    client: Client,
+    ending: Arc<Ending>,
+    /// Keeps the runtime from being freed under the client.
+    _runtime: Arc<Runtime>,
+}
+
+impl Handle for ClientHandle {
+    const NAME: &'static str = "client";
+
+    fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    fn poison(&self) {
+        self.client.close();
+    }
+}
+
+unsafe fn submit(
+    client: *mut ClientHandle,
+    token: u64,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+    request: impl FnOnce() -> Result<Request>,
+) -> raftify_status {
+    // SAFETY: passed on to our caller.
+    unsafe { call(client, error, |client| client.client.submit(self::token(token)?, request()?, timeout(timeout_ms)?)) }
+}
+
+/// Makes a client of a cluster. It connects when it is first asked something.
+///
+/// runtime, queue: borrowed for the call; the client keeps the queue itself alive; the runtime must be freed after
+///   the client.
+/// addrs: host:port of one or more members, separated by commas, UTF-8, copied. out: receives the client on success;
+///   owned, free with raftify_client_free.
+/// error: optional; receives an error object on failure.
+/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT, INVALID_CONFIG, CLOSED (the runtime has ended), FORKED,
+///   INTERNAL. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_client_new(
+    runtime: *mut RuntimeHandle,
+    queue: *mut QueueHandle,
+    addrs: *const c_char,
+    len: usize,
+    out: *mut *mut ClientHandle,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    let made = || -> Result<()> {
+        // SAFETY: NULL or writable (preface of the header).
+        let out = unsafe { place(out, "out") }?;
+        // SAFETY: NULL or a live runtime (preface of the header).
+        let runtime = unsafe { runtime.as_ref() }.ok_or_else(|| null("runtime"))?;
+        // SAFETY: NULL or a live queue (preface of the header).
+        let queue = unsafe { queue.as_ref() }.ok_or_else(|| null("queue"))?;
+        runtime.owner().check()?;
+        queue.owner().check()?;
+        // SAFETY: NULL or `len` bytes (preface of the header).
+        let addrs = unsafe { text(addrs, len, "addrs") }?;
+        let addrs: Vec<String> =
+            addrs.split(',').map(str::trim).filter(|addr| !addr.is_empty()).map(str::to_owned).collect();
+        if addrs.is_empty() {
+            return Err(invalid("addrs name nobody; name at least one member as host:port"));
+        }
+        let (runtime, queue, number) = (runtime.share(), queue.share(), next_number());
+        let ending = Arc::new(Ending::new(Arc::clone(&queue), number, false));
+        let sink = Arc::new(OutsideSink { queue, number, ending: Arc::clone(&ending) });
+        let client = Client::new(&runtime, addrs, DEFAULT, sink)?;
+        let handle = ClientHandle { owner: Owner::here(), number, client, ending, _runtime: runtime };
+        *out = Box::into_raw(Box::new(handle));
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or writable (preface of the header).
+    unsafe { finish(catch(made), error) }
+}
+
+/// The number that records of this client carry as `source`; unique among all nodes and clients of this process.
+///
+/// Returns: above 0; 0 for NULL.
+/// Threads: any. Blocks: no. Errors: none. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_client_number(client: *const ClientHandle) -> u64 {
+    // SAFETY: NULL or a live client (preface of the header).
+    unsafe { client.as_ref() }.map_or(0, |client| client.number)
+}
+
+/// As raftify_propose, through the cluster's leader: `data` of the COMPLETION is what the leader's state machine
+/// returned.
+///
+/// token: 1 to 2^63 - 1. data: copied; NULL is right for len 0. timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or
+///   RAFTIFY_TIMEOUT_DEFAULT (5 s). error: optional; receives an error object on failure.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_client_propose(
+    client: *mut ClientHandle,
+    token: u64,
+    data: *const u8,
+    len: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe { submit(client, token, timeout_ms, error, || Ok(Request::Propose(slice(data, len, "data")?.to_vec()))) }
+}
+
+/// As raftify_reserve_id, through the cluster's leader: `data` of the COMPLETION is a ticket as JSON.
+///
+/// addr: UTF-8, copied; empty: not known yet. token, timeout_ms, error: as for raftify_client_propose.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_client_reserve_id(
+    client: *mut ClientHandle,
+    token: u64,
+    addr: *const c_char,
+    addr_len: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe {
+        submit(client, token, timeout_ms, error, || {
+            Ok(Request::ReserveId { addr: text(addr, addr_len, "addr")?.to_owned() })
+        })
+    }
+}
+
+/// As raftify_change_members, through the cluster's leader.
+///
+/// changes, count: at least one; copied with all they point to. token, timeout_ms, error: as for
+///   raftify_client_propose.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_client_change_members(
+    client: *mut ClientHandle,
+    token: u64,
+    changes: *const MemberChange,
+    count: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands, also those within the changes.
+    unsafe { submit(client, token, timeout_ms, error, || Ok(Request::ChangeMembers(self::changes(changes, count)?))) }
+}
+
+/// As raftify_transfer_leader, through the cluster's leader.
+///
+/// to: the id of the next leader; 0: the one that is most up to date. token, timeout_ms, error: as for
+///   raftify_client_propose.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_client_transfer_leader(
+    client: *mut ClientHandle,
+    token: u64,
+    to: u64,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe { submit(client, token, timeout_ms, error, || Ok(Request::TransferLeader(transferee(to)))) }
+}
+
+/// As raftify_snapshot, on the cluster's leader.
+///
+/// token, timeout_ms, error: as for raftify_client_propose.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_client_snapshot(
+    client: *mut ClientHandle,
+    token: u64,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe { submit(client, token, timeout_ms, error, || Ok(Request::Snapshot)) }
+}
+
+/// Asks for the status of the first member that answers. COMPLETION: `data` is JSON as of raftify_node_status.
+///
+/// token, timeout_ms, error: as for raftify_client_propose.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_client_status(
+    client: *mut ClientHandle,
+    token: u64,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe { submit(client, token, timeout_ms, error, || Ok(Request::Status)) }
+}
+
+/// Frees the client; NULL is ignored. What is pending ends with RAFTIFY_ERR_CLOSED, then CLOSED comes.
+///
+/// Threads: any, once, and no other call on this client at the same time or later; not inside a callback. Blocks:
+///   until CLOSED is in the queue, at most 2 s.
+/// Returns: 0; TIMEOUT if CLOSED had not come: the handle is gone; REENTRANT inside a callback: then nothing was
+///   done; FORKED in a forked child: the handle is gone. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_client_free(client: *mut ClientHandle) -> raftify_status {
+    let free = || -> Result<()> {
+        // SAFETY: NULL or a live client (preface of the header).
+        let Some(handle) = (unsafe { client.as_ref() }) else { return Ok(()) };
+        handle.owner.check()?;
+        refuse_in_callback("raftify_client_free")?;
+        // SAFETY: made by Box::into_raw in raftify_client_new, given back once (preface of the header).
+        let handle = unsafe { Box::from_raw(client) };
+        handle.client.close();
+        if handle.ending.wait(JOIN) {
+            return Ok(());
+        }
+        Err(left_behind("the client"))
+    };
+    // SAFETY: no error slot.
+    unsafe { finish(catch(free), std::ptr::null_mut()) }
+}

@@ -1,0 +1,88 @@
+//! A forked child has our memory but not our threads: what was made before the fork is dead in it, and must neither
+//! hang nor
+//! touch what the parent goes on using (DESIGN §6).
+
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+
+use raftify_engine::{Error, ErrorCode, Result};
+
+/// The process in which a handle was made.
+pub(crate) struct Owner(u32);
+
+impl Owner {
+    pub(crate) fn here() -> Self {
+        Owner(std::process::id())
+    }
+
+    pub(crate) fn is_here(&self) -> bool {
+        self.0 == std::process::id()
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.is_here() {
+            return Ok(());
+        }
+        Err(Error::not_done(
+            ErrorCode::Forked,
+            format!("this handle was made in process {}, before a fork; make a new one in this process", self.0),
+        ))
+    }
+}
+
+const NONE: i32 = -1;
+
+/// Descriptors of ours that a child inherits. No lock: the thread that held it at the fork does not exist in the
+/// child. One that finds no slot is merely not closed in children.
+static DESCRIPTORS: [AtomicI32; 1024] = [const { AtomicI32::new(NONE) }; 1024];
+
+pub(crate) fn register(descriptor: i32) {
+    for slot in &DESCRIPTORS {
+        if slot.compare_exchange(NONE, descriptor, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            return;
+        }
+    }
+}
+
+/// Before the descriptor is closed, so that its number is not closed again when it belongs to something else.
+pub(crate) fn unregister(descriptor: i32) {
+    for slot in &DESCRIPTORS {
+        if slot.compare_exchange(descriptor, NONE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            return;
+        }
+    }
+}
+
+/// The process in which the inherited descriptors were closed last: there their numbers may already stand for others.
+static CLOSED_IN: AtomicU32 = AtomicU32::new(0);
+
+fn close_raw(descriptor: i32) {
+    // SAFETY: the number is of a descriptor that this library opened and the parent has not closed (it is unregistered before that); its
+    // owner in this process is a handle that is dead here and never dropped, so nobody else closes it.
+    unsafe { rustix::io::close(descriptor) };
+}
+
+/// To be called in a child right after fork(), when the parent had used this library (`pthread_atfork`, Python's
+/// `os.register_at_fork`). Closes the descriptors that the child inherited from queues and from the locks of
+/// directories. Needless before an exec: every descriptor of this library is close-on-exec. Also without this call
+/// every handle of the parent is dead in the child: calls return `RAFTIFY_ERR_FORKED`, a free returns it too and
+/// leaks, and no thread is waited for. Called again: no effect.
+///
+/// Threads: the one that forked, which is the only one of the child. Blocks: no; waits for no lock. Errors: none.
+///   Since: ABI 1.
+#[no_mangle]
+pub extern "C" fn raftify_after_fork_in_child() {
+    let here = std::process::id();
+    if CLOSED_IN.swap(here, Ordering::AcqRel) == here {
+        return;
+    }
+    for slot in &DESCRIPTORS {
+        let descriptor = slot.swap(NONE, Ordering::AcqRel);
+        if descriptor != NONE {
+            close_raw(descriptor);
+        }
+    }
+    // The locks are POSIX record locks, which the child does not hold: closing its copy leaves the parent's lock alone.
+    for descriptor in raftify_engine::log::lock_descriptors() {
+        close_raw(descriptor);
+    }
+}

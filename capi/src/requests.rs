@@ -1,0 +1,302 @@
+//! What can be asked of a node. Each accepted request is answered by exactly one COMPLETION.
+
+use std::ffi::c_char;
+
+use raftify_engine::request::{MemberChange as Change, Request, Ticket};
+use raftify_engine::Result;
+
+use crate::error::{raftify_status, ErrorObject};
+use crate::node::NodeHandle;
+use crate::pointer::{call, invalid, slice, text, timeout, token};
+
+/// No deadline: the request ends when its fate is decided, or the node closes.
+pub const RAFTIFY_TIMEOUT_NONE: i64 = -1;
+/// The default of its kind: `conf_change_request_timeout` for membership, 600 s for a snapshot, otherwise
+/// `request_timeout`.
+pub const RAFTIFY_TIMEOUT_DEFAULT: i64 = -2;
+
+/// Add `id` at `addr` as a voter: first a learner, promoted when it has caught up.
+pub const RAFTIFY_MEMBER_ADD: i32 = 1;
+/// Add `id` at `addr` as a learner, which has no vote.
+pub const RAFTIFY_MEMBER_ADD_LEARNER: i32 = 2;
+/// Make the learner `id` a voter.
+pub const RAFTIFY_MEMBER_PROMOTE: i32 = 3;
+/// Make the voter `id` a learner.
+pub const RAFTIFY_MEMBER_DEMOTE: i32 = 4;
+/// Remove `id`, which is spent for good.
+pub const RAFTIFY_MEMBER_REMOVE: i32 = 5;
+/// The member `id` is dialled at `addr` from now on.
+pub const RAFTIFY_MEMBER_UPDATE_ADDRESS: i32 = 6;
+
+/// One command of several.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Proposal {
+    /// 1 to 2^63 - 1.
+    pub token: u64,
+    pub data: *const u8,
+    pub len: usize,
+}
+
+/// One change of membership.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MemberChange {
+    /// RAFTIFY_MEMBER_*.
+    pub kind: i32,
+    /// 0.
+    pub reserved: u32,
+    pub id: u64,
+    /// host:port, UTF-8; for the kinds that name an address.
+    pub addr: *const c_char,
+    pub addr_len: usize,
+}
+
+/// Checked and copied.
+pub(crate) unsafe fn changes(changes: *const MemberChange, count: usize) -> Result<Vec<Change>> {
+    // SAFETY: passed on to our caller.
+    let list = unsafe { slice(changes, count, "changes") }?;
+    if list.is_empty() {
+        return Err(invalid("changes are none; name at least one"));
+    }
+    let change = |change: &MemberChange| -> Result<Change> {
+        let id = change.id;
+        // SAFETY: the header demands of each change what it demands of every text.
+        let addr = unsafe { text(change.addr, change.addr_len, "a change's addr") }?.to_owned();
+        match change.kind {
+            RAFTIFY_MEMBER_ADD => Ok(Change::Add { id, addr, learner: false }),
+            RAFTIFY_MEMBER_ADD_LEARNER => Ok(Change::Add { id, addr, learner: true }),
+            RAFTIFY_MEMBER_PROMOTE => Ok(Change::Promote { id }),
+            RAFTIFY_MEMBER_DEMOTE => Ok(Change::Demote { id }),
+            RAFTIFY_MEMBER_REMOVE => Ok(Change::Remove { id }),
+            RAFTIFY_MEMBER_UPDATE_ADDRESS => Ok(Change::UpdateAddress { id, addr }),
+            other => Err(invalid(format!("a change is of kind {other}; use one of RAFTIFY_MEMBER_*"))),
+        }
+    };
+    list.iter().map(change).collect()
+}
+
+/// 0: whoever is most up to date.
+pub(crate) fn transferee(to: u64) -> Option<u64> {
+    (to != 0).then_some(to)
+}
+
+/// Proposes a command. COMPLETION: `data` is what the state machine of this node returned for it, `index` and `term`
+/// are its entry's.
+///
+/// token: 1 to 2^63 - 1; the caller's number for this request, best not used twice at a time. data: copied; NULL is
+///   right for len 0.
+/// timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or RAFTIFY_TIMEOUT_DEFAULT. error: optional; receives an error
+///   object on failure.
+/// Threads: any, also inside a callback. Blocks: no.
+/// Errors, then without a COMPLETION: INVALID_ARGUMENT, PROPOSAL_TOO_LARGE, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_propose(
+    node: *mut NodeHandle,
+    token: u64,
+    data: *const u8,
+    len: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe {
+        call(node, error, |node| {
+            let (token, timeout) = (self::token(token)?, timeout(timeout_ms)?);
+            let data = slice(data, len, "data")?.to_vec();
+            node.node().submit(token, Request::Propose(data), timeout)
+        })
+    }
+}
+
+/// Proposes several commands, in this order, with one hand-over: either all are accepted or none. Each has its own
+/// COMPLETION.
+///
+/// proposals, count: copied with all they point to. timeout_ms, error: as for raftify_propose, for all of them.
+/// Threads: any, also inside a callback. Blocks: no.
+/// Errors, then without a COMPLETION: INVALID_ARGUMENT, PROPOSAL_TOO_LARGE, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_propose_many(
+    node: *mut NodeHandle,
+    proposals: *const Proposal,
+    count: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands, also those within the proposals.
+    unsafe {
+        call(node, error, |node| {
+            let timeout = timeout(timeout_ms)?;
+            let copy = |p: &Proposal| Ok((token(p.token)?, slice(p.data, p.len, "a proposal's data")?.to_vec()));
+            let copies = slice(proposals, count, "proposals")?.iter().map(copy).collect::<Result<Vec<_>>>()?;
+            if copies.is_empty() {
+                return Ok(());
+            }
+            node.node().propose_many(copies, timeout)
+        })
+    }
+}
+
+/// Linearizable read. COMPLETION: the state machine of this node now holds everything that was acknowledged anywhere
+/// before this call; `index` says up to where. `data` is empty: the caller reads its own state machine.
+///
+/// token, timeout_ms, error: as for raftify_propose.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_read(
+    node: *mut NodeHandle,
+    token: u64,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe { call(node, error, |node| node.node().submit(self::token(token)?, Request::Read, timeout(timeout_ms)?)) }
+}
+
+/// Reserves an id for the node at `addr`, or finds the one it has. COMPLETION: `data` is a ticket as JSON, for
+/// raftify_join.
+///
+/// addr: host:port of the node that will join, UTF-8, copied; empty: not known yet. token, timeout_ms, error: as for
+///   raftify_propose.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_reserve_id(
+    node: *mut NodeHandle,
+    token: u64,
+    addr: *const c_char,
+    addr_len: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe {
+        call(node, error, |node| {
+            let addr = text(addr, addr_len, "addr")?.to_owned();
+            node.node().submit(self::token(token)?, Request::ReserveId { addr }, timeout(timeout_ms)?)
+        })
+    }
+}
+
+/// Joins the cluster that the ticket names: as a learner first, as a voter once caught up. COMPLETION: it is a
+/// member; `data` is JSON. At once for one who is a member.
+///
+/// ticket_json: UTF-8, copied. token, timeout_ms, error: as for raftify_propose.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, CLOSED,
+///   FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_join(
+    node: *mut NodeHandle,
+    token: u64,
+    ticket_json: *const c_char,
+    len: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe {
+        call(node, error, |node| {
+            let ticket: Ticket = serde_json::from_str(text(ticket_json, len, "ticket_json")?)
+                .map_err(|e| invalid(format!("ticket_json is no ticket: {e}")))?;
+            node.node().join(self::token(token)?, ticket, timeout(timeout_ms)?)
+        })
+    }
+}
+
+/// Changes the membership, all in one step (joint consensus). COMPLETION: `data` is the cluster after it as JSON.
+///
+/// changes, count: at least one; copied with all they point to. token, timeout_ms, error: as for raftify_propose.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_change_members(
+    node: *mut NodeHandle,
+    token: u64,
+    changes: *const MemberChange,
+    count: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands, also those within the changes.
+    unsafe {
+        call(node, error, |node| {
+            let request = Request::ChangeMembers(self::changes(changes, count)?);
+            node.node().submit(self::token(token)?, request, timeout(timeout_ms)?)
+        })
+    }
+}
+
+/// Takes this node out of its cluster for good; its id is spent. COMPLETION: it is out.
+///
+/// token, timeout_ms, error: as for raftify_propose.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_leave(
+    node: *mut NodeHandle,
+    token: u64,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe { call(node, error, |node| node.node().submit(self::token(token)?, Request::Leave, timeout(timeout_ms)?)) }
+}
+
+/// Makes another member the leader. COMPLETION: `data` is {"leader_id":2}.
+///
+/// to: its id; 0: the one that is most up to date. token, timeout_ms, error: as for raftify_propose.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_transfer_leader(
+    node: *mut NodeHandle,
+    token: u64,
+    to: u64,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe {
+        call(node, error, |node| {
+            node.node().submit(self::token(token)?, Request::TransferLeader(transferee(to)), timeout(timeout_ms)?)
+        })
+    }
+}
+
+/// Gives up leadership without naming a successor. COMPLETION: this node does not lead (any more).
+///
+/// token, timeout_ms, error: as for raftify_propose.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_step_down(
+    node: *mut NodeHandle,
+    token: u64,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe {
+        call(node, error, |node| node.node().submit(self::token(token)?, Request::StepDown, timeout(timeout_ms)?))
+    }
+}
+
+/// Takes a snapshot on this node; with nothing new since the last one, that one is named. COMPLETION: `data` is
+/// {"index","term","size","path"}.
+///
+/// token, timeout_ms, error: as for raftify_propose.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_snapshot(
+    node: *mut NodeHandle,
+    token: u64,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe {
+        call(node, error, |node| node.node().submit(self::token(token)?, Request::Snapshot, timeout(timeout_ms)?))
+    }
+}

@@ -1,0 +1,86 @@
+//! `raftify_runtime`: the thread that nodes and clients share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use raftify_engine::{Result, Runtime};
+
+use crate::error::{raftify_status, ErrorObject};
+use crate::fork::Owner;
+use crate::panic::{catch, refuse_in_callback};
+use crate::pointer::{finish, invalid, place, Handle};
+
+/// How long a free waits for threads to end.
+pub(crate) const JOIN: Duration = Duration::from_secs(2);
+
+/// One thread that drives nodes and clients and carries their network traffic. A program needs one; more spread nodes
+/// over processors.
+pub struct RuntimeHandle {
+    owner: Owner,
+    shared: Arc<Runtime>,
+}
+
+impl Handle for RuntimeHandle {
+    const NAME: &'static str = "runtime";
+
+    fn owner(&self) -> &Owner {
+        &self.owner
+    }
+}
+
+impl RuntimeHandle {
+    /// What a node or client holds for as long as it lives: the runtime is not freed under it.
+    pub(crate) fn share(&self) -> Arc<Runtime> {
+        Arc::clone(&self.shared)
+    }
+}
+
+/// Starts a runtime: one thread.
+///
+/// out: receives the runtime on success; owned, free with raftify_runtime_free.
+/// error: optional; receives an error object on failure.
+/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT, INTERNAL (no thread or descriptor to be had). Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_runtime_new(
+    out: *mut *mut RuntimeHandle,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    let made = || -> Result<()> {
+        // SAFETY: NULL or writable (preface of the header).
+        let out = unsafe { place(out, "out") }?;
+        let shared = Arc::new(Runtime::new()?);
+        *out = Box::into_raw(Box::new(RuntimeHandle { owner: Owner::here(), shared }));
+        Ok(())
+    };
+    // SAFETY: `error` is NULL or writable (preface of the header).
+    unsafe { finish(catch(made), error) }
+}
+
+/// Ends the runtime's thread and frees the runtime; NULL is ignored. All nodes and clients on it must have been freed
+/// before.
+///
+/// Threads: any, once. Blocks: until the thread has ended, at most 2 s.
+/// Returns: 0; INVALID_ARGUMENT while a node or client uses it, and REENTRANT inside a callback: then nothing was
+///   done; TIMEOUT if the thread had not ended: it is left behind and the handle is gone; FORKED in a forked child:
+///   the handle is gone. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_runtime_free(runtime: *mut RuntimeHandle) -> raftify_status {
+    let free = || -> Result<()> {
+        // SAFETY: NULL or a live runtime (preface of the header).
+        let Some(handle) = (unsafe { runtime.as_ref() }) else { return Ok(()) };
+        handle.owner.check()?;
+        refuse_in_callback("raftify_runtime_free")?;
+        let users = Arc::strong_count(&handle.shared).saturating_sub(1);
+        if users > 0 {
+            return Err(invalid(format!("{users} nodes or clients still use this runtime; free them before it")));
+        }
+        // SAFETY: made by Box::into_raw in raftify_runtime_new, given back once (preface of the header).
+        let handle = unsafe { Box::from_raw(runtime) };
+        if handle.shared.shutdown(JOIN) {
+            return Ok(());
+        }
+        Err(crate::error::left_behind("the runtime's thread"))
+    };
+    // SAFETY: no error slot.
+    unsafe { finish(catch(free), std::ptr::null_mut()) }
+}

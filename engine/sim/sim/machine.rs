@@ -1,0 +1,59 @@
+//! The user's state machine: the list of commands it was given. Its whole state is a snapshot's bytes.
+
+use std::collections::VecDeque;
+
+use raftify_engine::machine::MachineRequest;
+
+#[derive(Default)]
+pub struct Machine {
+    pub applied: u64,
+    pub commands: Vec<u64>,
+    pub hash: u64,
+    pub queue: VecDeque<MachineRequest>,
+    pub busy: bool,
+}
+
+/// Some commands raise, on every node alike.
+pub fn raises(command: u64) -> bool {
+    command % 17 == 3
+}
+
+/// A command's bytes: its number, and padding that follows from it.
+pub fn encode(command: u64, padding: usize) -> Vec<u8> {
+    let mut data = command.to_le_bytes().to_vec();
+    data.resize(8 + padding, command as u8);
+    data
+}
+
+pub fn decode(data: &[u8]) -> u64 {
+    u64::from_le_bytes(data[..8].try_into().expect("every command has its number"))
+}
+
+pub fn mix(hash: u64, value: u64) -> u64 {
+    (hash ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29) ^ value
+}
+
+impl Machine {
+    /// Takes one command; its position is its result.
+    pub fn apply(&mut self, index: u64, command: u64) -> u64 {
+        self.applied = index;
+        self.commands.push(command);
+        self.hash = mix(self.hash, command);
+        self.commands.len() as u64
+    }
+
+    pub fn snapshot(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(8 * (self.commands.len() + 2));
+        out.extend_from_slice(&self.applied.to_le_bytes());
+        out.extend_from_slice(&self.hash.to_le_bytes());
+        self.commands.iter().for_each(|c| out.extend_from_slice(&c.to_le_bytes()));
+        out
+    }
+
+    pub fn restore(&mut self, bytes: &[u8]) {
+        let mut words = bytes.chunks_exact(8).map(decode);
+        self.applied = words.next().expect("a snapshot has its index");
+        self.hash = words.next().expect("a snapshot has its hash");
+        self.commands = words.collect();
+    }
+}

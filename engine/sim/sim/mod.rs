@@ -1,0 +1,139 @@
+//! The simulator: many real cores, a network, disks and clocks in one thread from one seed. No rule of Raft is repeated here;
+//! what must hold is in [`oracle`], what may go wrong in [`faults`], who asks for what in [`clients`].
+
+pub mod clients;
+pub mod disk;
+pub mod draws;
+pub mod faults;
+pub mod host;
+pub mod machine;
+pub mod network;
+pub mod oracle;
+pub mod world;
+
+use draws::Draws;
+use world::{Event, Profile, World, SECOND};
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    pub events: u64,
+    pub simulated: u64,
+    pub committed: u64,
+    pub lives: u64,
+    pub trace: u64,
+    pub counts: std::collections::BTreeMap<&'static str, u64>,
+}
+
+/// One whole run; panics with `VIOLATION` when a promise is broken.
+pub fn run(seed: u64, told: bool) -> Summary {
+    let mut draws = Draws::new(seed);
+    let profile = Profile::drawn(&mut draws);
+    if told {
+        println!("seed {seed}: {profile:#?}");
+    }
+    let mut world = World::new(seed, profile, draws, told);
+    world.after(0, Event::Client);
+    let first = world.draws.faults.range(0, 500_000);
+    world.after(first, Event::Fault);
+    let end = world.now + world.profile.turmoil;
+    world.run_until(end);
+    world.calm();
+    finish(&mut world);
+    world.summary()
+}
+
+impl World {
+    pub fn summary(&self) -> Summary {
+        Summary {
+            events: self.events,
+            simulated: self.now - SECOND,
+            committed: self.oracle.newest_committed,
+            lives: self.lives,
+            trace: self.trace,
+            counts: self.clients.counts.clone(),
+        }
+    }
+
+    /// The members, when there is a leader whom they all follow.
+    pub fn settled(&self) -> Option<Vec<u64>> {
+        let cores = || self.hosts.values().filter_map(|h| h.life.as_ref()).map(|l| &l.core);
+        let leader = cores().filter(|c| c.is_leader()).max_by_key(|c| c.term())?;
+        let members: Vec<u64> = leader.cluster().members().iter().map(|m| m.id).collect();
+        let follow = |id: &u64| {
+            self.hosts.get(id).and_then(|h| h.life.as_ref()).is_some_and(|l| {
+                let p = l.core.positions();
+                p.term == leader.term() && p.leader == leader.id()
+            })
+        };
+        // A member of whom nobody runs (reserved, added, never started) cannot follow.
+        (members.iter().filter(|id| self.hosts.get(id).is_some_and(|h| !h.retired)).all(follow) && !members.is_empty())
+            .then_some(members.into_iter().filter(|id| self.hosts.get(id).is_some_and(|h| !h.retired)).collect())
+    }
+
+    pub fn describe(&self) -> String {
+        let mut out = String::new();
+        for (id, host) in &self.hosts {
+            let state = host.life.as_ref().map(|l| serde_json::to_string(&l.core.status()).unwrap_or_default());
+            out += &format!("\n  node {id}: retired {} {}", host.retired, state.unwrap_or_else(|| "down".into()));
+        }
+        out
+    }
+}
+
+/// Faults are over: the cluster must elect, serve on every member, agree, and leave no request without an answer.
+pub fn finish(world: &mut World) {
+    let limit = 60 * SECOND;
+    let ok = world.run_until_so(limit, |w| w.settled().is_some());
+    assert!(ok, "VIOLATION: liveness: no leader that all members follow{}", world.describe());
+    world.clients.keep = true;
+    let mut served: Vec<u64> = Vec::new();
+    let end = world.now + limit;
+    while world.now < end {
+        let Some(members) = world.settled() else {
+            world.run_for(SECOND / 10);
+            continue;
+        };
+        let Some(id) = members.iter().find(|id| !served.contains(id)).copied() else { break };
+        let asked = (world.propose(id, Some(5 * SECOND)), world.read(id, Some(5 * SECOND)));
+        let (Some((write, _)), Some(read)) = asked else { continue };
+        world.run_until_so(6 * SECOND, |w| w.result(write).is_some() && w.result(read).is_some());
+        let done = |token| match world.result(token) {
+            Some(Ok(_)) => true,
+            Some(Err(error)) => error.code == raftify_engine::ErrorCode::ApplyFailed,
+            None => false,
+        };
+        if done(write) && done(read) {
+            served.push(id);
+        }
+    }
+    let members = world.settled().unwrap_or_default();
+    assert!(
+        !members.is_empty() && members.iter().all(|id| served.contains(id)),
+        "VIOLATION: liveness: {served:?} of {members:?} serve{}",
+        world.describe()
+    );
+    let ok = world.run_until_so(limit, |w| {
+        let Some(members) = w.settled() else { return false };
+        let mut at = members
+            .iter()
+            .filter_map(|id| w.hosts[id].life.as_ref())
+            .map(|l| (l.core.positions().commit, l.core.applied()));
+        let first = at.next();
+        first.is_some_and(|f| f.0 == f.1) && at.all(|a| Some(a) == first)
+    });
+    assert!(ok, "VIOLATION: liveness: the members do not converge{}", world.describe());
+    let ok = world.run_until_so(limit, |w| w.pending_at(&w.settled().unwrap_or_default()).is_empty());
+    assert!(ok, "VIOLATION: requests without an end: {:?}{}", world.pending_at(&members), world.describe());
+    // Whoever is no member answers at the latest when it is closed.
+    for id in world.alive() {
+        let Some(at) = world.place(id) else { continue };
+        if let Some(life) = world.life(at) {
+            life.core.close();
+        }
+        world.poll(at);
+    }
+    let left = world.pending_at(&world.alive());
+    assert!(left.is_empty(), "VIOLATION: requests without an end after close: {left:?}");
+    world.oracle.finish();
+}

@@ -1,0 +1,357 @@
+"""The one place that knows the event loop: completions, events and machine requests come in here, in batches.
+
+One `Bridge` per loop, made with its first node or client and taken down with the last: one queue of the library, one runtime, one
+descriptor in the loop. Invariants:
+- one wake-up per batch, never one per completion; what was popped sits in `_records` before anything is done with it, so an exception
+  loses none; payloads are `bytes` by then, for the library reuses its memory at the next drain;
+- a token stays in `_pending` until its completion has come, also when its future was cancelled: every accepted request completes once;
+- the descriptor leaves the loop, on the loop's own thread, before the queue is freed; the queue after everything that uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import json
+import os
+import struct
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from . import _log
+from ._errors import Closed, Forked, RaftError, error_from_json
+from ._library import call, ffi, lib
+from ._threads import forget_all, in_thread, join_all, start_daemon
+
+#: token, index, term, data, source, kind, status, count
+Record = tuple[int, int, int, bytes, int, int, int, int]
+
+_BATCH: Final = 512
+#: raftify_event; `_library` has checked the layout: token, index, term, data, len, source, kind, status, count, reserved.
+_EVENT: Final = struct.Struct("=QQQQQQiiII")
+assert _EVENT.size == ffi.sizeof("raftify_event")
+
+_COMPLETION: Final[int] = lib.RAFTIFY_EVENT_COMPLETION
+_LOG: Final[int] = lib.RAFTIFY_EVENT_LOG
+
+#: Seconds that exit waits for threads inside the library.
+EXIT_TIMEOUT: Final = 2.0
+
+
+class Source(Protocol):
+    """What a bridge serves: a node or a client. Called on the home loop."""
+
+    def on_record(self, record: Record) -> None:
+        """Anything but the completion of a token and a log record."""
+
+    def completed_with(self, error: RaftError) -> RaftError:
+        """May add what is known locally to the failure of one of its requests."""
+
+    def close_hard(self) -> bool:
+        """Ends it without a loop, from any thread; waits a few seconds at most. False: it could not be freed."""
+
+    def forked(self) -> None:
+        """In a forked child: nothing of it can be used."""
+
+
+class Bridge:
+    """One event loop's connection to the library."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.closed = False
+        self._forked = False
+        self._pid = os.getpid()
+        self._events = ffi.new("raftify_event[]", _BATCH)
+        self._view = ffi.buffer(self._events)
+        self._records: deque[Record] = deque()
+        self._pending: dict[int, asyncio.Future[bytes]] = {}
+        self._sources: dict[int, Source] = {}
+        #: Records of nodes whose start call has not returned yet, so that nobody knows their number.
+        self._unclaimed: dict[int, list[Record]] = {}
+        self._users = 0
+        #: Start calls that have not returned; only then can records of an unknown number be somebody's.
+        self.starting = 0
+        self._waiter: threading.Thread | None = None
+        self._waiter_may_wait: threading.Event | None = None
+        #: Tasks of the package's own, kept from the garbage collector.
+        self._tasks: set[asyncio.Task[Any]] = set()
+        slot = ffi.new("raftify_runtime **")
+        call(lib.raftify_runtime_new, slot)
+        self.runtime = slot[0]
+        self.queue = self._open_queue()
+
+    # ---- the wake-up ---------------------------------------------------------------------------------------------------------------
+
+    def _open_queue(self) -> Any:
+        slot = ffi.new("raftify_queue **")
+        call(lib.raftify_queue_new, lib.RAFTIFY_WAKE_FD, ffi.NULL, ffi.NULL, ffi.NULL, slot)
+        queue = slot[0]
+        self._descriptor = lib.raftify_queue_fd(queue)
+        try:
+            self.loop.add_reader(self._descriptor, self._on_readable)
+        except NotImplementedError:
+            # A loop without readiness (Windows' proactor): a thread waits, with one call into the loop per batch.
+            lib.raftify_queue_free(queue)
+            call(lib.raftify_queue_new, lib.RAFTIFY_WAKE_NONE, ffi.NULL, ffi.NULL, ffi.NULL, slot)
+            queue = slot[0]
+            self._descriptor = -1
+            self._waiter_may_wait = threading.Event()
+            self._waiter_may_wait.set()
+            self._waiter = start_daemon(lambda: self._wait_for_records(queue), "raftify-queue")
+        return queue
+
+    def _wait_for_records(self, queue: Any) -> None:
+        turn = self._waiter_may_wait
+        assert turn is not None
+        while not self.closed:
+            # The loop drains before this thread looks again: one wake-up a batch. Neither wait is long, so that closing is noticed.
+            if not turn.wait(0.2) or lib.raftify_queue_wait(queue, 200) != 0:
+                continue
+            turn.clear()
+            try:
+                self.loop.call_soon_threadsafe(self._on_readable)
+            except RuntimeError:
+                return  # the loop has closed
+
+    def _on_readable(self) -> None:
+        if self.closed or self._pid != os.getpid():
+            return
+        unpack, cast, records = ffi.unpack, ffi.cast, self._records
+        count = lib.raftify_queue_drain(self.queue, self._events, _BATCH)
+        records.extend(
+            (token, index, term, unpack(cast("char *", data), size) if size else b"", source, kind, status, number)
+            for token, index, term, data, size, source, kind, status, number, _ in _EVENT.iter_unpack(
+                self._view[: count * _EVENT.size]
+            )
+        )
+        if self._waiter_may_wait is not None:
+            self._waiter_may_wait.set()
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Hands out what was popped. No code of the user's runs here: futures and appliers only get to know."""
+        records, pending, loop = self._records, self._pending, self.loop
+        foreign: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[bytes], bytes, RaftError | None]]] = {}
+        try:
+            while records:
+                record = records.popleft()
+                token, _, _, data, source, kind, status, _ = record
+                if kind != _COMPLETION or token == 0:
+                    self._deliver(record)
+                    continue
+                future = pending.pop(token, None)
+                if future is None:
+                    continue
+                error = None if status == 0 else self._failure(source, status, data)
+                home = future.get_loop()
+                if home is not loop:
+                    foreign.setdefault(home, []).append((future, data, error))
+                elif not future.done():
+                    if error is None:
+                        future.set_result(data)
+                    else:
+                        future.set_exception(error)
+        finally:
+            for other, resolved in foreign.items():
+                try:
+                    other.call_soon_threadsafe(_resolve, resolved)
+                except RuntimeError:
+                    pass  # that loop has closed: nobody waits any more
+            if records:
+                loop.call_soon(self._dispatch)
+
+    def _failure(self, source: int, status: int, data: bytes) -> RaftError:
+        error = error_from_json(data or {"code": status})
+        owner = self._sources.get(source)
+        return error if owner is None else owner.completed_with(error)
+
+    def _deliver(self, record: Record) -> None:
+        source, kind = record[4], record[5]
+        try:
+            if kind == _LOG:
+                _log.hand_over(record[3])
+                return
+            owner = self._sources.get(source)
+            if owner is not None:
+                owner.on_record(record)
+            elif self.starting:
+                self._unclaimed.setdefault(source, []).append(record)
+        except Exception as error:
+            # One record that cannot be handled must not keep the others from their readers.
+            self.loop.call_exception_handler({"message": "raftify: a record could not be handled", "exception": error})
+
+    # ---- requests ------------------------------------------------------------------------------------------------------------------
+
+    def expect(self) -> tuple[int, asyncio.Future[bytes]]:
+        """A new token and the future of its completion, on the calling loop."""
+        token = next(_tokens)
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._pending[token] = future
+        return token, future
+
+    def refuse(self, token: int, error: RaftError) -> None:
+        """The library did not accept the request: no completion will come. On the loop of the future."""
+        future = self._pending.pop(token, None)
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    def forget(self, token: int) -> None:
+        """The request was never handed down."""
+        self._pending.pop(token, None)
+
+    async def request(self, submit: Callable[[int], None]) -> bytes:
+        """One request: `submit(token)` hands it down and raises if it is not accepted; returns the completion's data."""
+        self.check()
+        token, future = self.expect()
+        try:
+            submit(token)
+        except BaseException:
+            self.forget(token)
+            raise
+        return await future
+
+    def check(self) -> None:
+        """Before every call, and before anything asks for the loop, which does not run in a forked child."""
+        if self._forked:
+            raise Forked("this handle belongs to the parent process; build a new node or client in the child")
+
+    def keep(self, task: asyncio.Task[Any]) -> None:
+        """Holds a background task until it is done."""
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- who uses it -----------------------------------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Somebody starts something on this bridge; balanced by `leave`."""
+        self._users += 1
+
+    def attach(self, number: int, source: Source) -> None:
+        """From now on the records of that number are the source's; what came before it was known follows at once."""
+        self._sources[number] = source
+        for record in self._unclaimed.pop(number, ()):
+            source.on_record(record)
+
+    def detach(self, number: int) -> None:
+        self._sources.pop(number, None)
+        self._unclaimed.pop(number, None)
+
+    async def leave(self) -> None:
+        """On the home loop, after what was started has been freed. The last one takes the bridge down."""
+        self._users -= 1
+        if self._users > 0 or self.closed:
+            return
+        self._take_down()
+        await in_thread(self._free)
+
+    def _take_down(self) -> None:
+        self.closed = True
+        _bridges.pop(self.loop, None)
+        if self._descriptor >= 0 and not self.loop.is_closed():
+            self.loop.remove_reader(self._descriptor)
+        pending, self._pending = self._pending, {}
+        for future in pending.values():
+            if future.get_loop() is self.loop and not self.loop.is_closed() and not future.done():
+                future.set_exception(Closed("the node or client was closed", committed=None))
+
+    def abandon(self) -> None:
+        """Without its loop: everything is ended hard, from this thread. For exit (when no thread can be started any more), and for a
+        loop that was closed under its nodes."""
+        sources = list(self._sources.values())
+        self._sources.clear()
+        self.closed = True
+        _bridges.pop(self.loop, None)
+        freed = [source.close_hard() for source in sources]  # every one, also after one that could not be freed
+        if all(freed):
+            self._free()
+
+    def _free(self) -> None:
+        """After everything that used them. Blocks for a moment."""
+        if self._waiter is not None:
+            self._waiter.join(EXIT_TIMEOUT)
+            if self._waiter.is_alive():
+                return  # it is still inside the queue: leaked rather than freed under it
+        lib.raftify_runtime_free(self.runtime)
+        lib.raftify_queue_free(self.queue)
+
+    def forked(self) -> None:
+        """In the child: neither loop nor queue is touched."""
+        self.closed = self._forked = True
+        for source in list(self._sources.values()):
+            source.forked()
+
+
+def _resolve(resolved: list[tuple[asyncio.Future[bytes], bytes, RaftError | None]]) -> None:
+    for future, data, error in resolved:
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(data)
+        else:
+            future.set_exception(error)
+
+
+def json_of(data: bytes) -> Any:
+    """The reply of a request that answers in JSON."""
+    return json.loads(data) if data else None
+
+
+# ---- one bridge per loop, for the whole process ------------------------------------------------------------------------------------
+
+#: Names what is pending, for the whole process. 0 is the library's.
+_tokens = itertools.count(1)
+_bridges: dict[asyncio.AbstractEventLoop, Bridge] = {}
+_used = False
+
+
+def bridge_of_running_loop() -> Bridge:
+    """The running loop's bridge, made if there is none. Raises `RuntimeError` on a thread without a running loop."""
+    global _used
+    loop = asyncio.get_running_loop()
+    reap_closed_loops()
+    bridge = _bridges.get(loop)
+    if bridge is None:
+        bridge = Bridge(loop)
+        _bridges[loop] = bridge
+        _used = True
+    return bridge
+
+
+def reap_closed_loops() -> None:
+    """Nodes whose loop was closed under them have nobody who applies: they are closed."""
+    for loop, bridge in list(_bridges.items()):
+        if loop.is_closed():
+            warnings.warn(
+                f"the event loop of {len(bridge._sources)} raftify node(s) or client(s) was closed under them; call close() first",
+                ResourceWarning,
+                stacklevel=3,
+            )
+            bridge.abandon()
+
+
+def _at_exit() -> None:
+    """Closes hard: nothing is applied any more; no thread may come back from the library into a finalizing interpreter."""
+    for bridge in list(_bridges.values()):
+        bridge.abandon()
+    join_all(EXIT_TIMEOUT)
+
+
+def _after_fork_in_child() -> None:
+    if not _used:
+        return
+    lib.raftify_after_fork_in_child()
+    for bridge in list(_bridges.values()):
+        bridge.forked()
+    # Also disarms `_at_exit`: what it would close is the parent's.
+    _bridges.clear()
+    forget_all()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

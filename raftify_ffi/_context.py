@@ -1,0 +1,30 @@
+"""Rule 11: a store's methods, and the tasks they start, may not wait for the library that waits for them.
+
+A context variable is set in the applier's task; every awaiting call asks `refuse_inside_store` first.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+
+from ._errors import RaftError
+
+_inside_store: ContextVar[bool] = ContextVar("raftify_ffi_inside_store", default=False)
+
+
+def enter_store() -> None:
+    """From here on, this context (of the applier's own task) counts as the store's."""
+    _inside_store.set(True)
+
+
+def inside_store() -> bool:
+    return _inside_store.get()
+
+
+def refuse_inside_store(what: str) -> None:
+    """Raises at once where waiting would be a deadlock."""
+    if _inside_store.get():
+        raise RaftError(
+            f"{what} was called inside the store's own apply, snapshot or restore (or a task they started): it would wait for "
+            "the very method that calls it; do it from outside, for instance from a task started before run()"
+        )

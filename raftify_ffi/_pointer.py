@@ -1,0 +1,58 @@
+"""A pointer of the library that may be used from several threads and is freed once, when nobody is inside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ._errors import Closed, Forked, RaftError
+
+
+class Pointer:
+    """`with pointer as raw:` for every call; `retire(free)` waits for those inside, then frees."""
+
+    __slots__ = ("_free_error", "_inside", "_raw", "_state", "number")
+
+    def __init__(self, raw: Any, number: int, name: str) -> None:
+        self._raw = raw
+        self._inside = 0
+        self._state = threading.Condition(threading.Lock())
+        self._free_error: RaftError = Closed(f"{name} is closed")
+        #: By which the queue's records name this object.
+        self.number = number
+
+    def __enter__(self) -> Any:
+        with self._state:
+            if self._raw is None:
+                raise type(self._free_error)(self._free_error.message, committed=False)
+            self._inside += 1
+            return self._raw
+
+    def __exit__(self, *_: object) -> None:
+        with self._state:
+            self._inside -= 1
+            if self._inside == 0 and self._raw is None:
+                self._state.notify_all()
+
+    @property
+    def usable(self) -> bool:
+        return self._raw is not None
+
+    def retire(self, free: Callable[[Any], None], timeout: float | None = None) -> bool:
+        """May block for as long as a call is inside; later calls raise `Closed`. The second time it does nothing.
+        False: somebody was still inside at the end of the timeout, and it was leaked rather than freed under them."""
+        with self._state:
+            raw, self._raw = self._raw, None
+            if raw is None:
+                return True
+            if not self._state.wait_for(lambda: self._inside == 0, timeout):
+                return False
+        free(raw)
+        return True
+
+    def abandon_in_child(self) -> None:
+        """After fork: locks may be held by threads that do not exist here, so none is taken and nothing is freed."""
+        self._state = threading.Condition(threading.Lock())
+        self._raw = None
+        self._free_error = Forked("this handle belongs to the parent process; build a new node or client in the child")

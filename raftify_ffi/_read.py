@@ -1,0 +1,71 @@
+"""Linearizable reads: `await raft.read(fn)`, `await raft.read()`, `async with raft.read():`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from types import CoroutineType, TracebackType
+from typing import Any, Generic, TypeVar
+
+from ._context import refuse_inside_store
+from ._library import lib
+from ._running import RunningNode
+from ._timeouts import Timeout, milliseconds
+
+T = TypeVar("T")
+
+
+def run_reader(read: Callable[[Any], T], store: object) -> T:
+    """`read(store)`, which must be done when it returns: what it awaited would see a later state."""
+    value: Any = read(store)
+    if isinstance(value, CoroutineType):
+        value.close()
+        raise TypeError("the function given to read() is async; it must take what it needs from the store in one go")
+    return value  # type: ignore[no-any-return]
+
+
+class Read(Generic[T]):
+    """One read, not yet started. Awaiting it, or entering it, waits until everything that was acknowledged anywhere before is applied
+    here, at a moment when no method of the store is half way. It holds nothing after that: it promises freshness, not isolation."""
+
+    __slots__ = ("_node", "_read", "_store", "_timeout")
+
+    def __init__(
+        self, node: Callable[[], RunningNode], store: object, read: Callable[[Any], T] | None, timeout: Timeout
+    ) -> None:
+        self._node = node
+        self._store = store
+        self._read = read
+        self._timeout = timeout
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._run().__await__()
+
+    async def _run(self) -> T:
+        refuse_inside_store("read()")
+        node = self._node()
+        timeout_ms = milliseconds(self._timeout)
+        if asyncio.get_running_loop() is node.home:
+            return await self._on_home(node, timeout_ms)
+        if self._read is None:
+            raise RuntimeError(
+                "raft.read() without a function, on another loop than the node's: the store lives there; use read(fn)"
+            )
+        elsewhere = asyncio.run_coroutine_threadsafe(self._on_home(node, timeout_ms), node.home)
+        return await asyncio.wrap_future(elsewhere)
+
+    async def _on_home(self, node: RunningNode, timeout_ms: int) -> T:
+        await node.request(lib.raftify_read, timeout_ms)
+        assert node.applier is not None
+        await node.applier.quiet()
+        return run_reader(self._read, self._store) if self._read is not None else None  # type: ignore[return-value]
+
+    async def __aenter__(self) -> object:
+        """Gives the store."""
+        await self._run()
+        return self._store
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None

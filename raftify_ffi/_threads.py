@@ -1,0 +1,67 @@
+"""Blocking calls of the library, off the event loop: each on a daemon thread of its own, joined for a while at exit.
+
+Not the loop's default executor: that belongs to the program, may be busy or shut down, and its threads keep a process alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_running: set[threading.Thread] = set()
+
+
+def _resolve(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(value)
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """What `work()` returns or raises. A cancelled caller leaves the thread to finish alone."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def body() -> None:
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            value = work()
+        except BaseException as raised:
+            error = raised
+        try:
+            loop.call_soon_threadsafe(_resolve, future, value, error)
+        except RuntimeError:
+            pass  # the loop has closed: nobody waits any more
+        finally:
+            _running.discard(threading.current_thread())
+
+    start_daemon(body, "raftify-call")
+    return await future
+
+
+def start_daemon(body: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=body, name=name, daemon=True)
+    _running.add(thread)
+    thread.start()
+    return thread
+
+
+def join_all(timeout: float) -> None:
+    """At exit: what is still inside the library gets this long to come back."""
+    deadline = time.monotonic() + timeout
+    for thread in list(_running):
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def forget_all() -> None:
+    """In a forked child, where none of these threads exists."""
+    _running.clear()

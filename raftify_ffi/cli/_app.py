@@ -1,0 +1,331 @@
+"""The tree of commands: names, arguments, help. What they do is in `_persisted` and `_cluster`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from . import _cluster, _decode, _persisted, _render
+from ._exit import CliError, ExitCode, code_of, one_line, outcome_hint
+
+PROGRAM = "raftify_cli"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _combined(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json"]),
+    default=None,
+    help="Default: a table on a terminal, JSON otherwise.",
+)
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Deadline of the call.",
+)
+online = _combined(timeout_option, output_option)
+node_argument = click.argument("addr")
+#: Any member will do; the leader is found from there. Several may be given, separated by commas, in case one is down.
+any_node = click.argument("addr", metavar="ADDR[,ADDR...]")
+offline = _combined(
+    click.argument("directory", metavar="DIR"),
+    click.option(
+        "--from",
+        "start",
+        type=click.IntRange(min=0, max=2**64 - 1),
+        default=0,
+        metavar="INDEX",
+        help="First entry to show.",
+    ),
+    click.option(
+        "--limit",
+        type=click.IntRange(min=1, max=2**32),
+        default=1000,
+        show_default=True,
+        help="Entries to show at most.",
+    ),
+    click.option(
+        "--decode", metavar="MODULE:CLASS", help="Show commands as this class (its decode, or the callable) gives them."
+    ),
+    click.option("--raw", is_flag=True, help="Show payloads in hex."),
+    output_option,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="On failure, show the Python traceback too.")
+@click.pass_context
+def app(context: click.Context, debug: bool) -> None:
+    """Looks into raftify_ffi clusters and changes them.
+
+    Exit codes: 0 ok, 1 failure, 2 usage, 3 no connection, 4 rejected, 5 unhealthy, 6 storage corrupt, 7 timeout or
+    outcome unknown.
+    """
+    context.ensure_object(dict)["debug"] = debug
+
+
+@app.group()
+def debug() -> None:
+    """What a directory holds, or a node says."""
+
+
+@debug.command("persisted")
+@offline
+def debug_persisted(directory: str, start: int, limit: int, decode: str | None, raw: bool, output: str | None) -> None:
+    """Hard state, snapshot, membership and log entries in DIR (read-only, also beside the running node)."""
+    _persisted.show(directory, start=start, limit=limit, what="all", decode=decode, raw=raw, output=output)
+
+
+@debug.command("node")
+@node_argument
+@online
+def debug_node(addr: str, timeout: float, output: str | None) -> None:
+    """The status of the node at ADDR."""
+    _cluster.show_node(_one(addr), timeout, output)
+
+
+@app.group()
+def describe() -> None:
+    """The same as debug, by part."""
+
+
+@describe.command("logs")
+@offline
+def describe_logs(directory: str, start: int, limit: int, decode: str | None, raw: bool, output: str | None) -> None:
+    """Log entries in DIR."""
+    _persisted.show(directory, start=start, limit=limit, what="logs", decode=decode, raw=raw, output=output)
+
+
+@describe.command("metadata")
+@click.argument("directory", metavar="DIR")
+@output_option
+def describe_metadata(directory: str, output: str | None) -> None:
+    """Identity, hard state, snapshot and membership in DIR."""
+    _persisted.show(directory, start=0, limit=0, what="metadata", decode=None, raw=False, output=output)
+
+
+@describe.command("node")
+@node_argument
+@online
+def describe_node(addr: str, timeout: float, output: str | None) -> None:
+    """The status of the node at ADDR."""
+    _cluster.show_node(_one(addr), timeout, output)
+
+
+@app.command()
+@click.argument("addrs", metavar="ADDR...", nargs=-1, required=True)
+@online
+def status(addrs: tuple[str, ...], timeout: float, output: str | None) -> None:
+    """Every member, seen from the nodes at ADDR and all that they name."""
+    _cluster.show_status(_cluster.split_addrs(addrs), timeout, output)
+
+
+@app.command()
+@click.argument("addrs", metavar="ADDR...", nargs=-1, required=True)
+@online
+def health(addrs: tuple[str, ...], timeout: float, output: str | None) -> None:
+    """Exit code 0 if the cluster has a leader and all its members, 5 if not, 3 if nobody answers."""
+    _cluster.show_health(_cluster.split_addrs(addrs), timeout, output)
+
+
+@app.group()
+def member() -> None:
+    """Members of the cluster: list, add, promote, remove."""
+
+
+@member.command("list")
+@any_node
+@online
+def member_list(addr: str, timeout: float, output: str | None) -> None:
+    """Voters and learners with their addresses."""
+    _cluster.show_members(_cluster.split_addrs([addr]), timeout, output)
+
+
+@member.command("add")
+@any_node
+@click.argument("node_id", type=click.IntRange(min=1))
+@click.argument("node_addr")
+@click.option("--learner", is_flag=True, help="Receives the log, does not vote.")
+@timeout_option
+def member_add(addr: str, node_id: int, node_addr: str, learner: bool, timeout: float) -> None:
+    """Make the node NODE_ID at NODE_ADDR a member. It is promoted to voter once it has caught up."""
+    addrs = _cluster.split_addrs([addr])
+    _cluster.parse_addr(node_addr)
+    _cluster.change(
+        addrs, timeout, lambda client: client.members.add(node_id, node_addr, learner=learner, timeout=timeout)
+    )
+    click.echo(f"node {node_id} at {node_addr} is a member")
+
+
+@member.command("promote")
+@any_node
+@click.argument("node_id", type=click.IntRange(min=1))
+@timeout_option
+def member_promote(addr: str, node_id: int, timeout: float) -> None:
+    """Make the learner NODE_ID a voter."""
+    addrs = _cluster.split_addrs([addr])
+    _cluster.change(addrs, timeout, lambda client: client.members.promote(node_id, timeout=timeout))
+    click.echo(f"node {node_id} is a voter")
+
+
+@member.command("remove")
+@any_node
+@click.argument("node_id", type=click.IntRange(min=1))
+@timeout_option
+def member_remove(addr: str, node_id: int, timeout: float) -> None:
+    """Remove NODE_ID for good. Its id is spent: to come back it joins as a new one."""
+    addrs = _cluster.split_addrs([addr])
+    _cluster.change(addrs, timeout, lambda client: client.members.remove(node_id, timeout=timeout))
+    click.echo(f"node {node_id} is removed")
+
+
+@app.group()
+def leader() -> None:
+    """Who leads, and handing it over."""
+
+
+@leader.command("show")
+@any_node
+@online
+def leader_show(addr: str, timeout: float, output: str | None) -> None:
+    """The leader's id, address and term."""
+    _cluster.show_leader(_cluster.split_addrs([addr]), timeout, output)
+
+
+@leader.command("transfer")
+@any_node
+@click.argument("node_id", type=click.IntRange(min=1), required=False)
+@timeout_option
+def leader_transfer(addr: str, node_id: int | None, timeout: float) -> None:
+    """Hand leadership to NODE_ID, or to the voter that is most up to date."""
+    addrs = _cluster.split_addrs([addr])
+    _cluster.change(addrs, timeout, lambda client: client.transfer_leader(node_id, timeout=timeout))
+    click.echo(f"leadership went to node {node_id}" if node_id else "leadership was handed over")
+
+
+@app.command()
+@any_node
+@click.option("--data", help="The command, as UTF-8 text.")
+@click.option(
+    "--file", "path", type=click.Path(allow_dash=True), help="The command, as the bytes of this file (- is stdin)."
+)
+@online
+def propose(addr: str, data: str | None, path: str | None, timeout: float, output: str | None) -> None:
+    """Propose one command and show what the state machine's apply returned."""
+    addrs = _cluster.split_addrs([addr])
+    if (data is None) == (path is None):
+        raise CliError("propose: give the command with either --data or --file", ExitCode.USAGE)
+    command = data.encode() if data is not None else _read(path or "-")
+    result = _cluster.change(addrs, timeout, lambda client: client.propose(command, timeout=timeout))
+    shown = _decode.plain(result or b"")
+    if _render.wants_json(output):
+        _render.print_json({"result": shown})
+    else:
+        click.echo(_render.short(shown))
+
+
+@app.group()
+def snapshot() -> None:
+    """Snapshots of the state machine."""
+
+
+@snapshot.command("create")
+@any_node
+@online
+def snapshot_create(addr: str, timeout: float, output: str | None) -> None:
+    """The leader takes a snapshot now, and its log is compacted."""
+    from dataclasses import asdict
+
+    info = asdict(
+        _cluster.change(_cluster.split_addrs([addr]), timeout, lambda client: client.snapshot(timeout=timeout))
+    )
+    if _render.wants_json(output):
+        _render.print_json(_decode.jsonable(info))
+    else:
+        click.echo(f"snapshot at index {info['index']}, term {info['term']}: {info['size']} bytes in {info['path']}")
+
+
+@app.command()
+@output_option
+def version(output: str | None) -> None:
+    """The version of the package."""
+    from importlib import metadata
+
+    try:
+        number = metadata.version("raftify_ffi")
+    except metadata.PackageNotFoundError as error:
+        raise CliError("raftify_ffi is not installed, only found as a folder; install it with: make setup") from error
+    # Unlike the others this one is plain text for a pipe too: one word is all there is.
+    click.echo(json.dumps({"version": number}) if output == "json" else number)
+
+
+def _one(addr: str) -> str:
+    _cluster.parse_addr(addr)
+    return addr
+
+
+def _read(path: str) -> bytes:
+    if path == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise CliError(f"{path}: {error.strerror}; give a file that can be read", ExitCode.USAGE) from error
+
+
+def execute(args: Sequence[str]) -> int:
+    """Runs the command line; every way out is an exit code, every failure one line on stderr."""
+    state: dict[str, Any] = {}
+    try:
+        code = app.main(args=list(args), prog_name=PROGRAM, standalone_mode=False, obj=state)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else ExitCode.OK
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return ExitCode.USAGE
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else PROGRAM
+        return _fail(f"{error.format_message()} (see: {where} --help)", ExitCode.USAGE)
+    except click.ClickException as error:
+        return _fail(error.format_message(), ExitCode.FAILURE)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader has enough (`| head`). Python's own flush at exit must not complain about it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except Exception as error:
+        if state.get("debug"):
+            traceback.print_exc()
+        if isinstance(error, CliError):
+            return _fail(error.message, error.code)
+        text = one_line(error)
+        if not hasattr(error, "committed"):  # not the library's: the class says more than the text alone
+            text = f"{type(error).__name__}: {text}"
+        return _fail(text + outcome_hint(error), code_of(error))
+
+
+def _fail(message: str, code: ExitCode) -> int:
+    click.echo(f"{PROGRAM}: {message}", err=True)
+    return code

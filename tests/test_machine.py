@@ -1,0 +1,256 @@
+"""The store's side: what apply may return and raise, snapshots, restore, and what its methods may not do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import free_addrs, one_node, quick_config
+from stores import KeyValue, Scripted
+
+from raftify_ffi import ApplyError, Closed, MachineFailed, Raft, RaftError, SnapshotFailed
+
+
+async def test_apply_may_return_any_buffer_or_none(tmp_path: Path) -> None:
+    async with one_node(tmp_path, Scripted()) as raft:
+        for word, expected in (("none", b""), ("bytearray", b"array"), ("view", b"view")):
+            assert await raft.propose(f"return:{word}".encode()) == expected
+        for word in ("str", "int"):
+            with pytest.raises(ApplyError) as caught:
+                await raft.propose(f"return:{word}".encode())
+            assert caught.value.type_name == "TypeError"
+        assert await raft.propose(b"a=1") == b""
+
+
+async def test_an_exception_is_the_commands_outcome(tmp_path: Path) -> None:
+    async with one_node(tmp_path, Scripted()) as raft:
+        with pytest.raises(ApplyError) as caught:
+            await raft.propose(b"raise:ValueError:bad")
+        error = caught.value
+        assert (error.type_name, error.text, error.committed, error.retryable) == ("ValueError", "bad", True, False)
+        assert isinstance(error.__cause__, ValueError)
+        assert await raft.propose(b"a=1") == b""
+        assert not raft._running.applier.raised  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["OSError", "MemoryError", "TimeoutError"])
+async def test_a_fault_of_this_node_stops_it_and_says_why(tmp_path: Path, kind: str) -> None:
+    raft = Raft.build(1, free_addrs(1)[0], Scripted(), quick_config(tmp_path))
+    await raft.run()
+    with pytest.raises(RaftError):
+        await raft.propose(f"raise:{kind}:disk".encode())
+    with pytest.raises(MachineFailed) as caught:
+        await raft.wait()
+    assert type(caught.value.__cause__).__name__ == kind
+    assert raft.status.error is not None
+    await raft.close()
+
+
+async def test_stop_on_apply_error_stops_on_any(tmp_path: Path) -> None:
+    raft = Raft.build(1, free_addrs(1)[0], Scripted(), quick_config(tmp_path, on_apply_error="stop"))
+    await raft.run()
+    with pytest.raises(RaftError):
+        await raft.propose(b"raise:ValueError:bad")
+    with pytest.raises(MachineFailed):
+        await raft.wait()
+
+
+async def test_apply_is_told_index_term_and_a_time_that_never_goes_back(tmp_path: Path) -> None:
+    store = Scripted()
+    async with one_node(tmp_path, store) as raft:
+        await raft.propose_many([b"a=1", b"a=2", b"a=3"])
+    assert [one.index for one in store.seen] == sorted(one.index for one in store.seen)
+    assert [one.time for one in store.seen] == sorted(one.time for one in store.seen)
+    assert all(one.term > 0 and one.time > 1.6e9 for one in store.seen)
+
+
+async def test_timeouts_and_task_groups_work_inside_apply(tmp_path: Path) -> None:
+    class Inside(KeyValue):
+        async def apply(self, command: bytes) -> bytes:  # type: ignore[override]
+            assert asyncio.current_task() is not None
+            answer = await asyncio.wait_for(asyncio.gather(asyncio.sleep(0, b"one"), asyncio.sleep(0, b"two")), 5)
+            return b"".join(answer)
+
+    async with one_node(tmp_path, Inside()) as raft:
+        assert await raft.propose(b"x") == b"onetwo"
+
+
+async def test_inside_the_store_the_library_is_not_waited_for(tmp_path: Path) -> None:
+    class Recursive(KeyValue):
+        raft: Raft[Any]
+        errors: list[BaseException]
+
+        async def apply(self, command: bytes) -> bytes:  # type: ignore[override]
+            self.errors = []
+            calls = [
+                self.raft.propose(b"x"),
+                self.raft.read(lambda s: 0)._run(),
+                self.raft.snapshot(),
+                self.raft.wait(),
+                self.raft.leave(),
+                self.raft.wait_for(leader=True),
+                asyncio.create_task(self.raft.propose(b"in a task")),
+            ]
+            for call in calls:
+                try:
+                    await call
+                except RaftError as error:
+                    self.errors.append(error)
+            assert self.raft.status.node_id == 1
+            if command == b"close":
+                await self.raft.close()
+            return b"done"
+
+    store = Recursive()
+    async with one_node(tmp_path, store) as raft:
+        store.raft = raft
+        assert await raft.propose(b"x") == b"done"
+        assert len(store.errors) == 7
+        assert all("inside the store" in str(error) for error in store.errors)
+        outcome = (await asyncio.gather(raft.propose(b"close"), return_exceptions=True))[0]
+        assert outcome == b"done" or isinstance(outcome, Closed)
+        await raft.wait()
+
+
+class Chunked(KeyValue):
+    """Its snapshot is an iterator over a copy, read while commands are applied; restored in chunks."""
+
+    asynchronous = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_read = asyncio.Event()
+        self.chunks = 0
+
+    def snapshot(self) -> Any:  # type: ignore[override]
+        copy = dict(self.data)
+
+        def plain() -> Iterator[bytes]:
+            for key, value in copy.items():
+                yield json.dumps([key, value]).encode() + b"\n"
+
+        async def slow() -> AsyncIterator[bytes]:
+            await self.may_read.wait()
+            for line in plain():
+                yield line
+
+        return slow() if self.asynchronous else plain()
+
+    async def restore_chunks(self, chunks: Any) -> None:
+        data = b""
+        for chunk in chunks:
+            self.chunks += 1
+            data += chunk
+        self.data = dict(json.loads(line) for line in data.splitlines())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_snapshot_may_be_an_iterator_read_while_commands_are_applied(
+    tmp_path: Path, asynchronous: bool
+) -> None:
+    store = Chunked()
+    store.asynchronous = asynchronous
+    addr = free_addrs(1)[0]
+    async with Raft.build(1, addr, store, quick_config(tmp_path)) as raft:
+        await raft.propose_many([f"k{i}={'v' * 1000}".encode() for i in range(3000)])
+        taking = asyncio.create_task(raft.snapshot())
+        if asynchronous:
+            await raft.propose(b"later=1")
+            assert not taking.done()
+            store.may_read.set()
+        info = await taking
+        assert info.size > 3_000_000
+        await raft.propose(b"last=1")
+    again = Chunked()
+    async with Raft.build(1, addr, again, quick_config(tmp_path)) as raft:
+        assert again.chunks > 1
+        assert await raft.read(lambda s: len(s.data)) == 3001 + asynchronous
+
+
+async def test_a_snapshot_that_fails_is_said_and_the_node_goes_on(tmp_path: Path) -> None:
+    class Failing(KeyValue):
+        answer: Any = ValueError("not now")
+
+        def snapshot(self) -> Any:
+            if isinstance(self.answer, BaseException):
+                raise self.answer
+            return self.answer
+
+    store = Failing()
+    async with one_node(tmp_path, store) as raft:
+        await raft.propose(b"a=1")
+        for answer in (ValueError("not now"), OSError("disk"), "text", 5, iter([b"a", "b"])):
+            store.answer = answer
+            with pytest.raises(SnapshotFailed):
+                await raft.snapshot()
+        store.answer = bytearray(b'{"a":"1"}')
+        assert (await raft.snapshot()).size == 9
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_restore_that_fails_at_start_raises_from_run(tmp_path: Path, plain: bool) -> None:
+    addr = free_addrs(1)[0]
+    async with Raft.build(1, addr, KeyValue(), quick_config(tmp_path)) as raft:
+        await raft.propose(b"a=1")
+        await raft.snapshot()
+
+    class Broken(KeyValue):
+        def restore(self, snapshot: bytes) -> Any:
+            if plain:
+                raise ValueError("cannot read it")
+            return self.later()
+
+        async def later(self) -> None:
+            await asyncio.sleep(0)
+            raise ValueError("cannot read it")
+
+    raft2 = Raft.build(1, addr, Broken(), quick_config(tmp_path))
+    with pytest.raises(MachineFailed) as caught:
+        await raft2.run()
+    assert isinstance(caught.value.__cause__, ValueError)
+    await raft2.close()
+    # The directory is unhurt.
+    async with Raft.build(1, addr, KeyValue(), quick_config(tmp_path)) as raft:
+        assert await raft.read(lambda s: s.data) == {"a": "1"}
+
+
+async def test_a_durable_store_gets_only_what_it_has_not(tmp_path: Path) -> None:
+    class Durable(KeyValue):
+        def __init__(self, at: int) -> None:
+            super().__init__()
+            self.at = at
+
+        async def applied_index(self) -> int:
+            await asyncio.sleep(0)
+            return self.at
+
+    addr = free_addrs(1)[0]
+    async with Raft.build(1, addr, KeyValue(), quick_config(tmp_path)) as raft:
+        await raft.propose_many([b"a=1", b"b=1"])
+        index = raft.status.applied_index
+        await raft.propose_many([b"c=1", b"d=1"])
+    store = Durable(index)
+    async with Raft.build(1, addr, store, quick_config(tmp_path)) as second:
+        assert await second.read(lambda s: set(s.data)) == {"c", "d"}
+
+
+async def test_a_busy_store_leaves_turns_to_the_loop(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft:
+        turns = 0
+        running = True
+
+        async def count() -> None:
+            nonlocal turns
+            while running:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counter = asyncio.create_task(count())
+        await raft.propose_many([b"a=1"] * 20_000)
+        running = False
+        await counter
+        assert turns >= 10

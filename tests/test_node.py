@@ -1,0 +1,276 @@
+"""One node, and several in one loop: proposals, status, events, closing, cancelling."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from cluster import free_addrs, leader_of, nodes_in_one_loop, one_node, quick_config
+from stores import AsyncKeyValue, KeyValue, Scripted
+
+from raftify_ffi import (
+    Closed,
+    DirectoryInUse,
+    InvalidArgument,
+    InvalidConfig,
+    NoLeader,
+    PresentState,
+    ProposalTooLarge,
+    Raft,
+    RaftTimeout,
+    Role,
+    SnapshotTaken,
+    wait_for_termination,
+)
+
+
+async def test_propose_gives_what_apply_returned_and_one_reads_ones_own_writes(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft:
+        assert await raft.propose(b"a=1") == b""
+        assert await raft.propose(bytearray(b"a=2")) == b"1"
+        assert raft.store.data == {"a": "2"}
+        assert await raft.propose_many([b"a=3", b"a=4", b"b=1"]) == [b"2", b"3", b""]
+        assert await raft.propose_many([]) == []
+        answers = await asyncio.gather(*(raft.propose(f"n{i}={i}".encode()) for i in range(2000)))
+        assert answers == [b""] * 2000
+
+
+async def test_what_a_restart_finds_is_what_was_acknowledged(tmp_path: Path) -> None:
+    addr = free_addrs(1)[0]
+    for round_ in range(3):
+        store = KeyValue()
+        async with Raft.build(1, addr, store, quick_config(tmp_path)) as raft:
+            assert await raft.read(lambda s: dict(s.data)) == {str(i): "x" for i in range(round_)}
+            await raft.propose(f"{round_}=x".encode())
+            if round_ == 1:
+                info = await raft.snapshot()
+                assert info.index > 0
+                assert info.size == len(store.snapshot())
+                assert await raft.snapshot() == info
+
+
+async def test_three_nodes_in_one_loop_agree(tmp_path: Path) -> None:
+    async with nodes_in_one_loop(tmp_path, 3, AsyncKeyValue) as rafts:
+        for number, raft in enumerate(rafts):
+            assert await raft.propose(f"k{number}=v".encode()) == b""
+            assert raft.store.data[f"k{number}"] == "v"
+        for raft in rafts:
+            assert await raft.read(lambda s: dict(s.data)) == {"k0": "v", "k1": "v", "k2": "v"}
+            assert raft.status.voters == (1, 2, 3)
+        leader = await leader_of(rafts)
+        assert leader.status.leader_id == leader.node_id
+
+
+async def test_the_cluster_goes_on_without_its_leader(tmp_path: Path) -> None:
+    async with nodes_in_one_loop(tmp_path, 3, KeyValue) as rafts:
+        await rafts[0].propose(b"a=1")
+        leader = await leader_of(rafts)
+        await leader.close()
+        rest = [raft for raft in rafts if raft is not leader]
+        assert await rest[0].propose(b"a=2", timeout=30) == b"1"
+        assert await rest[1].read(lambda s: s.data["a"], timeout=30) == "2"
+
+
+async def test_leadership_moves_on_request(tmp_path: Path) -> None:
+    async with nodes_in_one_loop(tmp_path, 3, KeyValue) as rafts:
+        leader = await leader_of(rafts)
+        other = next(raft for raft in rafts if raft is not leader)
+        await leader.transfer_leader(other.node_id)
+        async for _ in other.events():
+            if other.status.role is Role.LEADER:
+                break
+        await other.propose(b"a=1")
+
+
+async def test_without_a_majority_nothing_was_sent_and_it_is_safe_to_try_again(tmp_path: Path) -> None:
+    addrs = free_addrs(3)
+    async with Raft.build(1, addrs[0], KeyValue(), quick_config(tmp_path), dict(enumerate(addrs, 1))) as raft:
+        with pytest.raises(NoLeader) as caught:
+            await raft.propose(b"a=1", timeout=0.3)
+        assert (caught.value.committed, caught.value.retryable) == (False, True)
+        with pytest.raises(NoLeader):
+            await raft.wait_for(leader=True, timeout=0.1)
+        with pytest.raises(RaftTimeout):
+            await raft.wait(timeout=0.05)
+        assert raft.status.leader_id is None
+
+
+async def test_a_command_that_is_too_large_takes_no_other_with_it(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue(), max_proposal_size=1000) as raft:
+        outcomes = await asyncio.gather(
+            raft.propose(b"a=1"), raft.propose(b"x" * 1001), raft.propose(b"b=1"), return_exceptions=True
+        )
+        assert outcomes[0] == b""
+        assert isinstance(outcomes[1], ProposalTooLarge)
+        assert outcomes[1].committed is False
+        assert outcomes[2] == b""
+        with pytest.raises(ProposalTooLarge):
+            await raft.propose_many([b"c=1", b"x" * 1001])
+        assert await raft.read(lambda s: set(s.data)) == {"a", "b"}
+
+
+async def test_what_is_no_command_is_refused(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft:
+        for bad in ("text", 5, None, memoryview(b"abcd")[::2]):
+            with pytest.raises(InvalidArgument):
+                await raft.propose(bad)  # type: ignore[arg-type]
+        for timeout in (-1, "5", float("nan")):
+            with pytest.raises(InvalidArgument):
+                await raft.propose(b"a=1", timeout=timeout)  # type: ignore[arg-type]
+
+
+async def test_cancelling_a_call_hurts_nobody(tmp_path: Path) -> None:
+    store = Scripted()
+    async with one_node(tmp_path, store) as raft:
+        waiting = asyncio.create_task(raft.propose(b"wait"))
+        await store.entered.wait()
+        waiting.cancel()
+        unsent = asyncio.create_task(raft.propose(b"never=1"))
+        unsent.cancel()
+        behind = asyncio.create_task(raft.propose(b"a=1"))
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        store.gate.set()
+        assert await behind == b""
+        assert not raft.is_finished()
+        assert await raft.read(lambda s: s.data) == {"a": "1"}
+        assert not raft._running.bridge._pending  # type: ignore[union-attr]
+
+
+async def test_close_ends_what_is_pending_and_may_be_called_again(tmp_path: Path) -> None:
+    store = Scripted()
+    raft = Raft.build(1, free_addrs(1)[0], store, quick_config(tmp_path))
+    await raft.close()
+    with pytest.raises(Closed):
+        await raft.run()
+    raft = Raft.build(1, free_addrs(1)[0], store, quick_config(tmp_path))
+    await raft.run()
+    await raft.wait_for(leader=True)
+    stuck = asyncio.create_task(raft.propose(b"wait"))
+    await store.entered.wait()
+    ended = asyncio.create_task(wait_for_termination(raft))
+    store.gate.set()
+    await asyncio.gather(raft.close(), raft.close())
+    await raft.close()
+    await ended
+    assert raft.is_finished()
+    assert raft.status.role is Role.STOPPED
+    outcome = (await asyncio.gather(stuck, return_exceptions=True))[0]
+    assert outcome == b"waited" or isinstance(outcome, Closed)
+    with pytest.raises(Closed) as caught:
+        await raft.propose(b"a=1")
+    assert caught.value.committed is False
+
+
+async def test_events_start_with_the_present_and_end_with_the_node(tmp_path: Path) -> None:
+    raft = Raft.build(1, free_addrs(1)[0], KeyValue(), quick_config(tmp_path))
+    await raft.run()
+    seen = []
+    events = raft.events()
+    await raft.wait_for(leader=True)
+    await raft.propose(b"a=1")
+    await raft.snapshot()
+    closing = asyncio.create_task(raft.close())
+    async for event in events:
+        seen.append(event)
+    await closing
+    assert isinstance(seen[0], PresentState)
+    assert any(isinstance(event, SnapshotTaken) for event in seen)
+
+
+async def test_wait_for_sees_what_is_applied(tmp_path: Path) -> None:
+    async with nodes_in_one_loop(tmp_path, 3, KeyValue) as rafts:
+        await rafts[0].propose_many([b"a=1"] * 10)
+        index = rafts[0].status.applied_index
+        for raft in rafts:
+            assert (await raft.wait_for(applied=index)).applied_index >= index
+            assert raft.store.data == {"a": "1"}
+
+
+async def test_two_nodes_never_share_a_directory(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()):
+        second = Raft.build(1, free_addrs(1)[0], KeyValue(), quick_config(tmp_path))
+        with pytest.raises(DirectoryInUse) as caught:
+            await second.run()
+        assert "node-1" in str(caught.value.path)
+    # Released by the close: the same object may try again.
+    await second.run()
+    await second.close()
+
+
+@pytest.mark.parametrize(
+    ("addr", "peers"),
+    [
+        ("0.0.0.0:60061", None),
+        ("127.0.0.1:60061", {2: "127.0.0.1:60061"}),
+        ("127.0.0.1:0", {1: "127.0.0.1:0", 2: "127.0.0.1:60062"}),
+    ],
+)
+async def test_an_address_that_cannot_work_is_an_invalid_config(
+    tmp_path: Path, addr: str, peers: dict[int, str] | None
+) -> None:
+    with pytest.raises(InvalidConfig):
+        await Raft.build(1, addr, KeyValue(), quick_config(tmp_path), peers).run()
+
+
+async def test_port_0_becomes_the_real_one(tmp_path: Path) -> None:
+    async with Raft.build(1, "127.0.0.1:0", KeyValue(), quick_config(tmp_path)) as raft:
+        assert int(raft.addr.rpartition(":")[2]) > 0
+
+
+async def test_handles_keep_their_prepared_argument_apart(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft:
+        one, two = raft.get_raft_node(), raft.get_raft_node()
+        assert one is not two
+        one.prepare_proposal(b"a=1")
+        two.prepare_proposal(b"b=2")
+        await asyncio.gather(one.propose(), two.propose())
+        assert raft.store.data == {"a": "1", "b": "2"}
+        with pytest.raises(InvalidArgument, match="prepare_proposal"):
+            await one.propose()
+        assert await one.propose(b"a=3") == b"1"
+        assert await one.is_leader()
+        assert await one.get_id() == await one.get_leader_id() == await one.get_cluster_size() == 1
+        assert await one.get_peers() == {1: raft.addr}
+        assert json.loads(await one.inspect())["role"] == "leader"
+        assert await one.store() is raft.store
+
+
+async def test_calls_before_run_say_so() -> None:
+    raft = Raft.build(1, "127.0.0.1:60061", KeyValue())
+    with pytest.raises(InvalidArgument, match="run"):
+        await raft.propose(b"a=1")
+    with pytest.raises(InvalidArgument, match="run"):
+        await raft.wait()
+
+
+async def test_leadership_is_told_when_it_is_lost(tmp_path: Path) -> None:
+    from raftify_ffi import LeadershipLost
+
+    async with nodes_in_one_loop(tmp_path, 3, KeyValue) as rafts:
+        leader = await leader_of(rafts)
+
+        async def lead() -> None:
+            async with leader.leadership() as term:
+                assert term == leader.status.term
+                await leader.step_down()
+                await asyncio.Event().wait()
+
+        with pytest.raises(LeadershipLost):
+            await lead()
+
+
+async def test_an_exception_of_a_leaders_body_wins(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft:
+        with pytest.raises(KeyError):
+            async with raft.leadership():
+                raise KeyError("mine")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(_lead_for_ever(raft), 0.05)
+
+
+async def _lead_for_ever(raft: Raft[KeyValue]) -> None:
+    async with raft.leadership():
+        await asyncio.Event().wait()

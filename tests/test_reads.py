@@ -1,0 +1,65 @@
+"""Reads: fresh, on any node, and never in the middle of an apply (rule 13)."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from cluster import nodes_in_one_loop, one_node
+from stores import AsyncKeyValue, KeyValue, Scripted
+
+
+async def test_a_read_sees_what_was_acknowledged_anywhere_before(tmp_path: Path) -> None:
+    async with nodes_in_one_loop(tmp_path, 3, AsyncKeyValue) as rafts:
+        for number in range(60):
+            await rafts[number % 3].propose(f"n={number}".encode())
+            assert await rafts[(number + 1) % 3].read(lambda s: s.data["n"]) == str(number)
+
+
+async def test_no_apply_is_half_done_where_a_read_looks(tmp_path: Path) -> None:
+    store = AsyncKeyValue()
+    async with one_node(tmp_path, store) as raft:
+        looks: list[bool] = []
+
+        async def write(number: int) -> None:
+            for i in range(20):
+                await raft.propose(f"{number}={i}".encode())
+
+        async def read() -> None:
+            for _ in range(20):
+                looks.append(await raft.read(lambda s: s.half_done))
+                await raft.read()
+                looks.append(store.half_done)
+                async with raft.read() as same:
+                    assert same is store
+                    looks.append(store.half_done)
+
+        await asyncio.gather(*(write(number) for number in range(20)), *(read() for _ in range(10)))
+        assert len(looks) == 600
+        assert not any(looks)
+
+
+async def test_a_read_waits_for_the_apply_in_progress_and_a_stale_one_does_not(tmp_path: Path) -> None:
+    store = Scripted()
+    async with one_node(tmp_path, store) as raft:
+        await raft.propose(b"a=1")
+        waiting = asyncio.create_task(raft.propose(b"wait"))
+        await store.entered.wait()
+        reading = asyncio.create_task(raft.read(lambda s: dict(s.data))._run())
+        assert raft.stale_read(lambda s: dict(s.data)) == {"a": "1"}
+        assert not reading.done()
+        store.gate.set()
+        assert await reading == {"a": "1"}
+        assert await waiting == b"waited"
+
+
+async def test_what_the_function_raises_is_the_callers(tmp_path: Path) -> None:
+    async def later(store: KeyValue) -> None: ...
+
+    async with one_node(tmp_path, KeyValue()) as raft:
+        with pytest.raises(KeyError):
+            await raft.read(lambda s: s.data["absent"])
+        with pytest.raises(TypeError, match="async"):
+            await raft.read(later)
+        assert await raft.read() is None
