@@ -9,8 +9,8 @@ use raftify_interop::{import, ImportOptions};
 
 use crate::error::{c_text, raftify_status, ErrorObject};
 use crate::node::Peer;
-use crate::panic::{catch, finish};
-use crate::pointer::{place, slice, text};
+use crate::panic::catch;
+use crate::pointer::{finish, place, slice, text};
 
 /// Makes a directory of ours, `<log_dir>/node-<node_id>`, from one that the crate raftify 0.1.x wrote. Its snapshot and all
 /// its entries are taken over and count as committed, also those above the commit index that was stored: it lags. One
