@@ -15,8 +15,8 @@ use crate::wire::{Forward, ForwardAnswer, ForwardedProposal};
 
 /// A forward is cut here, so that one message stays small.
 const FORWARD_BYTES: u64 = 4 << 20;
-/// Starts of other nodes whose forward numbers are remembered.
-const STARTS_KEPT: usize = 64;
+/// Starts of one other node whose forward numbers are remembered.
+const STARTS_KEPT: usize = 8;
 
 /// What became of a change that the leader was asked for.
 enum Proposed {
@@ -373,8 +373,10 @@ impl Core {
             Some(entry) => entry.2 = number,
             None => {
                 self.requests.taken.push_back((from, start, number));
-                if self.requests.taken.len() > STARTS_KEPT {
-                    self.requests.taken.pop_front();
+                let of_it = self.requests.taken.iter().filter(|(node, _, _)| *node == from).count();
+                let oldest = self.requests.taken.iter().position(|(node, _, _)| *node == from);
+                if let Some(oldest) = oldest.filter(|_| of_it > STARTS_KEPT) {
+                    self.requests.taken.remove(oldest);
                 }
             }
         }
