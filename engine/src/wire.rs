@@ -148,6 +148,9 @@ pub struct ForwardAnswer {
     pub code: i32,
     #[prost(string, tag = "7")]
     pub message: String,
+    /// With `first_index` 0: the cluster was as asked at this index.
+    #[prost(uint64, tag = "8")]
+    pub already_at: u64,
 }
 
 /// Ahead of a snapshot's chunks: what it is. The receiver makes the file whole before raft hears of it (S6).

@@ -5,8 +5,8 @@ use prost::Message as _;
 use raft::eraftpb::Entry;
 
 use super::entry::{is_conf_change, Context, Founding, Kind};
-use super::membership;
-use super::requests::State;
+use super::membership::{self, Awaited};
+use super::requests::{State, What};
 use super::{conf_change_of, Core};
 use crate::cluster::{ClusterState, Member, Uid};
 use crate::error::{Committed, Error, ErrorCode};
@@ -116,8 +116,14 @@ impl Core {
                 let mut cluster: ClusterState = (*self.cluster).clone();
                 membership::apply(&mut cluster, &change, &conf);
                 self.set_cluster(entry.index, cluster);
-                if let Some(pending) = request.and_then(|r| self.requests.pending.get_mut(&r)) {
-                    pending.state = State::Following;
+                if let Some(request) = request {
+                    if let Some(pending) = self.requests.pending.get_mut(&request) {
+                        pending.state = State::Following;
+                        if let What::Change(change) = &pending.what {
+                            let goals = change.goals().collect();
+                            self.requests.goals.insert(request, Awaited { since: entry.index, goals });
+                        }
+                    }
                 }
                 if self.is_leader()
                     && !self.cluster.is_voter(self.id)

@@ -87,6 +87,22 @@ impl Goal {
     }
 }
 
+impl Goal {
+    /// It was to be, and another change has made it something else: waiting longer is of no use.
+    pub fn overtaken(&self, id: NodeId, cluster: &ClusterState) -> bool {
+        let on_its_way =
+            matches!(self, Goal::Voter) && cluster.is_learner(id) && cluster.member(id).is_some_and(|m| m.promote);
+        !cluster.is_joint() && !on_its_way && !self.reached(id, cluster)
+    }
+}
+
+/// What a request waits for, and from which index on the cluster must be on its way there.
+#[derive(Debug)]
+pub struct Awaited {
+    pub since: u64,
+    pub goals: Vec<(NodeId, Goal)>,
+}
+
 fn refuse<T>(message: String) -> Result<T> {
     Err(Error::not_done(ErrorCode::Membership, message))
 }
@@ -136,7 +152,11 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
                             ),
                         ));
                     }
-                    let done = if promote { cluster.is_voter(id) } else { cluster.is_learner(id) };
+                    // A learner that is marked is on its way already.
+                    let done = match promote {
+                        true => cluster.is_voter(id) || (cluster.is_learner(id) && member.promote),
+                        false => cluster.is_learner(id) && !member.promote,
+                    };
                     if done && member.addr == step.addr && (step.directory.is_empty() || !recorded.is_empty()) {
                         continue;
                     }

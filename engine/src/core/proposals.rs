@@ -5,18 +5,18 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
 use super::deadlines::Micros;
 use super::entry::{Context, Kind, Origin};
-use super::membership::{plan, Change};
+use super::membership::{plan, Awaited, Change, Step};
 use super::requests::{State, What};
 use super::{Body, Core, Outbound};
-use crate::cluster::NodeId;
+use crate::cluster::{Member, NodeId};
 use crate::error::{Error, ErrorCode, Result};
 use crate::request::{Completion, MemberChange, Token};
 use crate::wire::{Forward, ForwardAnswer, ForwardedProposal};
 
 /// A forward is cut here, so that one message stays small.
 const FORWARD_BYTES: u64 = 4 << 20;
-/// Starts of other nodes whose forward numbers are remembered.
-const STARTS_KEPT: usize = 64;
+/// Starts of one other node whose forward numbers are remembered.
+const STARTS_KEPT: usize = 8;
 
 /// What became of a change that the leader was asked for.
 enum Proposed {
@@ -182,13 +182,17 @@ impl Core {
                 match self.propose_change(&change, self.id, self.start, request) {
                     Ok(Proposed::At(index, term)) => {
                         self.place(request, index, term);
-                        self.requests.goals.insert(request, change.goals().collect());
+                        self.requests
+                            .goals
+                            .insert(request, Awaited { since: u64::MAX, goals: change.goals().collect() });
                     }
                     Ok(Proposed::Already) => {
                         if let Some(pending) = self.requests.pending.get_mut(&request) {
                             pending.state = State::Following;
                         }
-                        self.requests.goals.insert(request, change.goals().collect());
+                        self.requests
+                            .goals
+                            .insert(request, Awaited { since: self.handed, goals: change.goals().collect() });
                         self.check_goals();
                     }
                     Ok(Proposed::Later) => self.requests.later.push(request),
@@ -215,6 +219,7 @@ impl Core {
         let leaves = change.goals().any(|(id, goal)| {
             id == self.id && matches!(goal, super::membership::Goal::Gone | super::membership::Goal::Learner)
         });
+        let change = &self.postponed(change);
         let Some(planned) = plan(change, &self.cluster)? else { return Ok(Proposed::Already) };
         if leaves && self.cluster.voters.len() > 1 {
             self.transfer(0)?;
@@ -229,19 +234,32 @@ impl Core {
         }
     }
 
+    /// A learner that has not caught up is not made a voter at once: while it has no log it votes for nobody (S11), and the
+    /// cluster could not elect. It is marked, and promoted later.
+    fn postponed(&self, change: &Change) -> Change {
+        let mut change = change.clone();
+        for step in change.steps.iter_mut().filter(|s| s.kind == 3) {
+            let waits = self.cluster.is_learner(step.id) && !self.has_caught_up(step.id);
+            if let Some(member) = self.cluster.member(step.id).filter(|_| waits) {
+                *step = Step { kind: 1, id: step.id, addr: member.addr.clone(), directory: Vec::new() };
+            }
+        }
+        change
+    }
+
+    fn has_caught_up(&self, id: NodeId) -> bool {
+        let last = self.raw.raft.raft_log.last_index();
+        let progress = self.raw.raft.prs().get(id);
+        progress.is_some_and(|p| p.recent_active && p.matched > 0 && last.saturating_sub(p.matched) <= 1000)
+    }
+
     /// Learners that are to be voters, once they have caught up.
     pub(super) fn promote_learners(&mut self) {
         if !self.takes_proposals() || self.raw.raft.has_pending_conf() || self.cluster.is_joint() {
             return;
         }
-        let last = self.raw.raft.raft_log.last_index();
-        let ready = self.cluster.members().iter().filter(|m| m.promote && self.cluster.is_learner(m.id)).find(|m| {
-            self.raw
-                .raft
-                .prs()
-                .get(m.id)
-                .is_some_and(|p| p.recent_active && p.matched > 0 && last.saturating_sub(p.matched) <= 1000)
-        });
+        let waiting = |m: &&Member| m.promote && self.cluster.is_learner(m.id) && self.has_caught_up(m.id);
+        let ready = self.cluster.members().iter().find(waiting);
         if let Some(id) = ready.map(|m| m.id) {
             // Refused only when it has just become untrue; the next tick looks again.
             let _ = self.propose_change(&Change::of(&[MemberChange::Promote { id }]), self.id, self.start, u64::MAX);
@@ -355,8 +373,10 @@ impl Core {
             Some(entry) => entry.2 = number,
             None => {
                 self.requests.taken.push_back((from, start, number));
-                if self.requests.taken.len() > STARTS_KEPT {
-                    self.requests.taken.pop_front();
+                let of_it = self.requests.taken.iter().filter(|(node, _, _)| *node == from).count();
+                let oldest = self.requests.taken.iter().position(|(node, _, _)| *node == from);
+                if let Some(oldest) = oldest.filter(|_| of_it > STARTS_KEPT) {
+                    self.requests.taken.remove(oldest);
                 }
             }
         }
@@ -369,6 +389,7 @@ impl Core {
             Ok(Some((first_index, term))) => {
                 answer.taken = true;
                 answer.first_index = first_index;
+                answer.already_at = if first_index == 0 { self.handed } else { 0 };
                 answer.term = term;
             }
             Ok(None) => {}
@@ -460,15 +481,19 @@ impl Core {
         }
         for (offset, request) in (0u64..).zip(requests) {
             let index = if answer.first_index == 0 { 0 } else { answer.first_index.saturating_add(offset) };
-            self.taken_at(request, index, answer.term);
+            self.taken_at(request, index, answer.term, answer.already_at);
         }
     }
 
-    fn taken_at(&mut self, request: u64, index: u64, term: u64) {
+    fn taken_at(&mut self, request: u64, index: u64, term: u64, already_at: u64) {
         let Some(pending) = self.requests.pending.get_mut(&request) else { return };
+        if !matches!(pending.state, State::Forwarded { .. }) {
+            // Its entry came before the answer.
+            return;
+        }
         if let What::Change(change) = &pending.what {
-            let goals = change.goals().collect();
-            self.requests.goals.insert(request, goals);
+            let since = if index == 0 { already_at } else { u64::MAX };
+            self.requests.goals.insert(request, Awaited { since, goals: change.goals().collect() });
         }
         if let What::Transfer(to) = pending.what {
             self.await_transfer(request, to);
@@ -477,9 +502,6 @@ impl Core {
         if index == 0 {
             pending.state = State::Following;
             self.check_goals();
-            return;
-        }
-        if !matches!(pending.state, State::Forwarded { .. }) {
             return;
         }
         if index > self.handed {

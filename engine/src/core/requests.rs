@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use super::deadlines::{Deadlines, Micros};
-use super::membership::{Change, Goal};
+use super::membership::{Awaited, Change};
 use super::transfer::Transfer;
 use super::Core;
 use crate::cluster::NodeId;
@@ -95,7 +95,9 @@ pub(super) struct Requests {
     /// When those that were handed to a lost leader of a term up to this one are given up.
     pub graces: VecDeque<(Micros, u64)>,
     /// Membership changes and reservations that wait for the cluster to look like this.
-    pub goals: BTreeMap<u64, Vec<(NodeId, Goal)>>,
+    pub goals: BTreeMap<u64, Awaited>,
+    /// Those that wait to become members.
+    pub joining: Vec<u64>,
     pub transfers: Vec<Transfer>,
 }
 
@@ -147,6 +149,16 @@ impl Core {
                 self.answer(token, result);
             }
             Request::Snapshot => self.accept(token, What::Snapshot, timeout),
+            Request::Message(bytes) => {
+                let result = match <raft::eraftpb::Message as prost_raft::Message>::decode(bytes.as_slice()) {
+                    Ok(message) => {
+                        self.receive(message.from, message);
+                        Ok(Reply::Done)
+                    }
+                    Err(e) => Err(Error::not_done(ErrorCode::InvalidArgument, format!("this is no raft message: {e}"))),
+                };
+                self.answer(token, result);
+            }
             Request::Status => {
                 let text = serde_json::to_string(&self.status())
                     .map_err(|e| Error::unknown(ErrorCode::Internal, format!("cannot write the status: {e}")));
@@ -201,7 +213,7 @@ impl Core {
         match &what {
             What::Read => self.reads.add(request),
             What::Snapshot => self.snapshots.ask(request),
-            What::BecomeMember => {}
+            What::BecomeMember => self.requests.joining.push(request),
             _ => self.requests.unsent.push_back(request),
         }
         self.requests.pending.insert(request, Pending { token, what, state: State::Unsent, bytes });
@@ -311,9 +323,7 @@ impl Core {
 
     /// Membership changes are complete when the cluster looks as asked.
     pub(super) fn check_goals(&mut self) {
-        if self.requests.goals.is_empty()
-            && !self.requests.pending.values().any(|p| matches!(p.what, What::BecomeMember))
-        {
+        if self.requests.goals.is_empty() && self.requests.joining.is_empty() {
             return;
         }
         let cluster = &self.cluster;
@@ -321,16 +331,30 @@ impl Core {
             .requests
             .goals
             .iter()
-            .filter(|(_, goals)| goals.iter().all(|(id, goal)| goal.reached(*id, cluster)))
+            .filter(|(_, awaited)| awaited.goals.iter().all(|(id, goal)| goal.reached(*id, cluster)))
+            .map(|(request, _)| *request)
+            .collect();
+        let overtaken: Vec<u64> = self
+            .requests
+            .goals
+            .iter()
+            .filter(|(_, awaited)| awaited.since <= self.handed)
+            .filter(|(_, awaited)| awaited.goals.iter().any(|(id, goal)| goal.overtaken(*id, cluster)))
             .map(|(request, _)| *request)
             .collect();
         let promised = cluster.member(self.id).is_some_and(|m| m.promote);
         if cluster.is_voter(self.id) || (cluster.is_learner(self.id) && !promised) {
-            reached.extend(
-                self.requests.pending.iter().filter(|(_, p)| matches!(p.what, What::BecomeMember)).map(|(r, _)| *r),
-            );
+            reached.append(&mut self.requests.joining);
         }
         reached.sort_unstable();
+        for request in overtaken {
+            let error = Error::new(
+                ErrorCode::Membership,
+                Committed::Yes,
+                "it was done, and another membership change has overtaken it; look at the members and ask again if need be",
+            );
+            self.complete(request, Err(error));
+        }
         for request in reached {
             let cluster = Box::new((*self.cluster).clone());
             self.complete(request, Ok(Reply::Cluster(cluster)));

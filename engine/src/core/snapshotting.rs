@@ -309,11 +309,13 @@ impl Core {
         if meta.index > self.raw.raft.raft_log.applied {
             self.raw.advance_apply_to(meta.index);
         }
-        // One that came later may be durable already: the machine takes that one.
-        if meta.has_file && meta.index == self.snapshot_index() {
-            self.restore_machine(&meta);
+        // One that came later is durable already, or on its way there: the machine waits, and takes that one.
+        if meta.index == self.snapshot_index() {
+            if meta.has_file {
+                self.restore_machine(&meta);
+            }
+            self.machine.resume_after(meta.index);
         }
-        self.machine.resume_after(meta.index);
         let overtaken: Vec<(u64, u64)> = self.requests.placed.range(..=meta.index).map(|(i, r)| (*i, *r)).collect();
         for (index, request) in overtaken {
             self.requests.placed.remove(&index);
