@@ -137,7 +137,9 @@ def test_data_survives_kill_9_of_the_leader_and_the_killed_node_catches_up(clust
     cluster.ask_until(left[0], "get key0", lambda answer: answer == "value 0")
     assert cluster.leader(left[0]) != leader
     for i in (i for i in range(30) if i != 7):
-        assert cluster.ask_until(left[i % 2], f"get key{i}", lambda answer: not answer.startswith("error")) == f"value {i}"
+        assert (
+            cluster.ask_until(left[i % 2], f"get key{i}", lambda answer: not answer.startswith("error")) == f"value {i}"
+        )
     cluster.ask_until(left[1], "put after kill", is_ok)
 
     cluster.start(leader)

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import TESTS, free_addrs, one_node, quick_config
+from cluster import free_addrs, one_node, quick_config
 from stores import KeyValue
 
 from raftify_ffi import Raft, Role, _bridge
+
+TESTS = Path(__file__).resolve().parent
 
 
 async def test_another_loop_may_call(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ class Chunked(KeyValue):
         self.may_read = asyncio.Event()
         self.chunks = 0
 
-    def snapshot(self) -> Any:  # type: ignore[override]
+    def snapshot(self) -> Any:
         copy = dict(self.data)
 
         def plain() -> Iterator[bytes]:

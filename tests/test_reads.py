@@ -61,5 +61,5 @@ async def test_what_the_function_raises_is_the_callers(tmp_path: Path) -> None:
         with pytest.raises(KeyError):
             await raft.read(lambda s: s.data["absent"])
         with pytest.raises(TypeError, match="async"):
-            await raft.read(later)
+            await raft.read(later)  # type: ignore[unused-coroutine]
         assert await raft.read() is None

@@ -10,8 +10,10 @@ use crate::panic::catch;
 use crate::pointer::{finish, place, text};
 
 /// Shows what the log in a directory holds, as JSON: {"identity", "hard_state":{"term","vote","commit"}, "snapshot",
-/// "membership", "first_index", "last_index", "entries":[{"index","term","type","size","data","context"}],
-/// "next_index"}; bytes are in hexadecimal. Reads only, takes no lock: a node may run in that directory meanwhile.
+/// "membership", "first_index", "last_index", "entries":[{"index","term","type","kind","time_us","proposer","size",
+/// "data","context"}], "next_index"}; bytes are in hexadecimal. "kind" is "command" for the program's own, otherwise
+/// "founding", "record_directory", "reserve_id", "membership", "empty" or "unknown"; "time_us" and "proposer" are null
+/// where raft itself appended the entry. Reads only, takes no lock: a node may run in that directory meanwhile.
 ///
 /// dir: a node's directory, or a log_dir that holds exactly one; UTF-8, borrowed for the call.
 /// from: index of the first entry to show; 0: the first there is. limit: how many at most; "next_index" says where to
@@ -36,7 +38,7 @@ pub unsafe extern "C" fn raftify_inspect(
         let out = unsafe { place(out, "out") }?;
         // SAFETY: NULL or `len` bytes (preface of the header).
         let dir = unsafe { text(dir, len, "dir") }?;
-        let json = c_text(&raftify_engine::log::inspect(Path::new(dir), from, limit)?.to_string());
+        let json = c_text(&look_into(Path::new(dir), from, limit)?.to_string());
         // SAFETY: NULL or writable (preface of the header).
         if let Some(out_len) = unsafe { out_len.as_mut() } {
             *out_len = json.as_bytes().len();
@@ -46,4 +48,17 @@ pub unsafe extern "C" fn raftify_inspect(
     };
     // SAFETY: `error` is NULL or writable (preface of the header).
     unsafe { finish(catch(look), error) }
+}
+
+#[cfg(feature = "interop")]
+fn look_into(dir: &Path, from: u64, limit: u64) -> Result<serde_json::Value> {
+    if raftify_interop::is_upstream(dir) {
+        return raftify_interop::inspect(dir, from, limit);
+    }
+    raftify_engine::log::inspect(dir, from, limit)
+}
+
+#[cfg(not(feature = "interop"))]
+fn look_into(dir: &Path, from: u64, limit: u64) -> Result<serde_json::Value> {
+    raftify_engine::log::inspect(dir, from, limit)
 }

@@ -191,10 +191,14 @@ impl Rig {
             }
         }
         let mut error = null_mut();
-        ok(
-            unsafe { raftify_apply_done_packed(self.node, record.token, packed.as_ptr(), packed.len(), &mut error) },
-            error,
-        );
+        let status =
+            unsafe { raftify_apply_done_packed(self.node, record.token, packed.as_ptr(), packed.len(), &mut error) };
+        if status == RAFTIFY_ERR_CLOSED {
+            // It is closing: nobody waits for the answer any more.
+            message(error);
+            return;
+        }
+        ok(status, error);
         // A second answer is refused, and harms nobody.
         let again = unsafe { raftify_apply_done(self.node, record.token, null(), 0, null_mut()) };
         assert_eq!(again, RAFTIFY_ERR_INVALID_ARGUMENT);

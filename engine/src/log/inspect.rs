@@ -12,6 +12,7 @@ use raft::eraftpb::{Entry, EntryType, HardState};
 use serde_json::{json, Value as Json};
 
 use crate::cluster::ClusterState;
+use crate::core::{Context, Kind};
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files::{self, corrupt};
 use crate::log::lmdb_format::{PageFile, Root, Value};
@@ -40,7 +41,8 @@ struct Records {
 ///
 /// Keys: `identity {node_id, directory, incarnation}`, `hard_state {term, vote, commit}`, `snapshot {index, term, size,
 /// has_file}` or null, `membership {index, voters, learners, members {id: addr}}`, `first_index`, `last_index`, `entries`
-/// (each `{index, term, type, size, data, context}`, bytes in hex), `next_index`.
+/// (each `{index, term, type, kind, time_us, proposer, size, data, context}`, bytes in hex; see [`entry_json`]),
+/// `next_index`.
 pub fn inspect(directory: &Path, from: u64, limit: u64) -> Result<Json> {
     let data_path = find(directory)?;
     let pages = PageFile::open(&data_path)?;
@@ -187,17 +189,41 @@ fn membership_json(index: u64, cluster: &ClusterState) -> Json {
     json!({"index": index, "voters": cluster.voters, "learners": cluster.learners, "members": members})
 }
 
+/// `type` is raft's word, `kind` ours: only a `command` is the program's own, and no other kind is a decoder's business.
+/// `time_us` (of the leader's clock, since 1970) and `proposer` are null for what raft itself appended.
 fn entry_json(entry: &Entry) -> Json {
-    let kind = match EntryType::from_i32(entry.entry_type) {
+    let entry_type = EntryType::from_i32(entry.entry_type);
+    let name = match entry_type {
         Some(EntryType::EntryNormal) => "EntryNormal".to_string(),
         Some(EntryType::EntryConfChange) => "EntryConfChange".to_string(),
         Some(EntryType::EntryConfChangeV2) => "EntryConfChangeV2".to_string(),
         None => entry.entry_type.to_string(),
     };
+    let ours = if entry_type == Some(EntryType::EntryNormal) { Context::of(entry) } else { None };
+    let kind = match (entry_type, ours.map(|context| context.kind)) {
+        (Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2), _) => "membership",
+        (_, Some(Kind::Command)) => "command",
+        (_, Some(Kind::Founding)) => "founding",
+        (_, Some(Kind::RecordDirectory)) => "record_directory",
+        (_, Some(Kind::ReserveId)) => "reserve_id",
+        // These two travel to the leader and never reach a log.
+        (_, Some(Kind::ChangeMembers)) => "change_members",
+        (_, Some(Kind::TransferLeader)) => "transfer_leader",
+        (Some(EntryType::EntryNormal), None) if entry.data.is_empty() && entry.context.is_empty() => "empty",
+        (_, None) => "unknown",
+    };
     json!({
         "index": entry.index,
         "term": entry.term,
-        "type": kind,
+        "type": name,
+        "kind": kind,
+        "time_us": ours.map(|context| context.time_us),
+        // The start is a random number that fills 64 bits: as text, because many readers of JSON would round it.
+        "proposer": ours.map(|context| json!({
+            "node_id": context.origin.node,
+            "start": format!("{:016x}", context.origin.start),
+            "sequence": context.origin.sequence,
+        })),
         "size": entry.data.len(),
         "data": hex(&entry.data),
         "context": hex(&entry.context),
@@ -210,4 +236,46 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Origin;
+
+    #[test]
+    fn an_entry_says_whose_it_is_and_of_what_kind() {
+        let context = |kind| {
+            let origin = Origin { node: 3, start: u64::MAX, sequence: 9 };
+            Context { kind, time_us: 17, origin }.encode()
+        };
+        let shown = |entry_type: i32, data: &[u8], context: Vec<u8>| {
+            entry_json(&Entry { entry_type, index: 5, term: 2, data: data.to_vec(), context, sync_log: false })
+        };
+        for (kind, name) in [
+            (Kind::Command, "command"),
+            (Kind::Founding, "founding"),
+            (Kind::RecordDirectory, "record_directory"),
+            (Kind::ReserveId, "reserve_id"),
+        ] {
+            let json = shown(0, b"x", context(kind));
+            assert_eq!((&json["kind"], &json["type"]), (&name.into(), &"EntryNormal".into()));
+            assert_eq!(json["time_us"], 17);
+            assert_eq!(json["proposer"], json!({"node_id": 3, "start": "ffffffffffffffff", "sequence": 9}));
+        }
+        // An empty command is a command; an entry without anything is raft's own.
+        assert_eq!(shown(0, b"", context(Kind::Command))["kind"], "command");
+        for (entry_type, data, context, name) in [
+            (0, &b""[..], vec![], "empty"),
+            (0, b"noise", vec![], "unknown"),
+            (0, b"", vec![1, 99], "unknown"),
+            (1, b"change", vec![], "membership"),
+            (2, b"", vec![7; 40], "membership"),
+            (9, b"", vec![], "unknown"),
+        ] {
+            let json = shown(entry_type, data, context);
+            assert_eq!(json["kind"], name, "{json}");
+            assert!(json["proposer"].is_null() && json["time_us"].is_null());
+        }
+    }
 }

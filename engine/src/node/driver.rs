@@ -1,6 +1,7 @@
 //! The driver: one task that owns the core, feeds it everything that came in, and carries out what it asks for (DESIGN §4.1).
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -70,6 +71,9 @@ struct Driver {
     stop: Option<(Result<()>, Duration)>,
 }
 
+/// Ends when the threads of a node have ended that was not waited for.
+type StillRunning = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+
 enum Feedback {
     Unreachable(NodeId),
     ForwardNotSent(u64),
@@ -84,7 +88,10 @@ pub(super) async fn run(parts: Parts, tell: std::sync::mpsc::Sender<Result<()>>)
         Ok((driver, outbox, incoming)) => {
             // The starter may have given up: then the node is closed by its last handle's owner.
             let _ = tell.send(Ok(()));
-            driver.drive(outbox, incoming).await;
+            if let Some(still_running) = driver.drive(outbox, incoming).await {
+                // CLOSED has been said; `wait_closed` promises the directory as well.
+                still_running.await;
+            }
         }
         Err(error) => {
             let _ = tell.send(Err(error));
@@ -167,7 +174,7 @@ impl Driver {
         mut self,
         mut outbox: mpsc::UnboundedReceiver<Input>,
         mut incoming: mpsc::UnboundedReceiver<Incoming>,
-    ) {
+    ) -> Option<StillRunning> {
         let mut inputs = Vec::new();
         let mut frames = Vec::new();
         while self.stop.is_none() {
@@ -202,7 +209,7 @@ impl Driver {
             inputs.clear();
             frames.clear();
         }
-        self.end(outbox).await;
+        self.end(outbox).await
     }
 
     fn now(&self) -> Micros {
@@ -709,7 +716,8 @@ impl Driver {
     }
 
     /// The end: everything that waits has its answer, the disk has been waited for within the deadline, the port is free.
-    async fn end(mut self, mut outbox: mpsc::UnboundedReceiver<Input>) {
+    /// Returned: the threads that had not ended by then, and still hold the directory.
+    async fn end(mut self, mut outbox: mpsc::UnboundedReceiver<Input>) -> Option<StillRunning> {
         let (why, patience) = self.stop.take().unwrap_or((Ok(()), Duration::ZERO));
         self.shared.closing.store(true, Ordering::Release);
         for task in self.joins.values() {
@@ -739,14 +747,14 @@ impl Driver {
         let Driver { transport, threads, shared, sink, .. } = self;
         let Threads { writes, work, ended } = threads;
         drop((writes, work));
-        let stopped = async {
+        let mut stopped: StillRunning = Box::pin(async move {
             for thread in ended {
                 // A dropped sender: the thread has ended as well.
                 let _ = thread.await;
             }
-        };
+        });
         // S4: a hung disk is not waited for beyond the deadline; its thread ends with the process.
-        let _ = tokio::time::timeout(patience, stopped).await;
+        let all = tokio::time::timeout(patience, &mut stopped).await.is_ok();
         transport.shutdown().await;
         {
             let mut status = lock(&shared.status);
@@ -755,5 +763,6 @@ impl Driver {
             status.error = why.as_ref().err().map(ToString::to_string);
         }
         sink.closed(why);
+        (!all).then_some(stopped)
     }
 }

@@ -112,6 +112,7 @@ mod tests {
                     term: n[3],
                     code,
                     message,
+                    already_at: n[0] ^ n[3],
                 })
             });
         prop_oneof![any::<Vec<u8>>().prop_map(Body::Raft), forward, answer].prop_map(|body| Item { body: Some(body) })
