@@ -435,6 +435,12 @@ impl Core {
         }
     }
 
+    /// Members that have spoken to this node and whose directory no entry records.
+    pub(super) fn unrecorded_acquaintances(&self) -> Vec<NodeId> {
+        let unrecorded = self.cluster.members().iter().filter(|m| m.directory.is_empty() && m.id != self.id);
+        unrecorded.map(|m| m.id).filter(|id| self.greetings.seen.contains_key(id)).collect()
+    }
+
     /// What the log says of a member's address is newer than what it said itself before.
     pub(super) fn forget_learned(&mut self, before: &ClusterState) {
         let cluster = &self.cluster;
