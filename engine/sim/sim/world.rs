@@ -95,6 +95,7 @@ pub enum Event {
         delivered: bool,
     },
     Restart(u64),
+    Move(u64, String),
     Client,
     Fault,
     Heal(u64),
@@ -117,7 +118,7 @@ impl Event {
             | Event::Snapshot { to, .. } => Some(*to),
             // The kernel goes on syncing although the process is stopped; its word comes later.
             Event::Synced(at) => Some(*at),
-            Event::Restart(_) | Event::Client | Event::Fault | Event::Heal(_) => None,
+            Event::Restart(_) | Event::Move(..) | Event::Client | Event::Fault | Event::Heal(_) => None,
         }
     }
 }
@@ -402,6 +403,7 @@ impl World {
             }
             Event::SnapshotSent { at, peer, send, delivered } => self.snapshot_sent(at, peer, send, delivered),
             Event::Restart(id) => self.start(id),
+            Event::Move(id, addr) => self.relocate(id, addr),
             Event::Client => self.client_acts(),
             Event::Fault => self.fault_strikes(),
             Event::Heal(number) => self.heal(number),
