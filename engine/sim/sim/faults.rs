@@ -24,7 +24,10 @@ impl World {
         let one = pick(rng, &alive);
         let any = pick(rng, &all);
         let long = if rng.chance(0.2) { rng.range(0, 3 * SECOND) } else { rng.range(0, 400 * MILLI) };
-        match rng.range(0, 15) {
+        if self.profile.wipes > 0 && rng.chance(0.05) {
+            return self.wipe(one);
+        }
+        match rng.range(0, 14) {
             0 | 1 => self.crash(one, false, long),
             2 => self.crash(any, true, long),
             3 => {
@@ -61,8 +64,7 @@ impl World {
                 let wall = self.draws.faults.range(0, 20 * SECOND);
                 self.jump_clock(one, wall);
             }
-            12 if self.profile.wipes > 0 => self.wipe(one),
-            12 | 13 => self.network.break_snapshots += self.draws.faults.range(0, 3),
+            12 => self.network.break_snapshots += self.draws.faults.range(0, 3),
             _ => {
                 // Connections break for no reason.
                 let odds = self.draws.faults.chance(0.5);

@@ -239,9 +239,6 @@ impl Profile {
         }
         profile.membership = rng.chance(0.5);
         profile.snapshot_requests = rng.chance(0.5);
-        if !profile.membership && rng.chance(0.3) {
-            profile.wipes = (profile.nodes - 1) / 2;
-        }
         profile.padding = pick(rng, &[0, 100, 3000]);
         profile.clock_skew = pick(rng, &[0, 0, 20, 200]);
         let config = &mut profile.config;
@@ -257,6 +254,9 @@ impl Profile {
         config.max_pending_proposals = pick(rng, &[10, 100_000, 100_000]);
         if rng.chance(0.2) {
             config.snapshot_interval = Some(Duration::from_millis(rng.range(50, 2000)));
+        }
+        if !profile.membership && rng.chance(0.3) {
+            profile.wipes = (profile.nodes - 1) / 2;
         }
         profile
     }

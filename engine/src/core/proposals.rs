@@ -516,13 +516,16 @@ impl Core {
                     Error::not_done(ErrorCode::LeadershipLost, "another leader's entry took its place; send it again");
                 self.complete(request, Err(error));
             }
-            // Its result is on the way: the batch was made while this request was pending.
-            Some(_) if index > self.machine.applied() => {
+            Some(_) => {
                 if let Some(pending) = self.requests.pending.get_mut(&request) {
                     pending.state = State::Placed { index, term, committed: true };
                 }
+                // A batch that was made meanwhile would have known it: only one that is still to be made brings its result.
+                if index <= self.machine.queued() {
+                    self.result_lost(request, index);
+                }
             }
-            _ => self.result_lost(request, index),
+            None => self.result_lost(request, index),
         }
     }
 
