@@ -242,9 +242,13 @@ impl Core {
                 false
             }
             Ok(Verdict::Removed) => {
-                if self.identity.incarnation.is_some()
-                    && Uid::from_bytes(&hello.incarnation) == self.identity.incarnation
-                {
+                let theirs = Uid::from_bytes(&hello.incarnation);
+                let ours = match self.identity.incarnation {
+                    Some(ours) => theirs == Some(ours),
+                    // An initial member that was away since before the first entry: known by what initial members agree on.
+                    None => theirs.is_some() && self.identity.digest != 0 && hello.digest == self.identity.digest,
+                };
+                if ours {
                     self.note_removed("the cluster has removed it");
                 }
                 false
