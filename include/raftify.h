@@ -945,6 +945,21 @@ raftify_status raftify_snapshot(struct raftify_node *node,
                                 struct raftify_error **error);
 
 /**
+ * Hands the node a raft message as if it had come over the wire: for programs written for earlier releases. It is
+ * checked like one from the wire, and dropped if it cannot be; COMPLETION says only that it was looked at.
+ *
+ * message: in, an encoded eraftpb.Message of len bytes. token, timeout_ms, error: as for raftify_propose.
+ * Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED; in the
+ *   COMPLETION: INVALID_ARGUMENT if it cannot be decoded. Since: ABI 1.
+ */
+raftify_status raftify_send_message(struct raftify_node *node,
+                                    uint64_t token,
+                                    const uint8_t *message,
+                                    size_t len,
+                                    int64_t timeout_ms,
+                                    struct raftify_error **error);
+
+/**
  * Answers APPLY: the whole batch was applied, in order.
  *
  * request: the record's token. outcomes, count: of every command that failed and of every one that was `wanted`,
@@ -1191,6 +1206,20 @@ raftify_status raftify_client_status(struct raftify_client *client,
                                      struct raftify_error **error);
 
 /**
+ * Hands the first node that answers a raft message, as raftify_send_message does.
+ *
+ * message: in, an encoded eraftpb.Message of len bytes. token, timeout_ms, error: as for raftify_client_propose.
+ * Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+ *   ABI 1.
+ */
+raftify_status raftify_client_send_message(struct raftify_client *client,
+                                           uint64_t token,
+                                           const uint8_t *message,
+                                           size_t len,
+                                           int64_t timeout_ms,
+                                           struct raftify_error **error);
+
+/**
  * Frees the client; NULL is ignored. What is pending ends with RAFTIFY_ERR_CLOSED, then CLOSED comes.
  *
  * Threads: any, once, and no other call on this client at the same time or later; not inside a callback. Blocks:
@@ -1223,6 +1252,35 @@ raftify_status raftify_inspect(const char *dir,
                                char **out,
                                size_t *out_len,
                                struct raftify_error **error);
+
+/**
+ * Makes a directory of ours, `<log_dir>/node-<node_id>`, from one that the crate raftify 0.1.x wrote. Its snapshot and all
+ * its entries are taken over and count as committed, also those above the commit index that was stored: it lags. One
+ * directory of a cluster is imported; the other members join with empty ones. The old directory is only read.
+ *
+ * old: in, UTF-8 path of the old directory, whose node must not be running. log_dir: in, UTF-8 path. node_id: above 0.
+ * raft_addr: in, UTF-8 host:port that others will dial. cluster_id: in, UTF-8, as in the configuration that the node
+ * will be started with; len 0: the default. peers: in, the members to be, this node or not; NULL if peer_count is 0.
+ * out: out, owned JSON text {"directory", "snapshot", "first_index", "last_index", "term", "commands",
+ * "newly_committed", ...}: raftify_string_free. out_len: out, its bytes without the final NUL; NULL allowed. error: out,
+ * NULL allowed.
+ * Threads: any. Blocks: for the disk. Errors: INVALID_ARGUMENT, INVALID_CONFIG, WRONG_DIRECTORY, DIRECTORY_IN_USE,
+ *   CORRUPT_DATA, DISK_FULL, STORAGE: nothing is left behind. Since: ABI 1.
+ */
+raftify_status raftify_import(const char *old,
+                              size_t old_len,
+                              const char *log_dir,
+                              size_t log_dir_len,
+                              uint64_t node_id,
+                              const char *raft_addr,
+                              size_t raft_addr_len,
+                              const char *cluster_id,
+                              size_t cluster_id_len,
+                              const struct raftify_peer *peers,
+                              size_t peer_count,
+                              char **out,
+                              size_t *out_len,
+                              struct raftify_error **error);
 
 /**
  * To be called in a child right after fork(), when the parent had used this library (`pthread_atfork`, Python's

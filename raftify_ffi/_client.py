@@ -13,6 +13,7 @@ from . import _bridge
 from ._address import checked_address
 from ._bridge import Bridge, Record, bridge_of_running_loop
 from ._context import refuse_inside_store
+from ._eraftpb import encode_message
 from ._errors import Closed, InvalidArgument, RaftError
 from ._latch import Latch
 from ._library import call, ffi, lib
@@ -22,7 +23,7 @@ from ._status import SnapshotInfo, Status
 from ._store import Buffer, contiguous_bytes
 from ._ticket import ClusterJoinTicket
 from ._timeouts import DEFAULT, Timeout, milliseconds
-from ._types import ConfChangeRequest, ConfChangeV2
+from ._types import ConfChangeRequest, ConfChangeV2, Message
 
 _CLOSED: Final[int] = lib.RAFTIFY_EVENT_CLOSED
 
@@ -222,6 +223,16 @@ class RaftServiceClient:
 
     def prepare_propose(self, data: Buffer) -> None:
         self._slot()["propose"] = data
+
+    def prepare_message(self, message: Message) -> None:
+        self._slot()["send_message"] = message
+
+    async def send_message(self, message: Message | None = None, *, timeout: Timeout = DEFAULT) -> None:
+        """As `RaftNode.send_message`, on the first node that answers. Kept; not recommended."""
+        encoded = encode_message(self._take("send_message", "prepare_message", message))
+        await self._request(
+            "send_message()", lib.raftify_client_send_message, encoded, len(encoded), milliseconds(timeout)
+        )
 
     def prepare_change_config(self, change: ConfChangeV2 | ConfChangeRequest) -> None:
         self._slot()["change_config"] = change

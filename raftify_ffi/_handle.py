@@ -13,7 +13,7 @@ from ._status import Role, SnapshotInfo
 from ._store import Buffer
 from ._ticket import ClusterJoinTicket
 from ._timeouts import DEFAULT, Timeout
-from ._types import ConfChangeRequest, ConfChangeV2
+from ._types import ConfChangeRequest, ConfChangeV2, Message
 
 
 class RaftNode:
@@ -41,6 +41,17 @@ class RaftNode:
     async def propose(self, data: Buffer | None = None, *, timeout: Timeout = DEFAULT) -> bytes:
         """What `apply` returned here."""
         return await self._raft.propose(self._take("propose", "prepare_proposal", data), timeout=timeout)
+
+    def prepare_message(self, message: Message) -> None:
+        self._prepared["send_message"] = message
+
+    #: The stubs of the first release said `prepare_message`, its library `prepare_send_message`.
+    prepare_send_message = prepare_message
+
+    async def send_message(self, message: Message | None = None, *, timeout: Timeout = DEFAULT) -> None:
+        """Hands this node's raft a message as if it had come over the wire; it is checked like one, and dropped if it cannot be.
+        Kept for programs written for earlier releases; nothing new should need it."""
+        await self._raft._send_message(self._take("send_message", "prepare_message", message), timeout)
 
     # ---- membership --------------------------------------------------------------------------------------------------------------------
 

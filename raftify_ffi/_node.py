@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from ._address import checked_address, checked_node_id
 from ._config import Config
 from ._context import inside_store, refuse_inside_store
+from ._eraftpb import encode_message
 from ._errors import (
     Closed,
     InvalidArgument,
@@ -31,6 +32,7 @@ from ._status import Role, SnapshotInfo, Status
 from ._store import Buffer, contiguous_bytes, inspect_store
 from ._ticket import ClusterJoinTicket
 from ._timeouts import DEFAULT, Timeout, milliseconds, seconds
+from ._types import Message
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -335,6 +337,11 @@ class Raft(Generic[S]):
             )
         text = chosen.to_json().encode()
         await self._node().request(lib.raftify_join, text, len(text), milliseconds(timeout))
+
+    async def _send_message(self, message: Message, timeout: Timeout) -> None:
+        refuse_inside_store("send_message()")
+        encoded = encode_message(message)
+        await self._node().request(lib.raftify_send_message, encoded, len(encoded), milliseconds(timeout))
 
     def _own_ticket(self, ticket: ClusterJoinTicket | Sequence[ClusterJoinTicket] | None) -> ClusterJoinTicket:
         if isinstance(ticket, ClusterJoinTicket):

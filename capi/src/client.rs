@@ -220,6 +220,29 @@ pub unsafe extern "C" fn raftify_client_status(
     unsafe { submit(client, token, timeout_ms, error, || Ok(Request::Status)) }
 }
 
+/// Hands the first node that answers a raft message, as raftify_send_message does.
+///
+/// message: in, an encoded eraftpb.Message of len bytes. token, timeout_ms, error: as for raftify_client_propose.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED. Since:
+///   ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_client_send_message(
+    client: *mut ClientHandle,
+    token: u64,
+    message: *const u8,
+    len: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    let request = || {
+        // SAFETY: NULL or `len` bytes (preface of the header).
+        let message = unsafe { slice(message, len, "message") }?;
+        Ok(Request::Message(message.to_vec()))
+    };
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe { submit(client, token, timeout_ms, error, request) }
+}
+
 /// Frees the client; NULL is ignored. What is pending ends with RAFTIFY_ERR_CLOSED, then CLOSED comes.
 ///
 /// Threads: any, once, and no other call on this client at the same time or later; not inside a callback. Blocks:

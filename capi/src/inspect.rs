@@ -38,7 +38,7 @@ pub unsafe extern "C" fn raftify_inspect(
         let out = unsafe { place(out, "out") }?;
         // SAFETY: NULL or `len` bytes (preface of the header).
         let dir = unsafe { text(dir, len, "dir") }?;
-        let json = c_text(&raftify_engine::log::inspect(Path::new(dir), from, limit)?.to_string());
+        let json = c_text(&look_into(Path::new(dir), from, limit)?.to_string());
         // SAFETY: NULL or writable (preface of the header).
         if let Some(out_len) = unsafe { out_len.as_mut() } {
             *out_len = json.as_bytes().len();
@@ -48,4 +48,17 @@ pub unsafe extern "C" fn raftify_inspect(
     };
     // SAFETY: `error` is NULL or writable (preface of the header).
     unsafe { finish(catch(look), error) }
+}
+
+#[cfg(feature = "interop")]
+fn look_into(dir: &Path, from: u64, limit: u64) -> Result<serde_json::Value> {
+    if raftify_interop::is_upstream(dir) {
+        return raftify_interop::inspect(dir, from, limit);
+    }
+    raftify_engine::log::inspect(dir, from, limit)
+}
+
+#[cfg(not(feature = "interop"))]
+fn look_into(dir: &Path, from: u64, limit: u64) -> Result<serde_json::Value> {
+    raftify_engine::log::inspect(dir, from, limit)
 }

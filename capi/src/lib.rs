@@ -44,6 +44,9 @@ mod client;
 
 mod inspect;
 
+#[cfg(feature = "interop")]
+mod import;
+
 mod fork;
 
 mod layout;
@@ -60,6 +63,8 @@ pub use client::*;
 pub use config::*;
 pub use error::*;
 pub use fork::*;
+#[cfg(feature = "interop")]
+pub use import::*;
 pub use inspect::*;
 pub use layout::*;
 pub use machine::*;

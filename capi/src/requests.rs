@@ -300,3 +300,27 @@ pub unsafe extern "C" fn raftify_snapshot(
         call(node, error, |node| node.node().submit(self::token(token)?, Request::Snapshot, timeout(timeout_ms)?))
     }
 }
+
+/// Hands the node a raft message as if it had come over the wire: for programs written for earlier releases. It is
+/// checked like one from the wire, and dropped if it cannot be; COMPLETION says only that it was looked at.
+///
+/// message: in, an encoded eraftpb.Message of len bytes. token, timeout_ms, error: as for raftify_propose.
+/// Threads: any. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED, CLOSED, FORKED; in the
+///   COMPLETION: INVALID_ARGUMENT if it cannot be decoded. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_send_message(
+    node: *mut NodeHandle,
+    token: u64,
+    message: *const u8,
+    len: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe {
+        call(node, error, |node| {
+            let message = slice(message, len, "message")?.to_vec();
+            node.node().submit(self::token(token)?, Request::Message(message), timeout(timeout_ms)?)
+        })
+    }
+}

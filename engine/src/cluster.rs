@@ -99,11 +99,17 @@ impl ClusterState {
         }
     }
 
+    /// Raft keeps sets: their order differs from node to node, that of a state must not.
     pub fn set_conf_state(&mut self, conf: &ConfState) {
-        self.voters = conf.voters.clone();
-        self.learners = conf.learners.clone();
-        self.voters_outgoing = conf.voters_outgoing.clone();
-        self.learners_next = conf.learners_next.clone();
+        let sorted = |ids: &[NodeId]| {
+            let mut ids = ids.to_vec();
+            ids.sort_unstable();
+            ids
+        };
+        self.voters = sorted(&conf.voters);
+        self.learners = sorted(&conf.learners);
+        self.voters_outgoing = sorted(&conf.voters_outgoing);
+        self.learners_next = sorted(&conf.learners_next);
         self.auto_leave = conf.auto_leave;
     }
 

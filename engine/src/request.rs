@@ -59,6 +59,9 @@ pub enum Request {
     Snapshot,
     /// The node's status as JSON.
     Status,
+    /// A raft message (eraftpb.Message, encoded), as if it had come over the wire; checked like one. For programs written for
+    /// earlier releases; nothing new should need it.
+    Message(Vec<u8>),
 }
 
 /// A ticket: the id that was reserved, and where the cluster is.

@@ -2,7 +2,8 @@
 //!
 //! It is built beside its place under another name, checked to the last byte and renamed. The imported node is the only
 //! voter, in a cluster that is founded already (its incarnation is drawn here, S11): it leads alone from its first
-//! start. The other members are learners with an empty directory that the leader makes voters once they have caught up.
+//! start. The other members are added as learners by entries at the end of the log, so that the leader makes a snapshot that
+//! names them (S13) and, once they have caught up with it, makes them voters.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,11 +11,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use raft::eraftpb::{Entry, HardState};
+use prost::Message as _;
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType, HardState,
+};
 use raftify_engine::core::{founding_digest, new_log, FOUNDING_INDEX};
 use raftify_engine::log::{self, ClusterRecord, Identity, LogOptions, LogWrite, NewLog, OpenedLog, SnapshotMeta};
 use raftify_engine::snapshots::SnapshotDir;
 use raftify_engine::transport::address;
+use raftify_engine::wire::MembershipContext;
 use raftify_engine::{ClusterState, Error, ErrorCode, Member, NodeId, Result, Uid};
 use rustix::process::{fcntl_getlk, Flock, FlockType};
 use serde_json::{json, Value as Json};
@@ -139,9 +144,15 @@ pub fn import(old: &Path, log_dir: &Path, options: &ImportOptions) -> Result<Imp
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let time_us = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
     let stamp = Stamp { node: options.node_id, start: random_u64()?, time_us };
-    let plan = plan(upstream, stamp, old)?;
-    let cluster = cluster(options.node_id, &members, ids_used, time_us)?;
-    let report = report(&place, &plan, members.keys().copied().filter(|id| *id != options.node_id).collect());
+    let mut plan = plan(upstream, stamp, old)?;
+    let joining: Vec<Member> = members
+        .iter()
+        .filter(|(id, _)| **id != options.node_id)
+        .map(|(id, addr)| Member { id: *id, addr: addr.clone(), directory: Vec::new(), promote: true })
+        .collect();
+    add_learners(&mut plan, &joining);
+    let cluster = cluster(options.node_id, &options.raft_addr, ids_used, time_us)?;
+    let report = report(&place, &plan, joining.iter().map(|member| member.id).collect());
     let building = log_dir.join(format!("node-{}.importing", options.node_id));
     std::fs::create_dir_all(log_dir).map_err(|e| Error::io(log_dir, "make the directory", &e))?;
     std::fs::create_dir(&building).map_err(|e| match e.kind() {
@@ -197,24 +208,32 @@ fn highest_id(upstream: &UpstreamLog) -> NodeId {
     named.chain(changed).max().unwrap_or(0)
 }
 
-fn cluster(
-    node_id: NodeId,
-    members: &BTreeMap<NodeId, String>,
-    ids_used: NodeId,
-    time_us: u64,
-) -> Result<(ClusterState, Uid, Uid)> {
-    let (incarnation, directory) = (random_uid()?, random_uid()?);
-    let mut cluster = ClusterState::default();
-    for (id, addr) in members {
-        let own = *id == node_id;
-        cluster.put_member(Member {
-            id: *id,
-            addr: addr.clone(),
-            directory: if own { directory.to_bytes() } else { Vec::new() },
-            promote: !own,
+/// One entry for each, behind upstream's: a change of one member needs no joint configuration.
+fn add_learners(plan: &mut Plan, joining: &[Member]) {
+    let (mut index, term) =
+        plan.entries.last().map_or((plan.snapshot_index, plan.snapshot_term), |e| (e.index, e.term));
+    for member in joining {
+        index = index.saturating_add(1);
+        let change = ConfChangeV2 {
+            transition: ConfChangeTransition::Auto as i32,
+            changes: vec![ConfChangeSingle { change_type: ConfChangeType::AddLearnerNode as i32, node_id: member.id }],
+            context: MembershipContext { members: vec![member.clone()] }.encode_to_vec(),
+        };
+        plan.entries.push(Entry {
+            entry_type: EntryType::EntryConfChangeV2 as i32,
+            term,
+            index,
+            data: prost_raft::Message::encode_to_vec(&change),
+            ..Entry::default()
         });
-        if own { &mut cluster.voters } else { &mut cluster.learners }.push(*id);
     }
+}
+
+/// The cluster before any entry: incarnation and directory are new, tickets give ids that upstream's never had (S12).
+fn cluster(node_id: NodeId, addr: &str, ids_used: NodeId, time_us: u64) -> Result<(ClusterState, Uid, Uid)> {
+    let (incarnation, directory) = (random_uid()?, random_uid()?);
+    let mut cluster = ClusterState::founding(&BTreeMap::from([(node_id, addr.to_string())]));
+    cluster.put_member(Member { id: node_id, addr: addr.into(), directory: directory.to_bytes(), promote: false });
     cluster.next_id = cluster.next_id.max(ids_used.saturating_add(1));
     cluster.incarnation = incarnation.to_bytes();
     cluster.time_us = time_us;

@@ -175,6 +175,17 @@ impl Image {
     }
 }
 
+/// Known faults, put back to prove that they are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// S5: what the page cache holds is believed at open without a sync.
+    OpenDoesNotSync,
+    /// S1: a write counts as durable when it is issued.
+    WrittenTooEarly,
+    /// A wiped directory comes back under its old identity (S11).
+    WipedKeepsItsName,
+}
+
 pub struct Disk {
     /// What survives a power loss.
     pub synced: Image,
@@ -190,6 +201,8 @@ pub struct Disk {
     pub hung_until: u64,
     /// The next sync fails (S10).
     pub fails: bool,
+    /// Put back on purpose: what open found in the page cache was believed and not synced; this is what the disk says.
+    unsynced: Option<Image>,
 }
 
 impl Disk {
@@ -202,12 +215,14 @@ impl Disk {
             queued: Vec::new(),
             hung_until: 0,
             fails: false,
+            unsynced: None,
         }
     }
 
     /// The transaction in flight is durable; the number of its last write.
     pub fn sync(&mut self) -> u64 {
         let mut last = 0;
+        self.unsynced = None;
         for write in std::mem::take(&mut self.in_flight) {
             self.synced.apply(&write);
             last = write.number;
@@ -228,11 +243,20 @@ impl Disk {
         self.queued.clear();
         let writes = std::mem::take(&mut self.page_cache).into_iter().chain(std::mem::take(&mut self.in_flight));
         let survivors: Vec<LogWrite> = writes.take(survive).collect();
+        if let Some(old) = self.unsynced.take() {
+            self.synced = old;
+            return;
+        }
         survivors.iter().for_each(|w| self.synced.apply(w));
     }
 
     /// S5: opening syncs what it finds, before anybody believes it.
-    pub fn open(&mut self) -> (LogState, Vec<Entry>) {
+    pub fn open(&mut self, sabotage: Option<Sabotage>) -> (LogState, Vec<Entry>) {
+        if sabotage == Some(Sabotage::OpenDoesNotSync) && !self.page_cache.is_empty() {
+            self.unsynced.get_or_insert(self.synced.clone());
+        } else {
+            self.unsynced = None;
+        }
         for write in std::mem::take(&mut self.page_cache) {
             self.synced.apply(&write);
         }

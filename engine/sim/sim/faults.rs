@@ -1,6 +1,10 @@
 //! What goes wrong, and what makes it good again.
 
+use raftify_engine::Uid;
+
+use super::disk::{Disk, Image, Sabotage};
 use super::draws::pick;
+use super::host::Host;
 use super::world::{Event, World, MILLI, SECOND};
 
 impl World {
@@ -20,6 +24,9 @@ impl World {
         let one = pick(rng, &alive);
         let any = pick(rng, &all);
         let long = if rng.chance(0.2) { rng.range(0, 3 * SECOND) } else { rng.range(0, 400 * MILLI) };
+        if self.profile.wipes > 0 && rng.chance(0.05) {
+            return self.wipe(one);
+        }
         match rng.range(0, 14) {
             0 | 1 => self.crash(one, false, long),
             2 => self.crash(any, true, long),
@@ -64,6 +71,28 @@ impl World {
                 self.break_streams(|from, to| from == one || (odds && to == one), (0, 5 * MILLI));
             }
         }
+    }
+
+    /// A directory is lost for good, once everybody running knows whose it was (S11's limit).
+    pub fn wipe(&mut self, id: u64) {
+        let known = |h: &Host| h.life.as_ref().is_some_and(|l| l.core.cluster().recorded_directory(id).is_some());
+        if self.hosts[&id].wiped || !self.hosts.values().all(known) {
+            return;
+        }
+        self.profile.wipes -= 1;
+        self.kill(id, true);
+        self.tell(|| format!("the directory of node {id} is wiped"));
+        let directory = Uid(u128::from(self.draws.faults.next()));
+        let keeps_name = self.profile.sabotage == Some(Sabotage::WipedKeepsItsName);
+        let Some(host) = self.hosts.get_mut(&id) else { return };
+        let mut identity = host.disk.synced.identity.clone();
+        if !keeps_name {
+            identity.directory = directory;
+            identity.incarnation = None;
+        }
+        host.disk = Disk::new(Image::born(identity, &host.initial));
+        host.wiped = true;
+        self.after(10 * MILLI, Event::Restart(id));
     }
 
     pub fn crash(&mut self, id: u64, power: bool, down: u64) {

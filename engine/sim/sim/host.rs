@@ -11,7 +11,7 @@ use raftify_engine::request::Ticket;
 use raftify_engine::status::Event as Told;
 use raftify_engine::{Error, ErrorCode};
 
-use super::disk::Disk;
+use super::disk::{Disk, Sabotage};
 use super::draws::skewed;
 use super::machine::{self, Machine};
 use super::network::Stream;
@@ -91,7 +91,7 @@ impl World {
         let config = self.profile.config.clone();
         let now = self.now;
         let Some(host) = self.hosts.get_mut(&id).filter(|h| h.life.is_none() && !h.retired) else { return };
-        let (log, entries) = host.disk.open();
+        let (log, entries) = host.disk.open(self.profile.sabotage);
         let image = &host.disk.synced;
         let mut shadow = Shadow::new(log.first_index - 1, log.prev_term, log.first_index - 1);
         let kept = image.read(log.first_index, u64::MAX, u64::MAX);
@@ -210,8 +210,25 @@ impl World {
         if !actions.writes.is_empty() {
             self.issue_writes(at, actions.writes);
         }
-        self.check_positions(at, &voters_before);
+        if !matches!(actions.stop, Some(Err(_))) {
+            self.check_positions(at, &voters_before);
+        }
         for outbound in actions.messages {
+            if let Body::Raft(m) = &outbound.body {
+                self.tell(|| {
+                    format!(
+                        "node {id} -> {}: {:?} term {} index {} log term {} entries {} commit {} reject {}",
+                        outbound.to,
+                        MessageType::from_i32(m.msg_type),
+                        m.term,
+                        m.index,
+                        m.log_term,
+                        m.entries.len(),
+                        m.commit,
+                        m.reject
+                    )
+                });
+            }
             self.check_promise(at, &outbound);
             self.send(at, outbound);
         }
@@ -246,6 +263,7 @@ impl World {
             if let Some(life) = self.life(at) {
                 life.accepted.retain(|(from, _)| *from != peer);
             }
+            self.break_streams(|from, to| from == peer && to == id, (0, 5 * MILLI));
         }
         for event in actions.events {
             self.tell(|| format!("node {id}: {event:?}"));
@@ -272,7 +290,7 @@ impl World {
         let Some(host) = self.hosts.get_mut(&at.0) else { return };
         match &stop {
             Ok(()) => host.retired = true,
-            Err(error) if error.code == ErrorCode::WrongDirectory && host.wiped => host.retired = true,
+            Err(error) if error.code == ErrorCode::WrongDirectory && host.wiped => {}
             Err(error) if error.code == ErrorCode::Storage && error.message.contains("injected") => {}
             Err(error) => panic!("VIOLATION: node {} stops without a cause: {error}", at.0),
         }
@@ -280,6 +298,24 @@ impl World {
     }
 
     fn issue_writes(&mut self, at: Place, writes: Vec<LogWrite>) {
+        for write in &writes {
+            self.tell(|| {
+                let entries = write.entries.as_ref().and_then(|e| {
+                    Some((e.first()?.index, e.last()?.index, e.first()?.term, e.last()?.term))
+                });
+                let snapshot = write.snapshot.as_ref().map(|s| (s.index, s.term));
+                format!(
+                    "node {} writes {}: entries {entries:?} {:?} cluster {:?} snapshot {snapshot:?} reset {} compact {:?} identity {}",
+                    at.0,
+                    write.number,
+                    write.hard_state.as_ref().map(|h| (h.term, h.vote, h.commit)),
+                    write.cluster.as_ref().map(|c| c.index),
+                    write.reset,
+                    write.compact_to,
+                    write.identity.is_some()
+                )
+            });
+        }
         let host = self.hosts.get_mut(&at.0).expect("a running host");
         let life = host.life.as_mut().expect("a running process");
         for write in &writes {
@@ -299,6 +335,9 @@ impl World {
                     meta.index
                 );
             }
+        }
+        if self.profile.sabotage == Some(Sabotage::WrittenTooEarly) {
+            life.core.written(writes.last().map_or(0, |w| w.number));
         }
         host.disk.queued.extend(writes);
         self.start_write(at);
@@ -330,6 +369,9 @@ impl World {
             return self.wake(at);
         }
         let number = host.disk.sync();
+        if self.told {
+            println!("{:>12.3} node {} has written up to {number}", (now - 1_000_000) as f64 / 1000.0, at.0);
+        }
         let upto = host.disk.synced.last_index();
         self.oracle.settles(at.0, &mut life.shadow, upto);
         life.core.written(number);
@@ -456,8 +498,9 @@ impl World {
         for (index, term) in fresh {
             let durable = |voters: &[Vec<u64>]| {
                 voters.iter().all(|half| {
-                    let have =
-                        half.iter().filter(|id| self.hosts.get(id).is_some_and(|h| h.disk.synced.covers(index, term)));
+                    let have = half
+                        .iter()
+                        .filter(|id| self.hosts.get(id).is_some_and(|h| h.wiped || h.disk.synced.covers(index, term)));
                     half.is_empty() || have.count() > half.len() / 2
                 })
             };
@@ -488,7 +531,8 @@ impl World {
         match kind {
             MessageType::MsgAppendResponse if !message.reject => {
                 assert!(
-                    disk.last_index() >= message.index,
+                    // An acceptance of an earlier term stays true: what a later leader took away again was never committed.
+                    disk.last_index() >= message.index || hard_state.term > message.term,
                     "VIOLATION: node {} acknowledges {} and has {} on its disk (S1)",
                     at.0,
                     message.index,

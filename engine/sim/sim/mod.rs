@@ -12,6 +12,7 @@ pub mod oracle;
 pub mod world;
 
 use draws::Draws;
+use raftify_engine::status::Role;
 use world::{Event, Profile, World, SECOND};
 
 /// What a run came to.
@@ -60,15 +61,15 @@ impl World {
         let cores = || self.hosts.values().filter_map(|h| h.life.as_ref()).map(|l| &l.core);
         let leader = cores().filter(|c| c.is_leader()).max_by_key(|c| c.term())?;
         let members: Vec<u64> = leader.cluster().members().iter().map(|m| m.id).collect();
+        let stays = |id: &u64| self.hosts.get(id).is_some_and(|h| !h.retired && !h.wiped);
         let follow = |id: &u64| {
             self.hosts.get(id).and_then(|h| h.life.as_ref()).is_some_and(|l| {
                 let p = l.core.positions();
                 p.term == leader.term() && p.leader == leader.id()
             })
         };
-        // A member of whom nobody runs (reserved, added, never started) cannot follow.
-        (members.iter().filter(|id| self.hosts.get(id).is_some_and(|h| !h.retired)).all(follow) && !members.is_empty())
-            .then_some(members.into_iter().filter(|id| self.hosts.get(id).is_some_and(|h| !h.retired)).collect())
+        let members: Vec<u64> = members.into_iter().filter(stays).collect();
+        (!members.is_empty() && members.iter().all(follow)).then_some(members)
     }
 
     pub fn describe(&self) -> String {
@@ -125,6 +126,17 @@ pub fn finish(world: &mut World) {
     assert!(ok, "VIOLATION: liveness: the members do not converge{}", world.describe());
     let ok = world.run_until_so(limit, |w| w.pending_at(&w.settled().unwrap_or_default()).is_empty());
     assert!(ok, "VIOLATION: requests without an end: {:?}{}", world.pending_at(&members), world.describe());
+    // A removed node is told so.
+    let ok = world.run_until_so(limit, |w| {
+        let Some(members) = w.settled() else { return false };
+        let cluster = w.hosts[&members[0]].life.as_ref().map(|l| l.core.cluster().clone()).unwrap_or_default();
+        w.hosts.iter().filter(|(id, _)| cluster.is_removed(**id)).all(|(_, h)| {
+            h.life
+                .as_ref()
+                .is_none_or(|l| l.core.status().role == Role::Removed || l.core.cluster().members().is_empty())
+        })
+    });
+    assert!(ok, "VIOLATION: a removed node is not told so{}", world.describe());
     // Whoever is no member answers at the latest when it is closed.
     for id in world.alive() {
         let Some(at) = world.place(id) else { continue };

@@ -210,7 +210,8 @@ impl World {
                 Body::Forward(forward) => Body::Forward(forward.clone()),
                 Body::ForwardAnswer(answer) => Body::ForwardAnswer(answer.clone()),
             };
-            let late = arrival + self.draws.network.range(0, 50 * MILLI);
+            let far = if self.draws.network.chance(0.1) { 2000 } else { 50 };
+            let late = arrival + self.draws.network.range(0, far * MILLI);
             self.schedule(late, Event::Deliver { from: at.0, to: place, stream: number, body: again });
         }
         if self.profile.reorder > 0.0 && self.draws.network.chance(self.profile.reorder) {
@@ -303,6 +304,9 @@ impl World {
         let Some(host) = self.hosts.get_mut(&to.0) else { return };
         let Some(life) = host.life.as_mut() else { return };
         if cut || !life.accepted.contains(&(from.0, stream)) {
+            return self.after(delay, Event::SnapshotSent { at: from, peer: to.0, send, delivered: false });
+        }
+        if life.core.accepts_snapshot(from.0, meta.index).is_err() {
             return self.after(delay, Event::SnapshotSent { at: from, peer: to.0, send, delivered: false });
         }
         if let Some(file) = file {

@@ -13,7 +13,7 @@ use raftify_engine::wire::{Hello, Welcome};
 use raftify_engine::Uid;
 
 use super::clients::Clients;
-use super::disk::{Disk, Image};
+use super::disk::{Disk, Image, Sabotage};
 use super::draws::{pick, Draws};
 use super::host::Host;
 use super::machine::mix;
@@ -176,6 +176,9 @@ pub struct Profile {
     pub padding: u64,
     /// Parts in a thousand by which clocks run fast or slow.
     pub clock_skew: u64,
+    /// Directories that may be lost for good.
+    pub wipes: u64,
+    pub sabotage: Option<Sabotage>,
 }
 
 impl Profile {
@@ -208,6 +211,8 @@ impl Profile {
             snapshot_requests: false,
             padding: 100,
             clock_skew: 0,
+            wipes: 0,
+            sabotage: None,
         }
     }
 
@@ -249,6 +254,9 @@ impl Profile {
         config.max_pending_proposals = pick(rng, &[10, 100_000, 100_000]);
         if rng.chance(0.2) {
             config.snapshot_interval = Some(Duration::from_millis(rng.range(50, 2000)));
+        }
+        if !profile.membership && rng.chance(0.3) {
+            profile.wipes = (profile.nodes - 1) / 2;
         }
         profile
     }

@@ -57,6 +57,11 @@ impl Core {
                     *committed = true;
                     continue;
                 }
+                if here.is_none() {
+                    // A received snapshot covers it: nobody here can say what stood there.
+                    self.result_lost(request, index);
+                    continue;
+                }
                 let error = Error::not_done(
                     ErrorCode::LeadershipLost,
                     "leadership was lost and another leader's entry took its place: it was not done, send it again",

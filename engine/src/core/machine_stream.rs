@@ -106,6 +106,14 @@ impl MachineStream {
         }
     }
 
+    /// The result of this request is on its way.
+    pub fn answers(&self, request: u64) -> bool {
+        self.outstanding.iter().any(|o| match o {
+            Outstanding::Apply { wanted, .. } => wanted.iter().any(|(_, _, r)| *r == request),
+            _ => false,
+        })
+    }
+
     fn restores_below(&self, limit: u64) -> bool {
         self.outstanding.iter().any(|o| matches!(o, Outstanding::Restore { index, .. } if *index < limit))
     }

@@ -342,7 +342,7 @@ impl Core {
     /// A message of a peer's stream. What cannot be is dropped and told (S16).
     pub fn receive(&mut self, from: NodeId, message: Message) {
         self.heard(from);
-        if !self.admits(from) {
+        if self.failed.is_some() || !self.admits(from) {
             return;
         }
         let kind = message.msg_type;

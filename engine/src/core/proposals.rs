@@ -15,8 +15,8 @@ use crate::wire::{Forward, ForwardAnswer, ForwardedProposal};
 
 /// A forward is cut here, so that one message stays small.
 const FORWARD_BYTES: u64 = 4 << 20;
-/// Starts of other nodes whose forward numbers are remembered.
-const STARTS_KEPT: usize = 64;
+/// Starts of one other node whose forward numbers are remembered.
+const STARTS_KEPT: usize = 8;
 
 /// What became of a change that the leader was asked for.
 enum Proposed {
@@ -373,8 +373,10 @@ impl Core {
             Some(entry) => entry.2 = number,
             None => {
                 self.requests.taken.push_back((from, start, number));
-                if self.requests.taken.len() > STARTS_KEPT {
-                    self.requests.taken.pop_front();
+                let of_it = self.requests.taken.iter().filter(|(node, _, _)| *node == from).count();
+                let oldest = self.requests.taken.iter().position(|(node, _, _)| *node == from);
+                if let Some(oldest) = oldest.filter(|_| of_it > STARTS_KEPT) {
+                    self.requests.taken.remove(oldest);
                 }
             }
         }
@@ -514,13 +516,16 @@ impl Core {
                     Error::not_done(ErrorCode::LeadershipLost, "another leader's entry took its place; send it again");
                 self.complete(request, Err(error));
             }
-            // Its result is on the way: the batch was made while this request was pending.
-            Some(_) if index > self.machine.applied() => {
+            Some(_) => {
                 if let Some(pending) = self.requests.pending.get_mut(&request) {
                     pending.state = State::Placed { index, term, committed: true };
                 }
+                // A batch that was made meanwhile would have known it: only one that is still to be made brings its result.
+                if index <= self.machine.queued() {
+                    self.result_lost(request, index);
+                }
             }
-            _ => self.result_lost(request, index),
+            None => self.result_lost(request, index),
         }
     }
 

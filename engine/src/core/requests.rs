@@ -149,6 +149,16 @@ impl Core {
                 self.answer(token, result);
             }
             Request::Snapshot => self.accept(token, What::Snapshot, timeout),
+            Request::Message(bytes) => {
+                let result = match <raft::eraftpb::Message as prost_raft::Message>::decode(bytes.as_slice()) {
+                    Ok(message) => {
+                        self.receive(message.from, message);
+                        Ok(Reply::Done)
+                    }
+                    Err(e) => Err(Error::not_done(ErrorCode::InvalidArgument, format!("this is no raft message: {e}"))),
+                };
+                self.answer(token, result);
+            }
             Request::Status => {
                 let text = serde_json::to_string(&self.status())
                     .map_err(|e| Error::unknown(ErrorCode::Internal, format!("cannot write the status: {e}")));

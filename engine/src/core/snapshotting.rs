@@ -7,6 +7,7 @@ use raft::eraftpb::{Message, Snapshot};
 use raft::SnapshotStatus;
 
 use super::deadlines::Micros;
+use super::requests::State;
 use super::tail::WantedEntries;
 use super::{Core, Fetch, SnapshotSend};
 use crate::cluster::{ClusterState, NodeId};
@@ -316,9 +317,19 @@ impl Core {
             }
             self.machine.resume_after(meta.index);
         }
-        let overtaken: Vec<(u64, u64)> = self.requests.placed.range(..=meta.index).map(|(i, r)| (*i, *r)).collect();
+        // Those that no machine will ever answer: not handed over yet, or handed over and in no batch.
+        let mut overtaken: Vec<(u64, u64)> = self
+            .requests
+            .pending
+            .iter()
+            .filter_map(|(request, p)| match p.state {
+                State::Placed { index, .. } if index <= meta.index => Some((index, *request)),
+                _ => None,
+            })
+            .filter(|(_, request)| !self.machine.answers(*request))
+            .collect();
+        overtaken.sort_unstable();
         for (index, request) in overtaken {
-            self.requests.placed.remove(&index);
             self.result_lost(request, index);
         }
         self.prune = Some(Arc::clone(&meta));

@@ -192,7 +192,9 @@ impl Node {
             ));
         }
         let closed = || Error::not_done(ErrorCode::Closed, "the node is closed");
-        if self.0.shared.closing.load(Ordering::Acquire) && !matches!(input, Input::Close(_)) {
+        // While a node closes its machine may still answer: what it has applied is no longer lost on its proposer.
+        let answer = matches!(input, Input::Close(_) | Input::Answer(_) | Input::SnapshotDone { .. });
+        if self.0.shared.closing.load(Ordering::Acquire) && !answer {
             return Err(closed());
         }
         self.0.inbox.send(input).map_err(|_| closed())

@@ -134,6 +134,9 @@ impl SnapshotFiles {
 
     /// For the transport, which sends it.
     pub fn source(&self, meta: &SnapshotMeta) -> Result<Arc<dyn SnapshotSource>> {
+        if !meta.has_file {
+            return Ok(Arc::new(Nothing));
+        }
         Ok(Arc::new(Source(Mutex::new(self.dir.open_reader(meta)?))))
     }
 
@@ -150,10 +153,32 @@ impl SnapshotSource for Source {
     }
 }
 
+/// A cluster record without a state: there is no file on either side.
+struct Nothing;
+
+impl SnapshotSource for Nothing {
+    fn read_at(&self, _offset: u64, _buf: &mut [u8]) -> std::io::Result<usize> {
+        Ok(0)
+    }
+}
+
+impl IntakeFile for Nothing {
+    fn write_at(&mut self, _offset: u64, _data: &[u8]) -> Result<()> {
+        Err(Error::not_done(ErrorCode::SnapshotFailed, "the sender announced a snapshot without a state, and then sent one"))
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        Ok(())
+    }
+}
+
 struct Intake(SnapshotDir);
 
 impl SnapshotIntake for Intake {
     fn begin(&self, _from: NodeId, header: &SnapshotHeader) -> Result<(Box<dyn IntakeFile>, u64)> {
+        if !header.has_file {
+            return Ok((Box::new(Nothing), 0));
+        }
         let file = self.0.receive(header)?;
         let offset = file.offset();
         Ok((Box::new(Received(file)), offset))

@@ -25,7 +25,7 @@ struct CallWire {
     /// None: no deadline.
     #[prost(uint64, optional, tag = "1")]
     timeout_ms: Option<u64>,
-    #[prost(oneof = "RequestWire", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
+    #[prost(oneof = "RequestWire", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     request: Option<RequestWire>,
 }
 
@@ -52,6 +52,8 @@ enum RequestWire {
     Snapshot(()),
     #[prost(message, tag = "19")]
     Status(()),
+    #[prost(bytes, tag = "20")]
+    Message(Vec<u8>),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -270,6 +272,7 @@ fn request_to_wire(request: &Request) -> RequestWire {
         Request::StepDown => RequestWire::StepDown(()),
         Request::Snapshot => RequestWire::Snapshot(()),
         Request::Status => RequestWire::Status(()),
+        Request::Message(bytes) => RequestWire::Message(bytes.clone()),
     }
 }
 
@@ -287,6 +290,7 @@ fn request_from_wire(request: RequestWire) -> Result<Request> {
         RequestWire::StepDown(()) => Request::StepDown,
         RequestWire::Snapshot(()) => Request::Snapshot,
         RequestWire::Status(()) => Request::Status,
+        RequestWire::Message(bytes) => Request::Message(bytes),
     })
 }
 
@@ -436,6 +440,7 @@ mod tests {
             Just(Request::StepDown),
             Just(Request::Snapshot),
             Just(Request::Status),
+            proptest::collection::vec(any::<u8>(), 0..64).prop_map(Request::Message),
         ]
     }
 
