@@ -164,7 +164,10 @@ impl SnapshotSource for Nothing {
 
 impl IntakeFile for Nothing {
     fn write_at(&mut self, _offset: u64, _data: &[u8]) -> Result<()> {
-        Err(Error::not_done(ErrorCode::SnapshotFailed, "the sender announced a snapshot without a state, and then sent one"))
+        Err(Error::not_done(
+            ErrorCode::SnapshotFailed,
+            "the sender announced a snapshot without a state, and then sent one",
+        ))
     }
 
     fn finish(self: Box<Self>) -> Result<()> {
