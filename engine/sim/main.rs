@@ -4,6 +4,7 @@
 //! `cargo run -p raftify-engine --example sim -- --seed N`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod rules;
 mod sim;
 
 fn number(name: &str, otherwise: u64) -> u64 {

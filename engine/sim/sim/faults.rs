@@ -152,9 +152,6 @@ impl World {
         self.network.cut.clear();
     }
 
-    /// A script's own moment: nothing happens but that time passes.
-    pub fn nudge(&mut self, _number: u64) {}
-
     /// All faults end, and whoever can runs again.
     pub fn calm(&mut self) {
         self.turmoil = false;

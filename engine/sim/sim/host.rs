@@ -264,6 +264,7 @@ impl World {
                 life.accepted.retain(|(from, _)| *from != peer);
             }
             self.break_streams(|from, to| from == peer && to == id, (0, 5 * MILLI));
+            self.after(MILLI, Event::Dial { at, to: peer });
         }
         for event in actions.events {
             self.tell(|| format!("node {id}: {event:?}"));

@@ -9,6 +9,7 @@ pub mod host;
 pub mod machine;
 pub mod network;
 pub mod oracle;
+pub mod script;
 pub mod world;
 
 use draws::Draws;
@@ -30,6 +31,10 @@ pub struct Summary {
 pub fn run(seed: u64, told: bool) -> Summary {
     let mut draws = Draws::new(seed);
     let profile = Profile::drawn(&mut draws);
+    run_with(seed, profile, draws, told)
+}
+
+pub fn run_with(seed: u64, profile: Profile, draws: Draws, told: bool) -> Summary {
     if told {
         println!("seed {seed}: {profile:#?}");
     }

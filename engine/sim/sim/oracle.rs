@@ -219,10 +219,6 @@ impl Oracle {
         assert_eq!(known, hash, "VIOLATION: node {node} restores another state at index {index}");
     }
 
-    pub fn was_applied(&self, command: u64) -> bool {
-        self.command_at.contains_key(&command)
-    }
-
     /// The caller was told: done, with this result.
     pub fn done(&mut self, command: u64, index: u64, position: u64) {
         let at = self.command_at.get(&command).copied();
@@ -252,9 +248,5 @@ impl Oracle {
         let mut lost: Vec<&u64> = self.promised.iter().filter(|c| !self.command_at.contains_key(c)).collect();
         lost.sort_unstable();
         assert!(lost.is_empty(), "VIOLATION: promised and never applied: {lost:?}");
-    }
-
-    pub fn applied_commands(&self) -> usize {
-        self.command_at.len()
     }
 }

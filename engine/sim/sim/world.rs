@@ -98,7 +98,6 @@ pub enum Event {
     Client,
     Fault,
     Heal(u64),
-    Nudge(u64),
 }
 
 impl Event {
@@ -118,7 +117,7 @@ impl Event {
             | Event::Snapshot { to, .. } => Some(*to),
             // The kernel goes on syncing although the process is stopped; its word comes later.
             Event::Synced(at) => Some(*at),
-            Event::Restart(_) | Event::Client | Event::Fault | Event::Heal(_) | Event::Nudge(_) => None,
+            Event::Restart(_) | Event::Client | Event::Fault | Event::Heal(_) => None,
         }
     }
 }
@@ -406,7 +405,6 @@ impl World {
             Event::Client => self.client_acts(),
             Event::Fault => self.fault_strikes(),
             Event::Heal(number) => self.heal(number),
-            Event::Nudge(number) => self.nudge(number),
         }
     }
 }

@@ -62,7 +62,7 @@ pub struct Actions {
     pub peers: Option<BTreeMap<NodeId, String>>,
     /// What this node says of itself has changed.
     pub hello_changed: bool,
-    /// Close the streams of these: they are members no more.
+    /// Close the streams of these, both ways; who is still to be dialled is greeted anew.
     pub disconnect: Vec<NodeId>,
     /// The state machine stands where the snapshot at start left it (told once).
     pub restored: bool,

@@ -242,9 +242,13 @@ impl Core {
                 false
             }
             Ok(Verdict::Removed) => {
-                if self.identity.incarnation.is_some()
-                    && Uid::from_bytes(&hello.incarnation) == self.identity.incarnation
-                {
+                let theirs = Uid::from_bytes(&hello.incarnation);
+                // An initial member that was removed before it ever joined knows its cluster by the digest alone.
+                let ours = match self.identity.incarnation {
+                    Some(incarnation) => theirs == Some(incarnation),
+                    None => theirs.is_some() && self.identity.digest != 0 && hello.digest == self.identity.digest,
+                };
+                if ours {
                     self.note_removed("the cluster has removed it");
                 }
                 false
@@ -429,6 +433,12 @@ impl Core {
             self.greetings.refused.insert(peer, reason.clone());
             self.out.events.push(Event::PeerRefused { peer, reason });
         }
+    }
+
+    /// Members that have spoken to this node and whose directory no entry records.
+    pub(super) fn unrecorded_acquaintances(&self) -> Vec<NodeId> {
+        let unrecorded = self.cluster.members().iter().filter(|m| m.directory.is_empty() && m.id != self.id);
+        unrecorded.map(|m| m.id).filter(|id| self.greetings.seen.contains_key(id)).collect()
     }
 
     /// What the log says of a member's address is newer than what it said itself before.

@@ -228,6 +228,14 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
     if voters_after.is_empty() {
         return refuse("this would leave the cluster without a voter; add another voter first".into());
     }
+    // Whose directory is not recorded has never joined and may not vote (S11): with a majority of them nobody could be elected again.
+    let absent: Vec<NodeId> =
+        voters_after.iter().copied().filter(|id| cluster.recorded_directory(*id).is_none()).collect();
+    if cluster.incarnation().is_some() && absent.len().saturating_mul(2) >= voters_after.len() {
+        return refuse(format!(
+            "of the voters {voters_after:?} this would leave, {absent:?} have never joined, so that no majority could elect; start them first, or remove them too"
+        ));
+    }
     let context = MembershipContext { members: records }.encode_to_vec();
     Ok(Some(ConfChangeV2 { transition: ConfChangeTransition::Auto as i32, changes: singles, context }))
 }
@@ -310,6 +318,18 @@ mod tests {
             assert!(error.message.starts_with(reason), "{}", error.message);
             assert_eq!(error.committed, crate::Committed::No);
         }
+    }
+
+    #[test]
+    fn a_change_that_would_leave_it_to_members_who_never_joined_is_refused() {
+        let mut cluster = three();
+        cluster.incarnation = vec![1; 16];
+        for id in [2, 3] {
+            cluster.member_mut(id).unwrap().directory = vec![id as u8; 16];
+        }
+        let remove = |id| plan(&Change::of(&[MemberChange::Remove { id }]), &cluster);
+        assert!(remove(2).unwrap_err().message.contains("[1] have never joined"));
+        assert!(remove(1).unwrap().is_some());
     }
 
     #[test]

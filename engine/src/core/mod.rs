@@ -564,6 +564,10 @@ impl Core {
                 self.out.disconnect.push(gone);
             }
         }
+        if before.incarnation.is_empty() && !self.cluster.incarnation.is_empty() {
+            // Streams greeted before the founding, of members whom its entry does not name: they greet anew, to be recorded (S11).
+            self.out.disconnect.extend(self.unrecorded_acquaintances());
+        }
         if members_changed {
             self.forget_learned(&before);
         }

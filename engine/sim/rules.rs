@@ -1,0 +1,292 @@
+//! One named scenario for each rule of SAFETY.md that is easily staged. The oracle watches all of them besides.
+
+use raftify_engine::request::Reply;
+use raftify_engine::status::Role;
+use raftify_engine::{Committed, ErrorCode};
+
+use crate::sim::disk::Sabotage;
+use crate::sim::draws::Draws;
+use crate::sim::world::{Event, Profile, World, MILLI, SECOND};
+use crate::sim::{finish, run_with};
+
+fn quiet(nodes: u64) -> World {
+    World::scripted(7, Profile::quiet(nodes))
+}
+
+/// Takes a snapshot every few entries and keeps little before it.
+fn snapshotting(nodes: u64) -> Profile {
+    let mut profile = Profile::quiet(nodes);
+    profile.config.snapshot_entries = 10;
+    profile.config.trailing_entries = 2;
+    profile
+}
+
+#[test]
+fn a_plain_cluster_elects_proposes_and_applies() {
+    for nodes in 1..=7 {
+        let mut world = quiet(nodes);
+        let leader = world.settle();
+        for id in 1..=nodes {
+            world.done(id, 10);
+        }
+        assert_eq!(world.leader(), Some(leader), "nothing was wrong, nobody should have been replaced");
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn s1_a_single_voter_tells_its_learner_nothing_before_its_term_is_durable() {
+    for delay in 0..40 {
+        let mut profile = Profile::quiet(1);
+        profile.sync = (30 * MILLI, 60 * MILLI);
+        let mut world = World::scripted(delay, profile);
+        world.settle();
+        world.grow(1, "host:2");
+        let demote = raftify_engine::request::MemberChange::Demote { id: 2 };
+        let change = raftify_engine::request::Request::ChangeMembers(vec![demote]);
+        let token = world.ask(1, crate::sim::clients::Op::Change, change, Some(5 * SECOND)).unwrap();
+        world.outcome(token).unwrap();
+        // It wins again inside `campaign()`, and loses power before or after that term is on its disk.
+        world.crash(1, false, 10 * MILLI);
+        world.run_until_so(5 * SECOND, |w| w.leader() == Some(1));
+        world.run_for(delay * 3 * MILLI);
+        world.crash(1, true, 10 * MILLI);
+        world.run_until_so(5 * SECOND, |w| w.leader() == Some(1));
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn s2_slow_disks_of_followers_topple_no_leader() {
+    let mut world = quiet(3);
+    let leader = world.settle();
+    let term = world.term(leader);
+    let until = world.now + 3 * SECOND;
+    for id in world.others(leader) {
+        world.hosts.get_mut(&id).unwrap().disk.hung_until = until;
+    }
+    let (token, _) = world.propose(leader, Some(10 * SECOND)).unwrap();
+    world.run_for(2 * SECOND);
+    assert_eq!((world.leader(), world.term(leader)), (Some(leader), term));
+    assert!(world.result(token).is_none(), "nothing can be durable on a majority");
+    world.outcome(token).unwrap();
+    assert_eq!((world.leader(), world.term(leader)), (Some(leader), term));
+    finish(&mut world);
+}
+
+#[test]
+fn s4_a_leader_whose_disk_hangs_gives_up_and_does_not_campaign() {
+    let mut world = quiet(3);
+    let leader = world.settle();
+    world.done(leader, 3);
+    let until = world.now + 4 * SECOND;
+    world.hosts.get_mut(&leader).unwrap().disk.hung_until = until;
+    let (token, _) = world.propose(leader, Some(10 * SECOND)).unwrap();
+    let others = world.others(leader);
+    world.run_for(SECOND);
+    let next = world.settle_among(&others);
+    world.done(next, 5);
+    assert!(world.now < until, "the others serve while the disk hangs");
+    let hung = world.hosts[&leader].life.as_ref().unwrap();
+    assert!(matches!(hung.core.status().role, Role::Follower), "it follows and does not campaign");
+    world.outcome(token).ok();
+    finish(&mut world);
+}
+
+#[test]
+fn s5_what_is_read_at_open_survives_a_power_loss_right_after() {
+    for seed in 0..30 {
+        let mut profile = Profile::quiet(3);
+        profile.sync = (5 * MILLI, 20 * MILLI);
+        let mut world = World::scripted(seed, profile);
+        let leader = world.settle();
+        for _ in 0..20 {
+            world.propose(leader, Some(2 * SECOND));
+        }
+        world.run_for(seed * MILLI);
+        (1..=3).for_each(|id| world.crash(id, false, MILLI));
+        world.run_for(20 * MILLI + seed * 10 * MILLI);
+        (1..=3).for_each(|id| world.crash(id, true, MILLI));
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn s6_a_crash_at_any_moment_of_installing_a_snapshot_is_survived() {
+    for step in 0..60 {
+        for power in [false, true] {
+            let mut profile = snapshotting(3);
+            profile.sync = (MILLI, 5 * MILLI);
+            profile.snapshot_file = (2 * MILLI, 4 * MILLI);
+            let mut world = World::scripted(step, profile);
+            let leader = world.settle();
+            world.done(leader, 5);
+            let lags = world.others(leader)[0];
+            world.kill(lags, power);
+            world.done(leader, 60);
+            world.after(0, Event::Restart(lags));
+            let behind = world.hosts[&lags].disk.synced.last_index();
+            let fed = |w: &mut World| w.hosts[&lags].disk.files.keys().any(|index| *index > behind);
+            assert!(world.run_until_so(5 * SECOND, fed), "it needs a snapshot");
+            world.run_for(step * 300);
+            world.crash(lags, power, MILLI);
+            finish(&mut world);
+        }
+    }
+}
+
+#[test]
+fn s11_a_fresh_founder_alone_neither_campaigns_nor_votes() {
+    let mut world = quiet(3);
+    world.hosts.values_mut().skip(1).for_each(|h| h.retired = true);
+    world.run_for(10 * SECOND);
+    assert_eq!((world.leader(), world.term(1)), (None, 1));
+    world.hosts.values_mut().for_each(|h| h.retired = false);
+    world.after(0, Event::Restart(2));
+    world.run_until_so(SOON, |w| w.leader().is_some());
+    let leader = world.leader().expect("two of three found the cluster");
+    world.done(leader, 3);
+    let recorded = |w: &World| w.hosts[&leader].life.as_ref().unwrap().core.cluster().recorded_directory(3).is_some();
+    assert!(!recorded(&world));
+    // The latecomer is recorded by an entry, and serves.
+    world.after(0, Event::Restart(3));
+    world.settle();
+    assert!(recorded(&world));
+    world.done(3, 3);
+    finish(&mut world);
+}
+
+#[test]
+fn s11_a_wiped_directory_neither_votes_nor_acknowledges() {
+    let mut world = quiet(3);
+    world.profile.wipes = 1;
+    let leader = world.settle();
+    world.done(leader, 5);
+    let (wiped, other) = (world.others(leader)[0], world.others(leader)[1]);
+    world.wipe(wiped);
+    world.run_for(2 * SECOND);
+    world.done(leader, 5);
+    // With the other one gone it would have to be the wiped one's word.
+    world.kill(other, false);
+    world.hosts.get_mut(&other).unwrap().retired = true;
+    let (token, _) = world.propose(leader, Some(3 * SECOND)).unwrap();
+    let error = world.outcome(token).unwrap_err();
+    assert_ne!(error.committed, Committed::Yes, "{error}");
+    world.hosts.get_mut(&other).unwrap().retired = false;
+    world.after(0, Event::Restart(other));
+    finish(&mut world);
+}
+
+#[test]
+fn s12_ids_are_never_handed_out_twice_and_spent_ones_are_refused() {
+    let mut world = quiet(3);
+    let leader = world.settle();
+    let joined = world.grow(leader, "host:4");
+    assert_eq!(joined, 4);
+    let remove = raftify_engine::request::MemberChange::Remove { id: joined };
+    let change = raftify_engine::request::Request::ChangeMembers(vec![remove]);
+    let token = world.ask(leader, crate::sim::clients::Op::Change, change, Some(5 * SECOND)).unwrap();
+    world.outcome(token).unwrap();
+    let token = world.join(leader, joined, false, Some(5 * SECOND)).unwrap();
+    let error = world.outcome(token).unwrap_err();
+    assert_eq!((error.code, error.committed), (ErrorCode::Membership, Committed::No), "{error}");
+    assert_eq!(world.grow(leader, "host:5"), 5);
+    finish(&mut world);
+}
+
+#[test]
+fn s13_a_member_added_after_the_newest_snapshot_gets_a_newer_one() {
+    let mut world = World::scripted(1, snapshotting(3));
+    let leader = world.settle();
+    world.done(leader, 60);
+    let before = world.hosts[&leader].life.as_ref().unwrap().core.positions().snapshot;
+    assert!(before > 10, "the log is compacted");
+    let joined = world.grow(leader, "host:4");
+    world.done(joined, 3);
+    finish(&mut world);
+}
+
+#[test]
+fn s14_a_slow_state_machine_holds_up_no_election() {
+    let mut world = quiet(3);
+    let leader = world.settle();
+    world.profile.machine = (4 * SECOND, 5 * SECOND);
+    for _ in 0..30 {
+        world.propose(leader, None);
+    }
+    world.run_for(300 * MILLI);
+    world.kill(leader, false);
+    world.hosts.get_mut(&leader).unwrap().retired = true;
+    let others = world.others(leader);
+    let start = world.now;
+    world.settle_among(&others);
+    assert!(world.now - start < 2 * SECOND, "the election waited for the machine");
+    world.hosts.get_mut(&leader).unwrap().retired = false;
+    world.calm();
+    finish(&mut world);
+}
+
+#[test]
+fn s15_a_forward_that_comes_twice_is_taken_once() {
+    let mut profile = Profile::quiet(3);
+    profile.duplicates = 1.0;
+    let mut world = World::scripted(3, profile);
+    let leader = world.settle();
+    let follower = world.others(leader)[0];
+    for _ in 0..20 {
+        world.done(follower, 10);
+    }
+    finish(&mut world);
+}
+
+#[test]
+fn s16_a_deposed_leader_answers_no_read_and_a_lost_round_is_asked_again() {
+    let mut world = quiet(3);
+    let old = world.settle();
+    world.done(old, 3);
+    world.cut_off(old);
+    let others = world.others(old);
+    let early = world.read(old, Some(3 * SECOND)).unwrap();
+    world.run_for(500 * MILLI);
+    let next = world.settle_among(&others);
+    world.done(next, 5);
+    let late = world.read(old, Some(SECOND)).unwrap();
+    assert!(world.outcome(late).is_err());
+    assert!(world.outcome(early).is_err());
+    // Rounds whose messages are lost come again with another context.
+    world.network.cut.clear();
+    world.profile.loss = 0.4;
+    for _ in 0..20 {
+        let token = world.read(next, Some(10 * SECOND)).unwrap();
+        if let Ok(reply) = world.outcome(token) {
+            assert!(matches!(reply, Reply::ReadIndex(_)));
+        }
+    }
+    world.calm();
+    finish(&mut world);
+}
+
+/// The net is worth something: faults that are known, put back, are found.
+#[test]
+fn known_faults_put_back_are_found() {
+    for (sabotage, seeds) in
+        [(Sabotage::WrittenTooEarly, 20), (Sabotage::OpenDoesNotSync, 1500), (Sabotage::WipedKeepsItsName, 1500)]
+    {
+        let found = (0..seeds).find(|seed| {
+            let run = || {
+                let mut draws = Draws::new(*seed);
+                let mut profile = Profile::drawn(&mut draws);
+                profile.sabotage = Some(sabotage);
+                if sabotage == Sabotage::WipedKeepsItsName && !profile.membership {
+                    profile.wipes = (profile.nodes - 1) / 2;
+                }
+                run_with(*seed, profile, draws, false)
+            };
+            std::panic::catch_unwind(run).is_err()
+        });
+        println!("{sabotage:?} found by seed {found:?}");
+        assert!(found.is_some(), "{sabotage:?} was not found in {seeds} seeds");
+    }
+}
+
+const SOON: u64 = crate::sim::script::SOON;
