@@ -1,7 +1,7 @@
 # A fresh clone needs two commands: `make setup`, `make test`. They need Rust, a C compiler, make and Python 3.10 or newer.
 #
-# Everything is compiled in one target directory: once in the dev profile (cargo test), once in the release profile, by the wheel;
-# the C example links the library which that build left in target/release.
+# Everything is compiled in one target directory: once in the dev profile (clippy, cargo test), once in the release profile, by the
+# wheel; the tests of the C example and of the package build on what that left in target/release.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -21,17 +21,19 @@ SOURCES := $(shell find engine capi interop include raftify_ffi -type f \
 	-not -name '*.pyc' -not -name '*.so' -not -name '_native.py' 2>/dev/null) \
 	$(wildcard Cargo.toml Cargo.lock pyproject.toml setup.py MANIFEST.in)
 
-.PHONY: help setup demo test bench clean rust-fmt rust-lint rust-test header wheel py-lint py-types py-test c-example
+.PHONY: help setup demo test bench clean rust-fmt rust-lint rust-test header wheel symbols py-lint py-types py-test
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 setup: $(INSTALLED) ## create .venv, build the package and install it with everything the tests use
+	@echo "ready: make demo, make test, or . $(VENV)/bin/activate"
 
 demo: $(INSTALLED) ## a cluster of three processes, shown live; Ctrl-C ends it
 	@$(BIN)/python examples/python/demo.py
 
-test: rust-fmt rust-lint rust-test wheel py-lint py-types py-test c-example ## everything CI runs
+# The quick ones first.
+test: rust-fmt py-lint wheel symbols py-types rust-lint rust-test py-test ## everything CI runs
 	@echo "make test: all passed"
 
 bench: $(INSTALLED) ## proposals per second, as a ratio to what this disk can sync (BENCH_HOME: compare with other libraries)
@@ -45,15 +47,18 @@ $(TOOLS): tests/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; name one: make setup PYTHON=python3.12")'
 	@command -v cargo >/dev/null || { echo "Rust is needed: install it from https://rustup.rs"; exit 1; }
 	@command -v cc >/dev/null || { echo "a C compiler is needed: apt-get install build-essential"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
 	@touch $@
 
 $(INSTALLED): $(TOOLS) $(SOURCES)
-	rm -rf dist
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
-	$(BIN)/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps dist/raftify_ffi-*.whl
-	$(BIN)/pip install --quiet --disable-pip-version-check "$$(ls dist/raftify_ffi-*.whl)[cli,example,toml]"
+	@echo "building the library and the wheel (some minutes the first time)"
+	@rm -rf dist
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@echo "installing dist/$$(cd dist && ls *.whl) in $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --force-reinstall --no-deps dist/raftify_ffi-*.whl
+	@$(BIN)/pip install --quiet --disable-pip-version-check "$$(ls dist/raftify_ffi-*.whl)[cli,example,toml]"
 	@touch $@
 
 # ---- the parts of `make test`; each may be run alone
@@ -74,6 +79,10 @@ wheel: $(INSTALLED) ## build and install the wheel; import it from elsewhere tha
 	cd / && $(BIN)/python -c 'import raftify_ffi; print("wheel: imports", raftify_ffi.__file__)'
 	$(BIN)/raftify_cli version
 
+symbols: $(INSTALLED) ## nothing of the code in Cargo.lock that must not ship is in the library
+	interop/check_symbols.sh "$$($(BIN)/python -c 'import raftify_ffi._library as it; print(it.library_path())')" \
+		$(wildcard $(RELEASE_LIB)/libraftify_capi.so)
+
 py-lint: $(TOOLS) ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -83,8 +92,5 @@ py-types: $(INSTALLED) ## mypy --strict: the source, the wheel as a user sees it
 	cd $(VENV) && $(BIN)/mypy --strict -p raftify_ffi
 	cd examples/python && $(BIN)/mypy --strict main.py demo.py
 
-py-test: $(INSTALLED) ## pytest against the installed wheel
-	$(BIN)/pytest tests
-
-c-example: $(INSTALLED) ## build the C example against include/ and the release library, and run it
-	$(MAKE) --no-print-directory -C examples/c test LIB_DIR=$(RELEASE_LIB)
+py-test: $(INSTALLED) ## pytest against the installed wheel: nodes, processes, examples (C too), packaging
+	RAFTIFY_TEST_PROFILE=release $(BIN)/pytest tests

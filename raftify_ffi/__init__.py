@@ -88,6 +88,7 @@ from ._types import (
     Snapshot,
     SnapshotMetadata,
 )
+from .cli import cli_main
 from .compat import AbstractLogEntry, AbstractLogger, AbstractStateMachine, Severity, Slogger
 
 __version__ = _version()
@@ -166,6 +167,7 @@ __all__ = [
     "TlsError",
     "UnknownEvent",
     "WrongDirectory",
+    "cli_main",
     "set_confchange_context_deserializer",
     "set_confchangev2_context_deserializer",
     "set_entry_context_deserializer",

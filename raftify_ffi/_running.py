@@ -18,7 +18,7 @@ from . import _bridge
 from ._applier import Applier, ApplyRequest, RestoreRequest, SnapshotRequest
 from ._bridge import Bridge, Record, bridge_of_running_loop
 from ._config import Config
-from ._errors import ApplyError, Closed, RaftError, error_from_json
+from ._errors import ApplyError, Closed, RaftError, Removed, error_from_json
 from ._events import Event, EventHub, EventStream, event_from_json
 from ._latch import Latch
 from ._library import call, ffi, lib
@@ -250,6 +250,11 @@ class RunningNode:
             if error is not None:
                 error.__cause__ = applier.fault
             self._last_status = self._final_status(error)
+            if error is None and not self._closing and self._last_status.role is Role.REMOVED:
+                # `terminate_on_remove`: nobody closed it, so this is what ended it.
+                error = Removed(
+                    f"{self.name} was removed from its cluster, and terminate_on_remove is set", committed=None
+                )
             applier.stop()
             if not self._applier_done.is_set():
                 await asyncio.wait([asyncio.ensure_future(self._applier_done.wait())], timeout=self._grace)

@@ -119,7 +119,9 @@ def _of_one(name: str, journal: Sequence[str], asked: Mapping[str, Write]) -> It
 
 
 def _of_reads(name: str, journal: Sequence[str], asked: Mapping[str, Write], looks: list[Look]) -> Iterable[str]:
-    done = sorted((w.ended, w.place + 1) for w in asked.values() if w.outcome == DONE and w.ended and w.place is not None)
+    done = sorted(
+        (w.ended, w.place + 1) for w in asked.values() if w.outcome == DONE and w.ended and w.place is not None
+    )
     seen = sorted((look.ended, look.length) for look in looks)
     for what, events in (("a write that was acknowledged", done), ("what an earlier read saw", seen)):
         least, at = 0, 0

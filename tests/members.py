@@ -171,7 +171,10 @@ class Member:
             os.kill(self._process.pid, number)
 
     def pause(self) -> None:
+        """Returns once every thread of it has stopped."""
+        assert self._process is not None
         self.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
@@ -317,6 +320,17 @@ class Cluster:
             raise
         finally:
             self.take(["ended", value, time.monotonic(), outcome, place, failure])
+
+    async def write_through(self, member: Member, value: str) -> int:
+        """Proposes until it is acknowledged, each time under another name: an outcome may be unknown while leaders change."""
+        deadline = asyncio.get_running_loop().time() + PATIENCE
+        for attempt in itertools.count():
+            try:
+                return await self.write(member, f"{value}~{attempt}", timeout=20)
+            except RaftError:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+        raise AssertionError
 
     async def same_state(self) -> list[str]:
         """All nodes in the same state, byte for byte; its values in their order. No load may run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import free_addrs
@@ -28,7 +29,7 @@ def disk_use(directory: Path) -> int:
 
 @pytest.mark.parametrize("by_snapshot", [False, True], ids=["by log", "by snapshot"])
 async def test_a_restarted_member_catches_up(tmp_path: Path, by_snapshot: bool) -> None:
-    settings = {"snapshot_entries": 200, "trailing_entries": 20} if by_snapshot else {}
+    settings: dict[str, Any] = {"snapshot_entries": 200, "trailing_entries": 20} if by_snapshot else {}
     async with cluster_of(tmp_path, **settings) as cluster:
         away = (await cluster.followers())[0]
         rest = [member for member in cluster.members if member is not away]
@@ -94,7 +95,7 @@ async def test_a_snapshot_of_200_mib_reaches_a_member_that_was_away(tmp_path: Pa
 @pytest.mark.parametrize("by", ["entries", "bytes"])
 async def test_the_log_stays_short_under_a_steady_load(tmp_path: Path, by: str) -> None:
     """Nobody asks for a snapshot, and the disk does not fill."""
-    settings = (
+    settings: dict[str, Any] = (
         {"snapshot_entries": 100, "trailing_entries": 20, "snapshot_bytes": 0}
         if by == "entries"
         else {"snapshot_entries": 0, "trailing_entries": 20, "snapshot_bytes": MIB}
@@ -111,7 +112,9 @@ async def test_the_log_stays_short_under_a_steady_load(tmp_path: Path, by: str) 
             assert done == 200
             most = max(most, *(disk_use(member.directory) for member in cluster.members))
         written = 12 * 200 * size
-        print(f"written {written / MIB:.0f} MiB, a directory had at most {most / MIB:.1f} MiB, bound {bound / MIB:.0f} MiB")
+        print(
+            f"written {written / MIB:.0f} MiB, a directory had at most {most / MIB:.1f} MiB, bound {bound / MIB:.0f} MiB"
+        )
         assert bound < written
         assert most < bound
         for member in cluster.members:

@@ -68,7 +68,7 @@ async def test_the_readme_of_the_seed_runs_as_written(tmp_path: Path, named: boo
             node.tell("close")
             node.wait_for_line("ended", PATIENCE)
             assert node.wait(PATIENCE) == 0
-    assert sorted(path.name for path in tmp_path.glob("node-*")) == ["node-1", "node-2", "node-3"]  # noqa: ASYNC240
+    assert sorted(path.name for path in tmp_path.glob("node-*")) == ["node-1", "node-2", "node-3"]
 
 
 async def run_client_block(addr: str) -> None:

@@ -366,6 +366,11 @@ async fn see_through(
         {
             last
         }
+        // Any node may answer this: a leader is not what is missing.
+        Some(last) if *request == Request::Status => Error::not_done(
+            ErrorCode::ConnectionFailed,
+            format!("no node answers within {after:?} at {}: {}", cluster.addrs.join(", "), last.message),
+        ),
         Some(last) => Error::not_done(
             ErrorCode::NoLeader,
             format!("no leader found within {after:?} at {}: {}", cluster.addrs.join(", "), last.message),

@@ -203,6 +203,9 @@ fn where_nobody_listens_nothing_was_done() {
         let error = asker.ask(propose(), soon()).await.unwrap_err();
         assert_eq!((error.code, error.committed), (ErrorCode::NoLeader, Committed::No), "{error}");
         assert!(error.message.contains(&nobody), "{error}");
+        let error = asker.ask(Request::Status, soon()).await.unwrap_err();
+        assert_eq!((error.code, error.committed), (ErrorCode::ConnectionFailed, Committed::No), "{error}");
+        assert!(error.message.contains(&nobody), "{error}");
         let error = call(&nobody, propose(), Duration::from_secs(5)).await.unwrap_err();
         assert_eq!((error.code, error.committed), (ErrorCode::ConnectionFailed, Committed::No), "{error}");
         let node = scripted(vec![applied(1)]).await;

@@ -159,23 +159,39 @@ class Cluster:
         first, second = self.nodes[0], self.nodes[1 % len(self.nodes)]
         leader = self.leader()
         leading = self.nodes[leader[0] - 1] if leader else first
+        # To a node that runs and does not lead.
+        others = [node for node in self.nodes if node is not leading and node.process.poll() is None]
+        successor = others[0] if others else second
+        raftify_cli = command_line()
         return [
             f"open     http://{first.web_addr}/",
             f"write    curl -X PUT http://{first.web_addr}/store/greeting/hello",
             f"read     curl http://{second.web_addr}/store/greeting",
-            f"look     raftify_cli status {first.raft_addr}",
-            f"ask      raftify_cli debug node {second.raft_addr}",
-            f"inspect  raftify_cli debug persisted {self.directory}/logs/node-1",
-            f"hand on  curl -X POST http://{first.web_addr}/transfer_leader/{second.id}",
+            f"look     {raftify_cli} status {first.raft_addr}",
+            f"ask      {raftify_cli} debug node {second.raft_addr}",
+            f"inspect  {raftify_cli} debug persisted {self.directory}/logs/node-1",
+            f"hand on  curl -X POST http://{successor.web_addr}/transfer_leader/{successor.id}",
             f"kill     kill -9 {leading.process.pid}",
         ]
+
+
+def command_line() -> str:
+    """How to call raftify_cli from where this was started: a terminal without this environment does not find it by name."""
+    beside = Path(sys.executable).parent / "raftify_cli"
+    found = shutil.which("raftify_cli")
+    if not beside.exists() or (found is not None and Path(found).resolve() == beside.resolve()):
+        return "raftify_cli"
+    with contextlib.suppress(ValueError):
+        return str(beside.relative_to(Path.cwd()))
+    return str(beside)
 
 
 def port_of(addr: str) -> str:
     return addr[addr.rindex(":") :]
 
 
-def picture(cluster: Cluster) -> Group:
+def picture(cluster: Cluster, height: int) -> Group:
+    """Fits a terminal of this many lines, down to 21: of the history, as much as there is room for."""
     table = Table(title="raftify_ffi demo", title_justify="left")
     # All on this host: the ports alone tell them apart, and the table fits 80 columns.
     for column in ("node", "raft", "web", "role", "term", "last", "commit", "applied", "keys"):
@@ -188,16 +204,19 @@ def picture(cluster: Cluster) -> Group:
         table.add_row(str(node.id), port_of(node.raft_addr), port_of(node.web_addr), Text(role, style), *numbers)
         if node.process.poll() not in (None, -signal.SIGKILL, 0):
             problems.append(Text(f"node {node.id}: {node.last_words()}", style="red"))
-    history = [Text(line, style="dim") for line in cluster.history]
     tries = [Text("Try, in another terminal:", style="bold"), *(Text("  " + line) for line in cluster.things_to_try())]
+    # The table has a title and four lines around its rows; two blank lines and the last one follow.
+    room = height - len(cluster.nodes) - len(problems) - len(tries) - 8
+    history = [Text(line, style="dim") for line in list(cluster.history)[-max(1, room) :]]
     return Group(table, *problems, *history, Text(), *tries, Text(), Text("Ctrl-C ends it all.", style="dim"))
 
 
 async def watch(cluster: Cluster, stop: asyncio.Event, plain: bool) -> int:
     """Shows the cluster until asked to stop, or until every node has ended."""
     shown_ready = False
-    live = None if plain else Live(picture(cluster), refresh_per_second=4, screen=False)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1.0)) as session:
+    live = None if plain else Live(auto_refresh=False)
+    # A node that is busy for a moment is not down yet.
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3.0)) as session:
         try:
             if live is not None:
                 live.start()
@@ -205,7 +224,7 @@ async def watch(cluster: Cluster, stop: asyncio.Event, plain: bool) -> int:
             while not stop.is_set():
                 await cluster.look(session)
                 if live is not None:
-                    live.update(picture(cluster))
+                    live.update(picture(cluster, live.console.height), refresh=True)
                 else:
                     if cluster.history and cluster.history[-1] != said:
                         said = cluster.history[-1]

@@ -1,10 +1,10 @@
 """`raftify_cli`: looks into a node's directory, asks running nodes, and changes a cluster.
 
 Lives here: arguments, tables, JSON, exit codes. Does not live here: anything that knows the disk format or the wire;
-that is the library's, reached through `raftify_ffi._inspect` (offline, read-only) and `RaftServiceClient` (online).
+that is the library's, reached through `raftify_ffi._inspect` and `_import` (offline) and `RaftServiceClient` (online).
 
 Invariants: data goes to stdout, everything else to stderr; a failure is one line (thing, reason, next step) and one of
-the exit codes of `_exit.ExitCode`; nothing on disk is ever written; `click` and `rich` (the extra `cli`) are not
+the exit codes of `_exit.ExitCode`; nothing on disk is written but by `import`; `click` and `rich` (the extra `cli`) are not
 imported before a command runs.
 """
 

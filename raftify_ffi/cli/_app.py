@@ -1,4 +1,5 @@
-"""The tree of commands: names, arguments, help. What they do is in `_persisted` and `_cluster`."""
+"""The tree of commands: names, arguments, help. What they do is in `_persisted`,
+`_import` and `_cluster`."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from . import _cluster, _decode, _persisted, _render
+from . import _cluster, _decode, _import, _persisted, _render
 from ._exit import CliError, ExitCode, code_of, one_line, outcome_hint
 
 PROGRAM = "raftify_cli"
@@ -264,6 +265,33 @@ def snapshot_create(addr: str, timeout: float, output: str | None) -> None:
         _render.print_json(_decode.jsonable(info))
     else:
         click.echo(f"snapshot at index {info['index']}, term {info['term']}: {info['size']} bytes in {info['path']}")
+
+
+@app.command("import")
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@click.option(
+    "--id", "node_id", type=click.IntRange(min=1, max=2**64 - 1), required=True, help="The node that goes on."
+)
+@click.option(
+    "--peers",
+    multiple=True,
+    metavar="ID=HOST:PORT,...",
+    help="The members to be, this node among them; the others join with empty directories.",
+)
+@click.option("--addr", metavar="HOST:PORT", help="Where this node is reached, when --peers does not name it.")
+@click.option("--cluster-id", default="", metavar="TEXT", help="As in the configuration of the node, if it names one.")
+@output_option
+def import_command(
+    old: str, new: str, node_id: int, peers: tuple[str, ...], addr: str | None, cluster_id: str, output: str | None
+) -> None:
+    """Make NEW/node-ID from OLD, a data directory of the crate raftify 0.1.x.
+
+    OLD is only read; its node must be stopped. Its snapshot and all its entries are taken over and count as committed,
+    also those above the commit index that was stored, which lags. Import one directory of a cluster: the one whose log
+    goes furthest.
+    """
+    _import.import_(old, new, node_id=node_id, addr=addr, peers=peers, cluster_id=cluster_id, output=output)
 
 
 @app.command()

@@ -13,8 +13,9 @@ from ._exit import CliError, ExitCode
 
 #: Keys of a report that tell of its entries; the others are its metadata.
 _ENTRY_KEYS = ("entries", "next_index")
-#: Columns of unbounded width, or of no interest to people.
-_NOT_IN_TABLES = ("data", "context", "proposer", "time_us")
+#: What people look at, in the order they read it; the payload last, because its width has no bound.
+_COLUMNS = ("index", "term", "kind", "type", "size", "data")
+_PARTS = ("identity", "hard_state", "snapshot", "membership")
 
 
 def report(directory: str, start: int, limit: int) -> dict[str, Any]:
@@ -73,17 +74,16 @@ def show(
     console = _render.console()
     if what != "logs":
         plain = {key: value for key, value in metadata.items() if not isinstance(value, Mapping)}
-        for key, value in metadata.items():
-            if isinstance(value, Mapping):
-                console.print(_render.fields(key.replace("_", " "), value))
+        for key in sorted(metadata, key=lambda key: _PARTS.index(key) if key in _PARTS else len(_PARTS)):
+            if isinstance(metadata[key], Mapping):
+                console.print(_render.fields(key.replace("_", " "), metadata[key]))
         if plain:
             console.print(_render.fields("log", plain))
     if what != "metadata":
         if not entries:
             console.print("No entries in this range: a snapshot may cover them (describe metadata shows its index).")
             return
-        # The payload last: it is the only column of unbounded width.
-        columns = [key for key in entries[0] if key not in _NOT_IN_TABLES] + ["data"]
+        columns = [column for column in _COLUMNS if column in entries[0]]
         rows = [[entry.get(column) for column in columns] for entry in entries]
         console.print(_render.table("entries", columns, rows))
         if found.get("next_index") is not None:

@@ -758,7 +758,10 @@ impl Driver {
         transport.shutdown().await;
         {
             let mut status = lock(&shared.status);
-            status.role = Role::Stopped;
+            // That it was removed stays true, and is what its owner acts on.
+            if status.role != Role::Removed {
+                status.role = Role::Stopped;
+            }
             status.leader_id = None;
             status.error = why.as_ref().err().map(ToString::to_string);
         }

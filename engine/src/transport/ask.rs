@@ -80,7 +80,11 @@ fn failure(status: &Status, doubt: bool) -> Error {
             "what listens there is not a node of this library, or of an older version; check the address",
         );
     }
-    let text = format!("the connection failed: {}", super::dial::chain(status));
+    // Not the status' own Display, which is Rust's debug output of everything in it.
+    let mut text = format!("the connection failed: {}", status.message());
+    if let Some(cause) = std::error::Error::source(status) {
+        text = format!("{text}: {}", super::dial::chain(cause));
+    }
     if doubt {
         Error::unknown(ErrorCode::ConnectionFailed, text)
     } else {

@@ -1,5 +1,7 @@
 //! `read`, `is_upstream` and `inspect` against what upstream itself says of its directory.
 
+use std::path::Path;
+
 use raftify::raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType, HardState};
 use raftify::StableStorage as _;
 use raftify_engine::ErrorCode;
@@ -112,6 +114,28 @@ fn a_damaged_file_is_an_error_and_never_a_crash() {
         }
     }
     assert!(refused > 1000, "{refused}");
+}
+
+/// The directory that the Python tests show and import; `RAFTIFY_WRITE_FIXTURE=1` writes it anew.
+#[test]
+fn the_directory_of_the_python_tests_is_one_that_upstream_wrote() {
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/upstream");
+    let dir = tempfile::tempdir().unwrap();
+    let mut storage = storage(dir.path());
+    storage.apply_snapshot(snapshot(0, 0, b"")).unwrap();
+    let entries: Vec<Entry> = (1..=5)
+        .map(|n| entry(n, 1, if n == 1 { String::new() } else { format!(r#"["k{n}", "{n}"]"#) }.as_bytes()))
+        .collect();
+    storage.append(&entries).unwrap();
+    storage.set_hard_state(&HardState { term: 1, vote: 1, commit: 3 }).unwrap();
+    storage.set_conf_state(&conf(&[1])).unwrap();
+    drop(storage);
+    if std::env::var_os("RAFTIFY_WRITE_FIXTURE").is_some_and(|on| on == "1") {
+        std::fs::create_dir_all(&committed).unwrap();
+        std::fs::copy(dir.path().join("data.mdb"), committed.join("data.mdb")).unwrap();
+    }
+    assert_eq!(read(&committed).unwrap(), read(dir.path()).unwrap());
+    assert!(!committed.join("lock.mdb").exists(), "looking leaves nothing behind");
 }
 
 #[test]
