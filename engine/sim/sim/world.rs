@@ -315,7 +315,7 @@ impl World {
     pub fn add_host(&mut self, id: u64, addr: String, initial: BTreeMap<u64, String>) {
         let directory = Uid(u128::from(self.draws.nodes.next()) << 64 | u128::from(self.draws.nodes.next()));
         let digest = if initial.is_empty() { 0 } else { founding_digest("sim", &initial) };
-        let identity = Identity { node_id: id, directory, digest, incarnation: None };
+        let identity = Identity { node_id: id, directory, digest, cluster_id: "sim".into(), incarnation: None };
         let disk = Disk::new(Image::born(identity, &initial));
         let skew = self.profile.clock_skew;
         let rate = 1000 + self.draws.nodes.range(0, skew + 1) - skew / 2;
