@@ -137,7 +137,7 @@ async def test_a_stopped_leader_keeps_no_call_waiting(tmp_path: Path) -> None:
             await cluster.acknowledged(10)
             leader.pause()
             async with RaftServiceClient.connect(leader.addr, *(member.addr for member in rest)) as client:
-                outside = asyncio.create_task(client.propose(f"outside/{round_}".encode(), timeout=30))
+                outside = asyncio.create_task(client.propose(f"outside/{round_}".encode(), timeout=5))
                 cluster.history.take(["sent", f"outside/{round_}", 0.0])
                 outcomes = await asyncio.gather(*under_way, return_exceptions=True)
                 assert all(isinstance(outcome, (int, RaftError)) for outcome in outcomes)
