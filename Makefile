@@ -80,7 +80,7 @@ wheel: $(INSTALLED) ## build and install the wheel; import it from elsewhere tha
 	$(BIN)/raftify_cli version
 
 symbols: $(INSTALLED) ## nothing of the code in Cargo.lock that must not ship is in the library
-	interop/check_symbols.sh "$$($(BIN)/python -c 'import raftify_ffi._library as it; print(it.library_path())')" \
+	interop/check_symbols.sh "$$($(BIN)/python -I -c 'import raftify_ffi._library as it; print(it.library_path())')" \
 		$(wildcard $(RELEASE_LIB)/libraftify_capi.so)
 
 py-lint: $(TOOLS) ## ruff

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from processes import Process, free_ports, run_command
 
+import raftify_ffi
 from raftify_ffi import cli
 from raftify_ffi.cli import _decode
 from raftify_ffi.cli._cluster import View, parse_addr, split_addrs
@@ -180,6 +181,7 @@ def test_the_console_scripts_are_installed() -> None:
 
 
 def test_cli_main_runs_in_a_program_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raftify_ffi.cli_main is cli.cli_main
     assert asyncio.run(cli.cli_main(["program", "version"])) == 0
     with pytest.raises(SystemExit) as exit_:
         asyncio.run(cli.cli_main(["program", "debug", "persisted", "/nowhere/at/all"]))
@@ -217,8 +219,6 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     ],
 )
 def test_every_error_has_its_exit_code(name: str, code: ExitCode) -> None:
-    import raftify_ffi
-
     assert code_of(getattr(raftify_ffi, name)("x")) is code
 
 
@@ -450,6 +450,16 @@ def test_commands_are_shown_as_the_given_class_sees_them(
     (tmp_path / "decoder.py").write_text(DECODER)
     found = answer(raftify_cli(tmp_path, "debug", "persisted", str(stopped), "--decode", spec))
     assert shown in payloads(found)
+
+
+def test_a_decoder_meets_no_entry_but_commands(stopped: Path, tmp_path: Path) -> None:
+    (tmp_path / "decoder.py").write_text(DECODER)
+    entries = answer(raftify_cli(tmp_path, "describe", "logs", str(stopped), "--decode", "decoder:raises"))["entries"]
+    assert {"command", "founding"} <= {entry["kind"] for entry in entries}
+    for entry in entries:
+        met = isinstance(entry["data"], dict) and "undecodable" in entry["data"]
+        assert met == (entry["kind"] == "command"), entry
+        assert (entry["proposer"] is None) == (entry["kind"] in ("empty", "membership"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from processes import free_ports
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "c"
 # Long enough for a loaded machine; reached only when something is wrong.
@@ -36,17 +37,6 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     )
     assert built.returncode == 0, built.stdout + built.stderr
     return out / str(request.param)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 class Cluster:

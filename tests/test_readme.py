@@ -1,4 +1,5 @@
-"""The README is executed: every fenced block, as written but for its ports, which are replaced by free ones.
+"""The README is executed: every fenced block, as written but for its ports, which are replaced by free ones, and its deadlines, which
+a loaded machine may miss.
 
 A comment before a block says how (`<!-- test: ... -->`); a block that nothing here knows how to run fails the test.
 """
@@ -121,7 +122,8 @@ class Place:
     ports: dict[str, str]
 
     def adapt(self, text: str) -> str:
-        return re.sub(r"\b6006\d\b", lambda match: self.ports[match[0]], text)
+        text = re.sub(r"\b6006\d\b", lambda match: self.ports[match[0]], text)
+        return re.sub(r"\btimeout=2\.0\b", "timeout=60.0", text)
 
     def environment(self) -> dict[str, str]:
         # The `python` and `raftify_cli` of the README are those of this environment.

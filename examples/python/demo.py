@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -106,7 +106,7 @@ class Cluster:
     nodes: list[Node] = field(default_factory=list)
     #: What changed, newest last.
     history: deque[str] = field(default_factory=lambda: deque(maxlen=6))
-    _seen: tuple[object, ...] | None = None
+    _said: str = ""
 
     def start(self, count: int) -> None:
         raft_ports, web_ports = free_ports(FIRST_RAFT_PORT, count), free_ports(FIRST_WEB_PORT, count)
@@ -127,10 +127,10 @@ class Cluster:
 
     async def look(self, session: aiohttp.ClientSession) -> None:
         await asyncio.gather(*(self._ask(session, node) for node in self.nodes))
-        now = (self.leader(), tuple(node.role() in ("leader", "follower") for node in self.nodes))
-        if now != self._seen:
-            self._seen = now
-            self.history.append(self.sentence())
+        now = self.sentence()
+        if now != self._said:
+            self._said = now
+            self.history.append(f"{time.strftime('%H:%M:%S')}  {now}")
 
     async def _ask(self, session: aiohttp.ClientSession, node: Node) -> None:
         try:
@@ -153,15 +153,14 @@ class Cluster:
         up = sum(node.status is not None for node in self.nodes)
         leader = self.leader()
         lead = f"node {leader[0]} leads in term {leader[1]}" if leader else "no leader"
-        return f"{time.strftime('%H:%M:%S')}  {lead}; {up}/{len(self.nodes)} nodes up"
+        return f"{lead}; {up}/{len(self.nodes)} nodes up"
 
     def things_to_try(self) -> list[str]:
-        first, second = self.nodes[0], self.nodes[1 % len(self.nodes)]
+        alive = [node for node in self.nodes if node.process.poll() is None] or self.nodes
+        first, second = alive[0], alive[1 % len(alive)]
         leader = self.leader()
         leading = self.nodes[leader[0] - 1] if leader else first
-        # To a node that runs and does not lead.
-        others = [node for node in self.nodes if node is not leading and node.process.poll() is None]
-        successor = others[0] if others else second
+        successor = next((node for node in alive if node is not leading), first)
         raftify_cli = command_line()
         return [
             f"open     http://{first.web_addr}/",
@@ -169,7 +168,7 @@ class Cluster:
             f"read     curl http://{second.web_addr}/store/greeting",
             f"look     {raftify_cli} status {first.raft_addr}",
             f"ask      {raftify_cli} debug node {second.raft_addr}",
-            f"inspect  {raftify_cli} debug persisted {self.directory}/logs/node-1",
+            f"inspect  {raftify_cli} debug persisted {self.directory}/logs/node-{first.id}",
             f"hand on  curl -X POST http://{successor.web_addr}/transfer_leader/{successor.id}",
             f"kill     kill -9 {leading.process.pid}",
         ]
@@ -190,8 +189,8 @@ def port_of(addr: str) -> str:
     return addr[addr.rindex(":") :]
 
 
-def picture(cluster: Cluster, height: int) -> Group:
-    """Fits a terminal of this many lines, down to 21: of the history, as much as there is room for."""
+def picture(cluster: Cluster, console: Console) -> Group:
+    """Fits a terminal of 24 lines: of the history, as much as there is room for."""
     table = Table(title="raftify_ffi demo", title_justify="left")
     # All on this host: the ports alone tell them apart, and the table fits 80 columns.
     for column in ("node", "raft", "web", "role", "term", "last", "commit", "applied", "keys"):
@@ -206,7 +205,8 @@ def picture(cluster: Cluster, height: int) -> Group:
             problems.append(Text(f"node {node.id}: {node.last_words()}", style="red"))
     tries = [Text("Try, in another terminal:", style="bold"), *(Text("  " + line) for line in cluster.things_to_try())]
     # The table has a title and four lines around its rows; two blank lines and the last one follow.
-    room = height - len(cluster.nodes) - len(problems) - len(tries) - 8
+    taken = sum(len(text.wrap(console, console.width)) for text in (*problems, *tries))
+    room = console.height - len(cluster.nodes) - taken - 8
     history = [Text(line, style="dim") for line in list(cluster.history)[-max(1, room) :]]
     return Group(table, *problems, *history, Text(), *tries, Text(), Text("Ctrl-C ends it all.", style="dim"))
 
@@ -224,7 +224,7 @@ async def watch(cluster: Cluster, stop: asyncio.Event, plain: bool) -> int:
             while not stop.is_set():
                 await cluster.look(session)
                 if live is not None:
-                    live.update(picture(cluster, live.console.height), refresh=True)
+                    live.update(picture(cluster, live.console), refresh=True)
                 else:
                     if cluster.history and cluster.history[-1] != said:
                         said = cluster.history[-1]
@@ -271,7 +271,7 @@ def main() -> int:
     if args.dir is not None:
         args.dir.mkdir(parents=True, exist_ok=True)
         return asyncio.run(run(args, args.dir))
-    directory = Path(tempfile.mkdtemp(prefix="raftify-demo-"))
+    directory = Path(tempfile.mkdtemp(prefix="raft-"))
     try:
         return asyncio.run(run(args, directory))
     finally:
