@@ -244,7 +244,11 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
 pub fn apply(cluster: &mut ClusterState, change: &ConfChangeV2, conf: &ConfState) {
     cluster.set_conf_state(conf);
     if let Ok(context) = MembershipContext::decode(change.context.as_slice()) {
-        for member in context.members {
+        for mut member in context.members {
+            // An entry between the plan and this one may have recorded the directory: what is recorded stays (S11).
+            if let Some(recorded) = cluster.member(member.id).map(|m| &m.directory).filter(|d| !d.is_empty()) {
+                member.directory.clone_from(recorded);
+            }
             cluster.put_member(member);
         }
     }
@@ -336,6 +340,18 @@ mod tests {
     fn what_is_so_already_needs_no_step() {
         let changes = [MemberChange::Promote { id: 1 }, MemberChange::Remove { id: 77 }];
         assert_eq!(plan(&Change::of(&changes), &three()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_directory_recorded_after_the_plan_was_made_stays() {
+        let mut cluster = three();
+        let move_it = MemberChange::UpdateAddress { id: 2, addr: "h:9".into() };
+        let planned = plan(&Change::of(&[move_it]), &cluster).unwrap().unwrap();
+        cluster.member_mut(2).unwrap().directory = vec![7; 16];
+        let conf = cluster.conf_state();
+        apply(&mut cluster, &planned, &conf);
+        let member = cluster.member(2).unwrap();
+        assert_eq!((member.addr.as_str(), member.directory.len()), ("h:9", 16));
     }
 
     #[test]
