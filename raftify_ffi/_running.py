@@ -252,7 +252,9 @@ class RunningNode:
             self._last_status = self._final_status(error)
             if error is None and not self._closing and self._last_status.role is Role.REMOVED:
                 # `terminate_on_remove`: nobody closed it, so this is what ended it.
-                error = Removed(f"{self.name} was removed from its cluster, and terminate_on_remove is set", committed=None)
+                error = Removed(
+                    f"{self.name} was removed from its cluster, and terminate_on_remove is set", committed=None
+                )
             applier.stop()
             if not self._applier_done.is_set():
                 await asyncio.wait([asyncio.ensure_future(self._applier_done.wait())], timeout=self._grace)

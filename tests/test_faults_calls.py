@@ -109,9 +109,7 @@ async def test_proposals_of_a_leader_that_is_overwritten_end_as_not_done(tmp_pat
         rest = [member for member in cluster.members if member is not leader]
         await cluster.write(leader, "before")
         await asyncio.gather(*(member.kill() for member in rest))
-        lost = [
-            asyncio.create_task(cluster.write(leader, f"lost/{number}", timeout=60)) for number in range(5)
-        ]
+        lost = [asyncio.create_task(cluster.write(leader, f"lost/{number}", timeout=60)) for number in range(5)]
         await asyncio.sleep(0)
         # They are in its log by the time it answers this.
         await leader.call("status")
@@ -403,7 +401,9 @@ async def test_a_proposal_of_16_mib_works_everywhere_and_one_over_the_limit_nowh
                 assert int(await caller.propose(b"small", timeout=60)) == place
         for raft in rafts:
             assert await raft.read(len, timeout=60) == 6
-            assert [line.partition(" ")[2] for line in raft.store.lines] == ["16777216:" + _sum(command)] * 3 + ["small"] * 3
+            assert [line.partition(" ")[2] for line in raft.store.lines] == ["16777216:" + _sum(command)] * 3 + [
+                "small"
+            ] * 3
 
 
 def _sum(command: bytes) -> str:
@@ -415,7 +415,9 @@ def _sum(command: bytes) -> str:
 async def test_a_closed_node_ends_what_it_was_asked(tmp_path: Path) -> None:
     """Also in a minority, where nothing else would end it soon."""
     addrs = dict(enumerate(free_addrs(3), 1))
-    rafts = [Raft.build(i, addr, Journal(), quick_config(tmp_path, request_timeout=3.0), addrs) for i, addr in addrs.items()]
+    rafts = [
+        Raft.build(i, addr, Journal(), quick_config(tmp_path, request_timeout=3.0), addrs) for i, addr in addrs.items()
+    ]
     for raft in rafts:
         await raft.run()
     await rafts[0].propose(b"a", timeout=30)
@@ -423,7 +425,7 @@ async def test_a_closed_node_ends_what_it_was_asked(tmp_path: Path) -> None:
     rest = [raft for raft in rafts if raft is not leader]
     await asyncio.gather(*(raft.close() for raft in rest))
     calls = [asyncio.create_task(leader.propose(f"b{number}".encode(), timeout=None)) for number in range(10)]
-    reads = [asyncio.create_task(leader.read(timeout=None)._run()) for _ in range(3)]
+    reads: list[asyncio.Task[Any]] = [asyncio.create_task(leader.read(timeout=None)._run()) for _ in range(3)]
     await asyncio.sleep(0)
     await leader.close()
     for outcome in await asyncio.gather(*calls, return_exceptions=True):
@@ -435,4 +437,3 @@ async def test_a_closed_node_ends_what_it_was_asked(tmp_path: Path) -> None:
         with pytest.raises(Closed) as caught:
             await raft.propose(b"c")
         assert (caught.value.committed, caught.value.retryable) == (False, False)
-

@@ -29,7 +29,7 @@ def disk_use(directory: Path) -> int:
 
 @pytest.mark.parametrize("by_snapshot", [False, True], ids=["by log", "by snapshot"])
 async def test_a_restarted_member_catches_up(tmp_path: Path, by_snapshot: bool) -> None:
-    settings = {"snapshot_entries": 200, "trailing_entries": 20} if by_snapshot else {}
+    settings: dict[str, Any] = {"snapshot_entries": 200, "trailing_entries": 20} if by_snapshot else {}
     async with cluster_of(tmp_path, **settings) as cluster:
         away = (await cluster.followers())[0]
         rest = [member for member in cluster.members if member is not away]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import free_addrs, leader_of, nodes_in_one_loop, one_node, quick_config
+from cluster import free_addrs, nodes_in_one_loop, one_node, quick_config
 from members import PATIENCE, Died, Member, cluster_of
 from stores import Journal, KeyValue
 
@@ -36,7 +36,7 @@ class Generator(KeyValue):
 
 
 class AsyncGenerator(KeyValue):
-    async def snapshot(self) -> Any:  # type: ignore[override]
+    async def snapshot(self) -> Any:
         yield b""
 
 
@@ -103,9 +103,12 @@ async def test_what_cannot_work_is_an_invalid_config_that_names_it(
 def test_a_setting_that_cannot_work_is_refused_when_it_is_made(
     settings: dict[str, Any], field: str, says: list[str]
 ) -> None:
-    with pytest.raises(InvalidConfig) as caught:
+    def make() -> Config:
         raft = settings.pop("raft_config", None)
-        Config(RaftConfig(**raft) if raft else None, **settings)
+        return Config(RaftConfig(**raft) if raft else None, **settings)
+
+    with pytest.raises(InvalidConfig) as caught:
+        make()
     assert caught.value.field == field, str(caught.value)
     for part in says:
         assert part in str(caught.value), str(caught.value)
@@ -200,11 +203,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=False)
 
 
+def remount(place: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(place)], check=True)
+
+
 async def test_a_directory_that_cannot_be_written_is_named(small_disk: Path) -> None:
     async with one_node(small_disk, KeyValue()) as raft:
         await raft.propose(b"a=1")
         addr = raft.addr
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    remount(small_disk, "ro")
     try:
         for log_dir in (small_disk, small_disk / "new"):
             with pytest.raises(StorageError) as caught:
@@ -212,7 +219,7 @@ async def test_a_directory_that_cannot_be_written_is_named(small_disk: Path) -> 
             assert str(small_disk) in str(caught.value)
             assert "ead-only" in str(caught.value)
     finally:
-        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+        remount(small_disk, "rw")
     raft = build(small_disk, raft_addr=addr)
     async with raft:
         assert await raft.read(lambda s: s.data, timeout=30) == {"a": "1"}
@@ -254,13 +261,15 @@ async def test_a_directory_of_another_cluster_is_refused_by_name(tmp_path: Path)
     addrs = dict(enumerate(free_addrs(3), 1))
     ids = {1: "blue", 2: "blue", 3: "green"}
     rafts = [
-        Raft.build(i, a, Journal(), quick_config(tmp_path / "three", cluster_id=ids[i]), addrs) for i, a in addrs.items()
+        Raft.build(i, a, Journal(), quick_config(tmp_path / "three", cluster_id=ids[i]), addrs)
+        for i, a in addrs.items()
     ]
     async with rafts[0], rafts[1], rafts[2]:
         assert await rafts[0].propose(b"a", timeout=30) == b"0"
         async for event in rafts[2].events():
             if isinstance(event, PeerRefused):
                 break
+        assert isinstance(event, PeerRefused)
         assert "cluster_id" in event.reason
         with pytest.raises(NoLeader):
             await rafts[2].propose(b"x", timeout=0.5)
@@ -382,9 +391,13 @@ async def test_a_quota_is_a_full_disk_of_its_own(tmp_path: Path) -> None:
     config = {"disk_quota": 8 << 20, "snapshot_entries": 0, "snapshot_bytes": 0}
     raft = build(tmp_path, settings=config)
     await raft.run()
-    with pytest.raises(RaftError):
+
+    async def fill() -> None:
         for number in range(2000):
             await raft.propose(f"k{number}={'x' * 20_000}".encode(), timeout=30)
+
+    with pytest.raises(RaftError):
+        await fill()
     with pytest.raises(DiskFull) as caught:
         await asyncio.wait_for(raft.wait(), PATIENCE)
     assert "node-1" in str(caught.value.path)
