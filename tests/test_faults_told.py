@@ -103,9 +103,12 @@ async def test_what_cannot_work_is_an_invalid_config_that_names_it(
 def test_a_setting_that_cannot_work_is_refused_when_it_is_made(
     settings: dict[str, Any], field: str, says: list[str]
 ) -> None:
-    with pytest.raises(InvalidConfig) as caught:
+    def make() -> Config:
         raft = settings.pop("raft_config", None)
-        Config(RaftConfig(**raft) if raft else None, **settings)
+        return Config(RaftConfig(**raft) if raft else None, **settings)
+
+    with pytest.raises(InvalidConfig) as caught:
+        make()
     assert caught.value.field == field, str(caught.value)
     for part in says:
         assert part in str(caught.value), str(caught.value)
@@ -200,11 +203,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=False)
 
 
+def remount(place: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(place)], check=True)
+
+
 async def test_a_directory_that_cannot_be_written_is_named(small_disk: Path) -> None:
     async with one_node(small_disk, KeyValue()) as raft:
         await raft.propose(b"a=1")
         addr = raft.addr
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    remount(small_disk, "ro")
     try:
         for log_dir in (small_disk, small_disk / "new"):
             with pytest.raises(StorageError) as caught:
@@ -212,7 +219,7 @@ async def test_a_directory_that_cannot_be_written_is_named(small_disk: Path) -> 
             assert str(small_disk) in str(caught.value)
             assert "ead-only" in str(caught.value)
     finally:
-        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+        remount(small_disk, "rw")
     raft = build(small_disk, raft_addr=addr)
     async with raft:
         assert await raft.read(lambda s: s.data, timeout=30) == {"a": "1"}
@@ -383,9 +390,13 @@ async def test_a_quota_is_a_full_disk_of_its_own(tmp_path: Path) -> None:
     config = {"disk_quota": 8 << 20, "snapshot_entries": 0, "snapshot_bytes": 0}
     raft = build(tmp_path, settings=config)
     await raft.run()
-    with pytest.raises(RaftError):
+
+    async def fill() -> None:
         for number in range(2000):
             await raft.propose(f"k{number}={'x' * 20_000}".encode(), timeout=30)
+
+    with pytest.raises(RaftError):
+        await fill()
     with pytest.raises(DiskFull) as caught:
         await asyncio.wait_for(raft.wait(), PATIENCE)
     assert "node-1" in str(caught.value.path)

@@ -7,7 +7,7 @@
 //!  wiped:          fresh, but its id is recorded with another directory ──► WrongDirectory
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message as _;
 use raft::eraftpb::Entry;
@@ -20,6 +20,9 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::request::Ticket;
 use crate::status::Event;
 use crate::wire::{Hello, Verdict, Welcome, PROTOCOL_VERSION};
+
+/// Reasons told of one refused peer until it is accepted; some are texts of the peer's.
+const MAX_REASONS: usize = 8;
 
 /// What was heard of a peer.
 #[derive(Clone, Debug)]
@@ -38,7 +41,8 @@ pub(super) struct Greetings {
     recording: BTreeMap<NodeId, u64>,
     /// A fresh founder that has seen its majority takes part from then on.
     founding_open: bool,
-    refused: BTreeMap<NodeId, String>,
+    /// What was told of a refused peer, once each: greetings go both ways and come again and again.
+    refused: BTreeMap<NodeId, BTreeSet<String>>,
     /// Where members of this cluster say they are: known before the log says so, when this node lags or waits to be joined.
     learned: BTreeMap<NodeId, String>,
 }
@@ -163,6 +167,18 @@ impl Core {
                 ),
                 (Some(_), Some(_)) if theirs.is_some() => (Verdict::Accepted, String::new()),
                 (Some(_), Some(_)) => (Verdict::Later, "recorded; take over the cluster's number first".into()),
+                // S11: who was born to another founding is never recorded, or it would count as one of ours.
+                (Some(_), None)
+                    if theirs.is_none()
+                        && hello.digest != 0
+                        && self.identity.digest != 0
+                        && hello.digest != self.identity.digest =>
+                {
+                    (
+                        Verdict::ClusterMismatch,
+                        format!("node {peer} was started as an initial member with other peers or another cluster_id: give it the same, or peers without itself if it is to join"),
+                    )
+                }
                 // It was recorded by an entry that this node has not got yet.
                 (Some(_), None) if theirs.is_some() && !self.is_leader() => (Verdict::Accepted, String::new()),
                 (Some(_), None) => {
@@ -429,8 +445,8 @@ impl Core {
 
     /// Told once for each peer and reason, not with each try.
     pub(super) fn refuse_peer(&mut self, peer: NodeId, reason: String) {
-        if self.greetings.refused.get(&peer) != Some(&reason) {
-            self.greetings.refused.insert(peer, reason.clone());
+        let told = self.greetings.refused.entry(peer).or_default();
+        if told.len() < MAX_REASONS && told.insert(reason.clone()) {
             self.out.events.push(Event::PeerRefused { peer, reason });
         }
     }
