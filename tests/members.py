@@ -242,6 +242,7 @@ class Cluster:
         self.history = history
         self._log_dir = log_dir
         self._acknowledged = 0
+        self._looks = 0
         self._more = asyncio.Event()
         for member in members:
             member.on_acknowledged = self.on_acknowledged
@@ -335,7 +336,8 @@ class Cluster:
     async def same_state(self) -> list[str]:
         """All nodes in the same state, byte for byte; its values in their order. No load may run."""
         leader = await self.leader()
-        await leader.call("propose", data="last", timeout=30)
+        self._looks += 1
+        await self.write(leader, f"last/{self._looks}", timeout=30)
         index = (await leader.call("status"))["applied_index"]
         journals: dict[str, list[str]] = {}
         states: dict[str, bytes] = {}
@@ -343,12 +345,12 @@ class Cluster:
             await member.call("wait_for", applied=index, timeout=30)
             path = self._log_dir / f"state-{member.node_id}"
             name = f"node {member.node_id}"
-            journals[name] = [value for value in await member.journal(path) if value != "last"]
+            journals[name] = await member.journal(path)
             states[name] = path.read_bytes()
         found = self.history.violations(journals)
         assert found == [], "\n".join(found[:20])
         assert len(set(states.values())) == 1
-        return next(iter(journals.values()))
+        return [value for value in next(iter(journals.values())) if not value.startswith("last/")]
 
 
 @asynccontextmanager

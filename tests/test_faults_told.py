@@ -64,7 +64,7 @@ def build(tmp_path: Path, **changes: Any) -> Raft[Any]:
         ({"peers": {0: "127.0.0.1:60061"}}, "peers", ["0"]),
         ({"peers": {2: "bad"}}, "addr", ["'bad'", "host:port"]),
         ({"peers": ["127.0.0.1:60061"]}, "peers", ["dict"]),
-        ({"raft_addr": "127.0.0.1:0", "peers": {1: "127.0.0.1:0", 2: "127.0.0.1:60062"}}, "raft_addr", ["0"]),
+        ({"raft_addr": "127.0.0.1:0", "peers": {1: "127.0.0.1:0", 2: "127.0.0.1:60062"}}, "peers", ["port 0"]),
         ({"store": Generator()}, "store", ["Generator.snapshot", "generator function", "copy"]),
         ({"store": AsyncGenerator()}, "store", ["AsyncGenerator.snapshot", "generator function", "copy"]),
         ({"store": KeyValue}, "store", ["KeyValue()"]),

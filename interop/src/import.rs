@@ -164,7 +164,7 @@ pub fn import(old: &Path, log_dir: &Path, options: &ImportOptions) -> Result<Imp
         _ => Error::io(&building, "make the directory", &e),
     })?;
     let digest = founding_digest(&options.cluster_id, &members);
-    let made = build(&building, options.node_id, digest, cluster, plan).and_then(|()| {
+    let made = build(&building, options.node_id, (digest, &options.cluster_id), cluster, plan).and_then(|()| {
         std::fs::rename(&building, &place).map_err(|e| Error::io(&place, "put the new directory in place", &e))
     });
     if let Err(error) = made {
@@ -260,13 +260,19 @@ fn report(place: &Path, plan: &Plan, joining: Vec<NodeId>) -> ImportReport {
 fn build(
     directory: &Path,
     node_id: NodeId,
-    digest: u64,
+    (digest, cluster_id): (u64, &str),
     (cluster, incarnation, uid): (ClusterState, Uid, Uid),
     plan: Plan,
 ) -> Result<()> {
     let log_options = LogOptions { node_id, disk_quota: None };
     let OpenedLog { mut writer, reader, .. } = log::open_or_create(directory, &log_options, || {
-        let identity = Identity { node_id, directory: uid, digest, incarnation: Some(incarnation) };
+        let identity = Identity {
+            node_id,
+            directory: uid,
+            digest,
+            cluster_id: cluster_id.to_owned(),
+            incarnation: Some(incarnation),
+        };
         // Of any founding map only term, commit and index count here; the members are ours.
         let (hard_state, record, snapshot) = new_log(&BTreeMap::from([(node_id, String::new())]));
         let snapshot = snapshot.map(|meta| SnapshotMeta { cluster: cluster.clone(), ..meta });

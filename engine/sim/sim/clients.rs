@@ -18,6 +18,8 @@ pub enum Op {
     Become,
     Change,
     Transfer,
+    /// This node gets another address.
+    Move(u64, String),
     Other,
 }
 
@@ -34,6 +36,8 @@ pub struct Clients {
     next_token: Token,
     next_command: u64,
     next_addr: u64,
+    /// Addresses that were asked for, and by whom.
+    pub moves: Vec<(String, u64)>,
     /// Kept for those who look: scripts.
     pub results: BTreeMap<Token, Result<Reply, Error>>,
     pub keep: bool,
@@ -163,7 +167,23 @@ impl World {
                 if !waiting.is_empty() {
                     let joiner = pick(&mut self.draws.clients, &waiting);
                     let learner = self.draws.clients.chance(0.2);
-                    self.join(id, joiner, learner, timeout);
+                    if self.draws.clients.chance(0.25) {
+                        // By hand: its directory is recorded when it greets.
+                        let addr = self.hosts[&joiner].addr.clone();
+                        let changes = vec![MemberChange::Add { id: joiner, addr, learner }];
+                        self.ask(id, Op::Change, Request::ChangeMembers(changes), timeout);
+                    } else {
+                        self.join(id, joiner, learner, timeout);
+                    }
+                } else if self.draws.clients.chance(0.3) {
+                    let moves = pick(&mut self.draws.clients, &members);
+                    self.clients.next_addr += 1;
+                    let addr = format!("moved:{}", self.clients.next_addr);
+                    if self.hosts.contains_key(&moves) {
+                        self.clients.moves.push((addr.clone(), moves));
+                        let changes = vec![MemberChange::UpdateAddress { id: moves, addr: addr.clone() }];
+                        self.ask(id, Op::Move(moves, addr), Request::ChangeMembers(changes), timeout);
+                    }
                 }
             }
             7 if !learners.is_empty() => {
@@ -241,6 +261,11 @@ impl World {
                     self.count("ids reserved");
                 }
             }
+            // Done, not done or unknown: it moves, and what it says of itself is believed until the log agrees.
+            Op::Move(id, addr) => {
+                self.count("moves");
+                self.after(0, Event::Move(id, addr));
+            }
             Op::Become if result.is_ok() => self.count("members joined"),
             Op::Change if result.is_ok() => self.count("membership changes"),
             Op::Transfer if result.is_ok() => self.count("transfers"),
@@ -249,6 +274,21 @@ impl World {
         if self.clients.keep {
             self.clients.results.insert(token, result);
         }
+    }
+
+    /// The machine comes up again under another address.
+    pub fn relocate(&mut self, id: u64, addr: String) {
+        if !self.turmoil {
+            return;
+        }
+        self.kill(id, false);
+        if let Some(host) = self.hosts.get_mut(&id) {
+            let old = std::mem::replace(&mut host.addr, addr.clone());
+            self.addrs.remove(&old);
+            self.clients.moves.push((old, id));
+            self.addrs.insert(addr, id);
+        }
+        self.after(10 * MILLI, Event::Restart(id));
     }
 
     fn proposal_ended(&mut self, command: u64, result: &Result<Reply, Error>) {

@@ -158,6 +158,8 @@ impl World {
         self.tell(|| "---- faults end ----".into());
         self.network.cut.clear();
         self.network.break_snapshots = 0;
+        // A move that was asked for and whose outcome nobody heard: its operator sees to it that both addresses answer.
+        self.addrs.extend(std::mem::take(&mut self.clients.moves));
         let profile = &mut self.profile;
         (profile.loss, profile.duplicates, profile.reorder) = (0.0, 0.0, 0.0);
         profile.delay = (100, 2 * MILLI);

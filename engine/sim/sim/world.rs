@@ -95,6 +95,7 @@ pub enum Event {
         delivered: bool,
     },
     Restart(u64),
+    Move(u64, String),
     Client,
     Fault,
     Heal(u64),
@@ -117,7 +118,7 @@ impl Event {
             | Event::Snapshot { to, .. } => Some(*to),
             // The kernel goes on syncing although the process is stopped; its word comes later.
             Event::Synced(at) => Some(*at),
-            Event::Restart(_) | Event::Client | Event::Fault | Event::Heal(_) => None,
+            Event::Restart(_) | Event::Move(..) | Event::Client | Event::Fault | Event::Heal(_) => None,
         }
     }
 }
@@ -314,7 +315,7 @@ impl World {
     pub fn add_host(&mut self, id: u64, addr: String, initial: BTreeMap<u64, String>) {
         let directory = Uid(u128::from(self.draws.nodes.next()) << 64 | u128::from(self.draws.nodes.next()));
         let digest = if initial.is_empty() { 0 } else { founding_digest("sim", &initial) };
-        let identity = Identity { node_id: id, directory, digest, incarnation: None };
+        let identity = Identity { node_id: id, directory, digest, cluster_id: "sim".into(), incarnation: None };
         let disk = Disk::new(Image::born(identity, &initial));
         let skew = self.profile.clock_skew;
         let rate = 1000 + self.draws.nodes.range(0, skew + 1) - skew / 2;
@@ -402,6 +403,7 @@ impl World {
             }
             Event::SnapshotSent { at, peer, send, delivered } => self.snapshot_sent(at, peer, send, delivered),
             Event::Restart(id) => self.start(id),
+            Event::Move(id, addr) => self.relocate(id, addr),
             Event::Client => self.client_acts(),
             Event::Fault => self.fault_strikes(),
             Event::Heal(number) => self.heal(number),

@@ -435,6 +435,19 @@ impl Core {
         }
     }
 
+    /// Members that greeted before an entry added them: their streams stay, so their directories are recorded from what they said then.
+    pub(super) fn record_acquaintances(&mut self) {
+        if !self.is_leader() {
+            return;
+        }
+        for id in self.unrecorded_acquaintances() {
+            let seen = self.greetings.seen.get(&id);
+            if let Some(seen) = seen.filter(|s| s.incarnation.is_some() && s.incarnation == self.identity.incarnation) {
+                self.record_directory(id, seen.directory);
+            }
+        }
+    }
+
     /// Members that have spoken to this node and whose directory no entry records.
     pub(super) fn unrecorded_acquaintances(&self) -> Vec<NodeId> {
         let unrecorded = self.cluster.members().iter().filter(|m| m.directory.is_empty() && m.id != self.id);
@@ -444,9 +457,9 @@ impl Core {
     /// What the log says of a member's address is newer than what it said itself before.
     pub(super) fn forget_learned(&mut self, before: &ClusterState) {
         let cluster = &self.cluster;
-        self.greetings.learned.retain(|id, _| {
-            !cluster.is_removed(*id) && cluster.member(*id).map(|m| &m.addr) == before.member(*id).map(|m| &m.addr)
-        });
+        let moved =
+            |id: &NodeId| before.member(*id).is_some_and(|b| cluster.member(*id).is_some_and(|m| m.addr != b.addr));
+        self.greetings.learned.retain(|id, _| !cluster.is_removed(*id) && !moved(id));
     }
 
     /// Whom to dial: the members, and before there are any the initial ones.

@@ -315,6 +315,7 @@ impl Core {
         }
         self.tick_requests();
         self.tick_reads();
+        self.record_acquaintances();
         self.promote_learners();
     }
 

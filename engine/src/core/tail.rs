@@ -397,7 +397,8 @@ mod tests {
 
     fn empty() -> Tail {
         let cluster = ClusterRecord { index: 1, cluster: ClusterState::default() };
-        let identity = Identity { node_id: 1, directory: Uid(1), digest: 0, incarnation: None };
+        let identity =
+            Identity { node_id: 1, directory: Uid(1), digest: 0, cluster_id: String::new(), incarnation: None };
         let state = LogState {
             identity,
             hard_state: HardState::default(),

@@ -39,7 +39,7 @@ struct Records {
 /// Shows the log in `directory`: a node's directory, or a `log_dir` that holds exactly one. Entries begin at `from` (0: the
 /// first there is) and are at most `limit`; `next_index` says where to go on, or is null.
 ///
-/// Keys: `identity {node_id, directory, incarnation}`, `hard_state {term, vote, commit}`, `snapshot {index, term, size,
+/// Keys: `identity {node_id, directory, cluster_id, incarnation}`, `hard_state {term, vote, commit}`, `snapshot {index, term, size,
 /// has_file}` or null, `membership {index, voters, learners, members {id: addr}}`, `first_index`, `last_index`, `entries`
 /// (each `{index, term, type, kind, time_us, proposer, size, data, context}`, bytes in hex; see [`entry_json`]),
 /// `next_index`.
@@ -74,6 +74,7 @@ pub fn inspect(directory: &Path, from: u64, limit: u64) -> Result<Json> {
         "identity": {
             "node_id": identity.node_id,
             "directory": identity.directory.to_string(),
+            "cluster_id": identity.cluster_id,
             "incarnation": identity.incarnation.map(|i| i.to_string()),
         },
         "hard_state": {"term": hard_state.term, "vote": hard_state.vote, "commit": hard_state.commit},

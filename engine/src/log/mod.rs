@@ -42,6 +42,8 @@ pub struct Identity {
     pub directory: Uid,
     /// Digest of `cluster_id` and the initial member map; 0 for a node that waits to be joined.
     pub digest: u64,
+    /// The `cluster_id` it was born with; empty: not known.
+    pub cluster_id: String,
     /// The cluster this directory has become part of.
     pub incarnation: Option<Uid>,
 }

@@ -106,6 +106,8 @@ struct IdentityBody {
     digest: u64,
     #[prost(bytes = "vec", tag = "4")]
     incarnation: Vec<u8>,
+    #[prost(string, tag = "5")]
+    cluster_id: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -199,6 +201,7 @@ pub(crate) fn encode_identity(identity: &Identity) -> Vec<u8> {
         node_id: identity.node_id,
         directory: identity.directory.to_bytes(),
         digest: identity.digest,
+        cluster_id: identity.cluster_id.clone(),
         incarnation: identity.incarnation.map(Uid::to_bytes).unwrap_or_default(),
     };
     seal(&Meta::Identity.key(), &body)
@@ -213,7 +216,7 @@ pub(crate) fn decode_identity(value: &[u8]) -> Result<Identity, Fault> {
     if incarnation.is_none() && !body.incarnation.is_empty() {
         return damaged("the identity's incarnation is not 16 bytes");
     }
-    Ok(Identity { node_id: body.node_id, directory, digest: body.digest, incarnation })
+    Ok(Identity { node_id: body.node_id, directory, digest: body.digest, cluster_id: body.cluster_id, incarnation })
 }
 
 pub(crate) fn encode_hard_state(state: &HardState) -> Vec<u8> {
@@ -374,9 +377,15 @@ mod tests {
     #[test]
     fn every_record_comes_back_as_it_was() {
         let cluster = ClusterState::founding(&BTreeMap::from([(1, "a:1".to_string()), (7, "b:2".to_string())]));
-        let identity = Identity { node_id: 7, directory: Uid(u128::MAX - 3), digest: 9, incarnation: Some(Uid(5)) };
+        let identity = Identity {
+            node_id: 7,
+            directory: Uid(u128::MAX - 3),
+            digest: 9,
+            cluster_id: "blue".into(),
+            incarnation: Some(Uid(5)),
+        };
         assert_eq!(decode_identity(&encode_identity(&identity)), Ok(identity.clone()));
-        let fresh = Identity { incarnation: None, ..identity };
+        let fresh = Identity { incarnation: None, ..identity.clone() };
         assert_eq!(decode_identity(&encode_identity(&fresh)), Ok(fresh));
         let hard_state = HardState { term: 3, vote: 7, commit: 11 };
         assert_eq!(decode_hard_state(&encode_hard_state(&hard_state)), Ok(hard_state));

@@ -11,7 +11,7 @@ use crate::cluster::ClusterState;
 use crate::error::ErrorCode;
 
 pub(super) fn identity(node_id: u64) -> Identity {
-    Identity { node_id, directory: Uid(99), digest: 5, incarnation: None }
+    Identity { node_id, directory: Uid(99), digest: 5, cluster_id: String::new(), incarnation: None }
 }
 
 pub(super) fn cluster(index: u64) -> ClusterRecord {

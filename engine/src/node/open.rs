@@ -81,17 +81,29 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
         return Err(Error::config("node_id", "0 is not a node id; use an id above 0"));
     }
     let initial = initial_members(options)?;
+    if !options.config.listen_addr.is_empty() {
+        address::split("listen_addr", &options.config.listen_addr)?;
+    }
     let dir = directory(options);
     let log_options = LogOptions { node_id: options.node_id, disk_quota: options.config.disk_quota };
     let founding = initial.clone();
     let opened = open_or_create(&dir, &log_options, || {
         let directory = Uid((u128::from(random()?) << 64) | u128::from(random()?));
         let digest = if founding.is_empty() { 0 } else { founding_digest(&options.config.cluster_id, &founding) };
-        let identity = Identity { node_id: options.node_id, directory, digest, incarnation: None };
+        let cluster_id = options.config.cluster_id.clone();
+        let identity = Identity { node_id: options.node_id, directory, digest, cluster_id, incarnation: None };
         let (hard_state, cluster, snapshot) = new_log(&founding);
         Ok(NewLog { identity, cluster, hard_state, snapshot })
     })?;
     let state = opened.state;
+    let (born, given) = (&state.identity.cluster_id, &options.config.cluster_id);
+    if !born.is_empty() && born != given {
+        return Err(Error::storage(
+            ErrorCode::WrongDirectory,
+            &dir,
+            format_args!("it belongs to cluster_id {born:?}, and the configuration says {given:?}; correct it, or name another log_dir"),
+        ));
+    }
     // A directory that exists is what it is, whatever `peers` says now. Before it is founded its members are the founding map.
     let initial = if state.identity.digest == 0 {
         BTreeMap::new()
