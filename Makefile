@@ -70,7 +70,7 @@ rust-lint: $(TOOLS) ## clippy, warnings are errors
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 rust-test: $(TOOLS) ## unit tests, simulation, C ABI, freshness of the header (dev profile)
-	cargo test --workspace --locked
+	cargo test --workspace --locked --no-fail-fast
 
 header: $(TOOLS) ## write include/raftify.h anew after a change to the C ABI (rust-test fails while it is stale)
 	RAFTIFY_WRITE_HEADER=1 cargo test --package raftify-capi --locked --test header

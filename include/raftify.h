@@ -100,7 +100,7 @@
 #define RAFTIFY_ERR_SNAPSHOT_FAILED -11
 
 /**
- * The state machines of the nodes no longer agree.
+ * The state machines of the nodes no longer agree. Reserved: this version does not compare them.
  */
 #define RAFTIFY_ERR_STATE_DIVERGED -12
 
@@ -150,7 +150,7 @@
 #define RAFTIFY_ERR_CONNECTION_FAILED -21
 
 /**
- * The TLS handshake or its files failed.
+ * The TLS handshake or its files failed. Reserved: this version has no TLS.
  */
 #define RAFTIFY_ERR_TLS -22
 

@@ -175,7 +175,7 @@ class SnapshotFailed(RaftError):
 
 
 class StateDiverged(RaftError):
-    """This node's outcomes differ from the others' at `index`: its state machine is not deterministic."""
+    """This node's outcomes differ from the others'. Reserved: this version does not compare them."""
 
 
 class MachineFailed(RaftError):
@@ -219,7 +219,7 @@ class ConnectionFailed(RaftError):
 
 
 class TlsError(ConnectionFailed):
-    """The other side's identity could not be established, or ours was refused."""
+    """The other side's identity could not be established, or ours was refused. Reserved: this version has no TLS."""
 
 
 class ClusterMismatch(ConnectionFailed):

@@ -34,7 +34,7 @@ pub const RAFTIFY_ERR_APPLY_FAILED: i32 = -9;
 pub const RAFTIFY_ERR_RESULT_LOST: i32 = -10;
 /// A snapshot could not be taken.
 pub const RAFTIFY_ERR_SNAPSHOT_FAILED: i32 = -11;
-/// The state machines of the nodes no longer agree.
+/// The state machines of the nodes no longer agree. Reserved: this version does not compare them.
 pub const RAFTIFY_ERR_STATE_DIVERGED: i32 = -12;
 /// The membership change is impossible now or at all.
 pub const RAFTIFY_ERR_MEMBERSHIP: i32 = -13;
@@ -54,7 +54,7 @@ pub const RAFTIFY_ERR_DIRECTORY_IN_USE: i32 = -19;
 pub const RAFTIFY_ERR_FORMAT_TOO_NEW: i32 = -20;
 /// Nobody could be reached.
 pub const RAFTIFY_ERR_CONNECTION_FAILED: i32 = -21;
-/// The TLS handshake or its files failed.
+/// The TLS handshake or its files failed. Reserved: this version has no TLS.
 pub const RAFTIFY_ERR_TLS: i32 = -22;
 /// The other side belongs to another cluster.
 pub const RAFTIFY_ERR_CLUSTER_MISMATCH: i32 = -23;

@@ -51,6 +51,7 @@ fn every_function_that_takes_a_handle_takes_null_for_a_mistake_and_not_for_a_cra
         raftify_transfer_leader(n, 1, 2, -2, e);
         raftify_step_down(n, 1, -2, e);
         raftify_snapshot(n, 1, -2, e);
+        raftify_send_message(n, 1, d, 1, -2, e);
         raftify_apply_done(n, 1, null(), 0, e);
         raftify_apply_done_packed(n, 1, null(), 0, e);
         raftify_snapshot_chunk(n, 1, d, 1, e);
@@ -68,12 +69,16 @@ fn every_function_that_takes_a_handle_takes_null_for_a_mistake_and_not_for_a_cra
         raftify_client_transfer_leader(c, 1, 2, -2, e);
         raftify_client_snapshot(c, 1, -2, e);
         raftify_client_status(c, 1, -2, e);
+        raftify_client_send_message(c, 1, d, 1, -2, e);
         raftify_runtime_new(null_mut(), e);
         raftify_queue_new(0, None, null_mut(), None, null_mut(), e);
         raftify_node_start(null_mut(), null_mut(), null(), 1, a, 1, null(), 0, 0, null(), null_mut(), e);
         raftify_client_new(null_mut(), null_mut(), a, 1, null_mut(), e);
         raftify_inspect(a, 1, 0, 1, null_mut(), &mut size, e);
         raftify_inspect(null(), 1, 0, 1, &mut text, &mut size, e);
+        raftify_import(a, 1, a, 1, 1, a, 1, a, 1, null(), 0, null_mut(), &mut size, e);
+        raftify_import(null(), 1, a, 1, 1, a, 1, a, 1, null(), 0, &mut text, &mut size, e);
+        raftify_import(a, 1, a, 1, 1, a, 1, a, 1, null(), 1, &mut text, &mut size, e);
     };
     for (function, status) in &results {
         assert_eq!((*function, *status), (*function, INVALID));

@@ -203,23 +203,23 @@ async def look(addrs: Sequence[str], timeout: float) -> View:
 
 
 def status_table(view: View) -> tuple[tuple[str, ...], list[list[object]]]:
+    """Fits 80 columns as long as no node has an error to tell."""
     newest = view.newest()
     commit = newest["commit_index"] if newest else 0
     rows: list[list[object]] = []
     for addr, answer in view.answers.items():
         if isinstance(answer, CliError):
-            rows.append(
-                [None, addr, Text("unreachable", style="red"), None, None, None, None, None, None, answer.message]
-            )
+            rows.append([None, addr, Text("unreachable", style="red"), *[None] * 5, answer.message])
             continue
-        lead = answer["role"] == "leader"
-        rows.append([
-            answer["node_id"], addr, Text("leader *", style="green bold") if lead else answer["role"], answer["term"],
-            answer["last_index"], answer["commit_index"], answer["applied_index"], max(0, commit -
-            answer["applied_index"]), answer["snapshot_index"], answer.get("error"),
-        ])  # fmt: skip
+        role = Text("leader *", style="green bold") if answer["role"] == "leader" else answer["role"]
+        indexes = [answer[key] for key in ("term", "last_index", "commit_index", "applied_index")]
+        lag = max(0, commit - answer["applied_index"])
+        rows.append([answer["node_id"], addr, role, *indexes, lag, answer.get("error")])
     rows.sort(key=lambda row: (row[0] is None, row[0] or 0))
-    return ("id", "addr", "role", "term", "last", "commit", "applied", "lag", "snapshot", "error"), rows
+    columns = ("id", "addr", "role", "term", "last", "commit", "applied", "lag", "error")
+    if all(row[-1] is None for row in rows):
+        return columns[:-1], [row[:-1] for row in rows]
+    return columns, rows
 
 
 def show_status(addrs: Sequence[str], timeout: float, output: str | None) -> None:
