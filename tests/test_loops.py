@@ -16,9 +16,11 @@ import pytest
 from cluster import free_addrs, one_node, quick_config
 from stores import KeyValue
 
+import raftify_ffi
 from raftify_ffi import Raft, Role, _bridge
 
 TESTS = Path(__file__).resolve().parent
+PACKAGE = Path(raftify_ffi.__file__).resolve().parent
 
 
 async def test_another_loop_may_call(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def run_program(tmp_path: Path, body: str) -> subprocess.CompletedProcess[str]:
     """A program of its own: its exit is what is tested."""
     program = f"""
 import asyncio, os, sys, threading
-sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
+sys.path[:0] = [{str(TESTS)!r}, {str(PACKAGE.parent)!r}]
 from pathlib import Path
 from cluster import free_addrs, quick_config
 from raftify_ffi import *

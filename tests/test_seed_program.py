@@ -15,17 +15,20 @@ from typing import Any
 import pytest
 from processes import Process, free_ports
 
+import raftify_ffi
 from raftify_ffi import RaftServiceClient
 
 TESTS = Path(__file__).resolve().parent
 README = TESTS / "data" / "seed_readme.md"
 BLOCKS = re.findall(r"^```py\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+PACKAGE = Path(raftify_ffi.__file__).resolve().parent
 PROGRAM = TESTS / "programs" / "seed_node.py"
 PATIENCE = 60.0
 
 
 def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    # A program of a test runs on the package that the tests themselves have: the installed one, or the source tree's.
+    path = os.pathsep.join([str(TESTS), str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path}
 
 
