@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import free_addrs
+from cluster import free_addrs, leader_of, quick_config
 from history import DONE
 from members import Member, cluster_of
+from stores import Bulky
+
+from raftify_ffi import Raft
 
 MIB = 1 << 20
 
@@ -138,3 +141,41 @@ async def test_a_new_member_is_brought_up_by_snapshot(tmp_path: Path) -> None:
             assert (await joiner.call("status"))["voters"] == [1, 2, 3, 4]
         finally:
             await joiner.close()
+
+
+async def test_a_snapshot_may_come_while_the_last_one_is_still_being_restored(tmp_path: Path) -> None:
+    """The store reads on in the old one, whatever has arrived meanwhile."""
+
+    class Slow(Bulky):
+        raft: Raft[Any]
+        overtaken = False
+
+        async def restore_chunks(self, chunks: Any) -> None:  # type: ignore[override]
+            read = [next(chunks)]
+            if not self.overtaken:
+                own = self.raft.status.snapshot_index
+                while self.raft.status.snapshot_index <= own:
+                    await asyncio.sleep(0.01)
+                self.overtaken = True
+            super().restore_chunks([*read, *chunks])
+
+    peers = dict(enumerate(free_addrs(3), 1))
+
+    def build(node_id: int, store: Bulky) -> Raft[Bulky]:
+        return Raft.build(node_id, peers[node_id], store, quick_config(tmp_path, trailing_entries=2), peers)
+
+    one, two, three = (build(node_id, Bulky(mib=5)) for node_id in peers)
+    async with one, two:
+        async with three:
+            await one.propose_many([f"a{number}".encode() for number in range(20)], timeout=30)
+            await three.wait_for(applied=one.status.applied_index)
+            await three.snapshot()
+        await one.propose_many([f"b{number}".encode() for number in range(20)], timeout=30)
+        leader = await leader_of([one, two])
+        await leader.snapshot()
+        store = Slow(mib=5)
+        store.raft = again = build(3, store)
+        async with again:
+            assert await again.read(len, timeout=30) == 40
+            assert store.overtaken
+            assert store.lines == leader.store.lines

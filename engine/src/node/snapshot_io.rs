@@ -99,12 +99,11 @@ impl SnapshotFiles {
             .map_err(|e| Error::not_done(ErrorCode::Internal, format!("cannot start a thread: {e}")))
     }
 
-    /// The machine is about to be told to restore this snapshot.
+    /// The machine is about to be told to restore this snapshot. It may still be reading an earlier one, which stays open until it has
+    /// answered that request.
     pub fn name_restore(&self, id: u64, meta: Arc<SnapshotMeta>) -> PathBuf {
         let path = self.dir.path(&meta);
-        let mut reading = lock(&self.reading);
-        reading.clear();
-        reading.insert(id, Reading::Named(meta));
+        lock(&self.reading).insert(id, Reading::Named(meta));
         path
     }
 
