@@ -64,6 +64,12 @@ def follows(member: Member, leader: int) -> bool:
     return fetch("GET", f"http://{member.web}/leader") == (200, str(leader))
 
 
+def votes(member: Member) -> bool:
+    code, body = fetch("GET", f"http://{member.web}/debug")
+    status = json.loads(body) if code == 200 else {"node_id": 0, "voters": []}
+    return status["node_id"] in status["voters"]
+
+
 def start(directory: Path, raft: str, *options: str) -> Member:
     (port,) = free_ports(1)
     web = f"127.0.0.1:{port}"
@@ -146,7 +152,9 @@ def test_a_fourth_node_joins_serves_and_leaves(cluster: list[Member], tmp_path: 
     assert fetch("PUT", f"http://{cluster[0].web}/store/before/joining")[0] == 200
     fourth = start(tmp_path, f"127.0.0.1:{free_ports(1)[0]}", "--peer-addr", cluster[0].raft)
     with fourth.process:
-        eventually("the fourth is a member", lambda: fetch("GET", f"http://{fourth.web}/size") == (200, "4"))
+        # First a learner; a voter when it has caught up. Only then its join has ended.
+        eventually("the fourth is a voter", functools.partial(votes, fourth))
+        assert fetch("GET", f"http://{fourth.web}/size") == (200, "4")
         assert fetch("GET", f"http://{fourth.web}/store/before") == (200, "joining")
         assert fetch("POST", f"http://{fourth.web}/leave") == (200, "OK")
         assert fourth.process.wait(TIMEOUT) == 0

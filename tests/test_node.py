@@ -73,6 +73,20 @@ async def test_the_cluster_goes_on_without_its_leader(tmp_path: Path) -> None:
         assert await rest[1].read(lambda s: s.data["a"], timeout=30) == "2"
 
 
+@pytest.mark.parametrize("leads", [False, True], ids=["a follower", "the leader"])
+async def test_who_leaves_is_told_that_it_has_left(tmp_path: Path, leads: bool) -> None:
+    async with nodes_in_one_loop(tmp_path, 3, KeyValue) as rafts:
+        leader = await leader_of(rafts)
+        leaving = leader if leads else next(raft for raft in rafts if raft is not leader)
+        await leaving.leave(timeout=30)
+        async for _ in leaving.events():
+            if leaving.status.role is Role.REMOVED:
+                break
+        rest = [raft for raft in rafts if raft is not leaving]
+        await rest[0].propose(b"a=1", timeout=30)
+        assert set(rest[0].status.voters) == {raft.node_id for raft in rest}
+
+
 async def test_leadership_moves_on_request(tmp_path: Path) -> None:
     async with nodes_in_one_loop(tmp_path, 3, KeyValue) as rafts:
         leader = await leader_of(rafts)
