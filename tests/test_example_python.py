@@ -66,7 +66,9 @@ def follows(member: Member, leader: int) -> bool:
 
 def votes(member: Member) -> bool:
     code, body = fetch("GET", f"http://{member.web}/debug")
-    status = json.loads(body) if code == 200 else {"node_id": 0, "voters": []}
+    if code != 200:
+        return False
+    status = json.loads(body)
     return status["node_id"] in status["voters"]
 
 
