@@ -449,13 +449,11 @@ async def test_what_makes_no_sense_from_outside_hurts_nobody(tmp_path: Path) -> 
             async with RaftServiceClient.connect(raft.addr) as client:
                 for call in (
                     lambda: client.reserve_id("nonsense", timeout=10),
-                    lambda: client.reserve_id("0.0.0.0:1", timeout=10),
                     lambda: client.members.add(9, "nonsense", timeout=10),
-                    lambda: client.members.remove(77, timeout=10),
                     lambda: client.members.promote(77, timeout=10),
                     lambda: client.transfer_leader(77, timeout=10),
-                    lambda: client.members.add(2**64 - 1, leader.addr, timeout=10),
-                    lambda: raft.members.add(1, "127.0.0.1:9").remove(1),
+                    lambda: client.members.add(2**64 - 1, "127.0.0.1:9", timeout=10),
+                    lambda: client.members.add(1, "127.0.0.1:9").remove(1),
                 ):
                     with pytest.raises(RaftError) as caught:
                         await call()
