@@ -326,12 +326,14 @@ def reap_closed_loops() -> None:
     """Nodes whose loop was closed under them have nobody who applies: they are closed."""
     for loop, bridge in list(_bridges.items()):
         if loop.is_closed():
+            number = len(bridge._sources)
+            # First: where warnings are errors this one is told once, and not again to everybody who comes after.
+            bridge.abandon()
             warnings.warn(
-                f"the event loop of {len(bridge._sources)} raftify node(s) or client(s) was closed under them; call close() first",
+                f"the event loop of {number} raftify node(s) or client(s) was closed under them; call close() first",
                 ResourceWarning,
                 stacklevel=3,
             )
-            bridge.abandon()
 
 
 def _at_exit() -> None:

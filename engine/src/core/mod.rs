@@ -53,6 +53,7 @@ use crate::cluster::{ClusterState, NodeId};
 use crate::config::Config;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
+use crate::request::Reply;
 use crate::status::{Event, Role};
 use greeting::Greetings;
 use machine_stream::MachineStream;
@@ -583,6 +584,8 @@ impl Core {
         }
         self.removed = true;
         self.abdicate();
+        // Who asked to leave hears that it has.
+        self.requests_to_leave().into_iter().for_each(|request| self.complete(request, Ok(Reply::Done)));
         let error = Error::unknown(ErrorCode::Removed, format!("node {}: {reason}", self.id));
         self.end_requests(&error);
         if self.config.terminate_on_remove {

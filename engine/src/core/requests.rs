@@ -236,6 +236,20 @@ impl Core {
         }
     }
 
+    /// Those that ask for nothing but that this node be removed.
+    pub(super) fn requests_to_leave(&self) -> Vec<u64> {
+        let leave = Change::of(&[crate::request::MemberChange::Remove { id: self.id }]);
+        let mut found: Vec<u64> = self
+            .requests
+            .pending
+            .iter()
+            .filter(|(_, pending)| matches!(&pending.what, What::Change(change) if *change == leave))
+            .map(|(request, _)| *request)
+            .collect();
+        found.sort_unstable();
+        found
+    }
+
     pub(super) fn end_requests(&mut self, error: &Error) {
         let mut all: Vec<u64> = self.requests.pending.keys().copied().collect();
         all.sort_unstable();
