@@ -176,7 +176,7 @@ class RaftServiceClient:
 
     async def reserve_id(self, raft_addr: str = "", *, timeout: Timeout = DEFAULT) -> ClusterJoinTicket:
         """A ticket for a new node; see `Raft.request_id`."""
-        addr = raft_addr.encode()
+        addr = (checked_address(raft_addr, "raft_addr") if raft_addr else "").encode()
         return ClusterJoinTicket.from_json(
             await self._request("reserve_id()", lib.raftify_client_reserve_id, addr, len(addr), milliseconds(timeout))
         )

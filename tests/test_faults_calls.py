@@ -437,3 +437,43 @@ async def test_a_closed_node_ends_what_it_was_asked(tmp_path: Path) -> None:
         with pytest.raises(Closed) as caught:
             await raft.propose(b"c")
         assert (caught.value.committed, caught.value.retryable) == (False, False)
+
+
+async def test_what_makes_no_sense_from_outside_hurts_nobody(tmp_path: Path) -> None:
+    """Addresses that are none, ids that are nobody's, bytes that are no request; asked of the leader and of a follower."""
+    async with nodes_in_one_loop(tmp_path, 3, Journal) as rafts:
+        leader = await leader_of(rafts)
+        follower = next(raft for raft in rafts if raft is not leader)
+        term = leader.status.term
+        for raft in (leader, follower):
+            async with RaftServiceClient.connect(raft.addr) as client:
+                for call in (
+                    lambda: client.reserve_id("nonsense", timeout=10),
+                    lambda: client.members.add(9, "nonsense", timeout=10),
+                    lambda: client.members.promote(77, timeout=10),
+                    lambda: client.transfer_leader(77, timeout=10),
+                    lambda: client.members.add(2**64 - 1, "127.0.0.1:9", timeout=10),
+                    lambda: client.members.add(1, "127.0.0.1:9").remove(1),
+                ):
+                    with pytest.raises(RaftError) as caught:
+                        await call()
+                    assert caught.value.committed is False, repr(caught.value)
+            host, _, port = raft.addr.rpartition(":")
+            for noise in (
+                b"GET / HTTP/1.1\r\n\r\n",
+                bytes(range(256)) * 100,
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 1000,
+            ):
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(noise)
+                # It hangs up by itself.
+                try:
+                    while await asyncio.wait_for(reader.read(4096), 60):
+                        pass
+                except ConnectionError:
+                    pass
+                writer.close()
+        assert int(await follower.propose(b"a")) == 0
+        assert leader.status.term == term
+        assert leader.status.voters == (1, 2, 3)
+        assert not any(raft.is_finished() for raft in rafts)

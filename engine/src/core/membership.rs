@@ -103,6 +103,9 @@ pub struct Awaited {
     pub goals: Vec<(NodeId, Goal)>,
 }
 
+/// An id given by hand raises the counter that new ids are taken from (S12): it must not come to its end.
+const MAX_ID: NodeId = NodeId::MAX / 2;
+
 fn refuse<T>(message: String) -> Result<T> {
     Err(Error::not_done(ErrorCode::Membership, message))
 }
@@ -126,6 +129,9 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
         let id = step.id;
         if id == 0 {
             return refuse("id 0 is not a node; use an id above 0".into());
+        }
+        if id > MAX_ID && cluster.member(id).is_none() {
+            return refuse(format!("id {id} is above {MAX_ID}: no id would be left above it; use a smaller one"));
         }
         if seen.contains(&id) {
             return refuse(format!("node {id} is named twice in one change; name each node once"));
@@ -313,6 +319,10 @@ mod tests {
         let table: Vec<(Vec<MemberChange>, &str)> = vec![
             (vec![MemberChange::Add { id: 9, addr: "h:9".into(), learner: false }], "id 9 was removed before"),
             (vec![MemberChange::Add { id: 0, addr: "h:9".into(), learner: false }], "id 0 is not a node"),
+            (
+                vec![MemberChange::Add { id: u64::MAX, addr: "h:9".into(), learner: false }],
+                "id 18446744073709551615 is above",
+            ),
             (vec![MemberChange::Promote { id: 8 }], "node 8 is no member"),
             (vec![MemberChange::Remove { id: 1 }, MemberChange::Remove { id: 1 }], "node 1 is named twice"),
             ((1..=3).map(|id| MemberChange::Remove { id }).collect(), "this would leave the cluster without a voter"),
