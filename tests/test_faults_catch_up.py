@@ -154,7 +154,7 @@ async def test_a_snapshot_may_come_while_the_last_one_is_still_being_restored(tm
             read = [next(chunks)]
             if not self.overtaken:
                 own = self.raft.status.snapshot_index
-                while self.raft.status.snapshot_index <= own:  # noqa: ASYNC110 (inside a store nothing of the library is awaited)
+                while self.raft.status.snapshot_index <= own:  # inside a store nothing of the library is awaited
                     await asyncio.sleep(0.01)
                 self.overtaken = True
             super().restore_chunks([*read, *chunks])
