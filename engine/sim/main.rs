@@ -1,4 +1,4 @@
-//! Simulated clusters: random ones by seed, and named scenarios for the rules of SAFETY.md.
+//! Simulated clusters: random ones by seed, and named scenarios for the rules of docs/rules.md.
 //!
 //! `RAFTIFY_SIM_SEEDS=n` runs n seeds instead of 200, `RAFTIFY_SIM_BASE=s` begins at s. A failure names its seed; replay it with
 //! `cargo run -p raftify-engine --example sim -- --seed N`.

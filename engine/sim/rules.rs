@@ -1,4 +1,4 @@
-//! One named scenario for each rule of SAFETY.md that is easily staged. The oracle watches all of them besides.
+//! One named scenario for each rule of docs/rules.md that is easily staged. The oracle watches all of them besides.
 
 use raftify_engine::request::Reply;
 use raftify_engine::status::Role;

@@ -113,7 +113,7 @@ impl ErrorCode {
     }
 }
 
-/// What is known of the command's fate when a call fails (SAFETY S15).
+/// What is known of the command's fate when a call fails (S15).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Committed {
     /// In the log for good.

@@ -1,4 +1,4 @@
-//! One thread with one single-threaded runtime: the drivers and the network of all nodes and clients that share it (DESIGN §4.1).
+//! One thread with one single-threaded runtime: the drivers and the network of all nodes and clients that share it (rules, F1).
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! Messages are checked before raft sees them: it panics on what cannot be (SAFETY S16, DESIGN §5.7).
+//! Messages are checked before raft sees them: it panics on what cannot be (S16, rules, P7).
 
 use raft::eraftpb::{Message, MessageType};
 

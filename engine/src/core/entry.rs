@@ -4,7 +4,7 @@ use raft::eraftpb::{Entry, EntryType};
 
 use crate::cluster::NodeId;
 
-/// Identity of a proposal: unique for ever, whatever node or start it came from (DESIGN §5.3).
+/// Identity of a proposal: unique for ever, whatever node or start it came from (rules, P3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin {
     pub node: NodeId,

@@ -1,4 +1,4 @@
-//! Membership: what was asked, checked against the members there are, becomes one step of raft's (SAFETY S12, S13).
+//! Membership: what was asked, checked against the members there are, becomes one step of raft's (S12, S13).
 
 use prost::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState};

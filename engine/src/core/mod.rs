@@ -526,7 +526,7 @@ impl Core {
         }
     }
 
-    /// This node has found that it cannot go on: it answers everything, and then nothing any more (DESIGN §5.7).
+    /// This node has found that it cannot go on: it answers everything, and then nothing any more (rules, P7).
     pub fn fail(&mut self, error: Error) {
         if self.failed.is_none() {
             self.end_requests(&error);

@@ -1,4 +1,4 @@
-//! The driver: one task that owns the core, feeds it everything that came in, and carries out what it asks for (DESIGN §4.1).
+//! The driver: one task that owns the core, feeds it everything that came in, and carries out what it asks for (rules, F1).
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
@@ -184,7 +184,7 @@ impl Driver {
                 _ = incoming.recv_many(&mut frames, TURN_FRAMES) => {}
                 () = tokio::time::sleep_until(wake) => {}
             }
-            // The whole inbox, then one Ready (DESIGN §4.1).
+            // The whole inbox, then one Ready (rules, F1).
             while inputs.len() < TURN_INPUTS {
                 let Ok(input) = outbox.try_recv() else { break };
                 inputs.push(input);

@@ -10,8 +10,8 @@
 //!
 //! Lives here: threads, channels, clocks, files by name. May not live here: any rule of Raft.
 //!
-//! Invariants: the core is touched by the driver alone; one transaction and one sync for all writes that wait (DESIGN §4.3); a
-//! panic in the core stops this node, and only it (DESIGN §5.7); `closed` is the last thing a sink hears.
+//! Invariants: the core is touched by the driver alone; one transaction and one sync for all writes that wait (rules, F3); a
+//! panic in the core stops this node, and only it (rules, P7); `closed` is the last thing a sink hears.
 
 mod driver;
 mod open;
@@ -69,7 +69,7 @@ pub struct NodeOptions {
     pub node_id: NodeId,
     /// host:port that the others dial.
     pub raft_addr: String,
-    /// The initial members, or contacts; see `PYTHON_API` rule 3 in the guide: with oneself the cluster is founded, without it is joined.
+    /// The initial members, or contacts: with oneself among them the cluster is founded, without it is joined.
     pub peers: Option<BTreeMap<NodeId, String>>,
 }
 
@@ -200,7 +200,7 @@ impl Node {
         self.0.inbox.send(input).map_err(|_| closed())
     }
 
-    /// Counts what goes into the inbox: past the bounds a request fails at once (DESIGN §4).
+    /// Counts what goes into the inbox: past the bounds a request fails at once (rules, F4).
     fn enqueue(&self, requests: u64, bytes: u64) -> Result<()> {
         let shared = &self.0.shared;
         let config = &self.0.config;

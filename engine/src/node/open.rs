@@ -1,4 +1,4 @@
-//! From options to an opened directory: who this node is to be, checked before anything is touched (`PYTHON_API` rules 3, 6).
+//! From options to an opened directory: who this node is to be, checked before anything is touched.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
