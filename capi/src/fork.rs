@@ -1,6 +1,5 @@
 //! A forked child has our memory but not our threads: what was made before the fork is dead in it, and must neither
-//! hang nor
-//! touch what the parent goes on using.
+//! hang nor touch what the parent goes on using.
 
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 

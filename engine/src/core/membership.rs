@@ -189,6 +189,14 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
                     // A join from the address of a present member replaces that member in the same step (S12).
                     if let Some(old) = cluster.member_at(&step.addr) {
                         if !change.steps.iter().any(|s| s.id == old.id) {
+                            // By hand that would be a removal that nobody asked for.
+                            if step.directory.is_empty() {
+                                return refuse(format!(
+                                    "{} is the address of member {}; name that member in the same change (remove or replace it), or \
+                                     give another address",
+                                    step.addr, old.id
+                                ));
+                            }
                             push(&mut singles, old.id, ConfChangeType::RemoveNode);
                         }
                     }
@@ -324,6 +332,7 @@ mod tests {
                 "id 18446744073709551615 is above",
             ),
             (vec![MemberChange::Promote { id: 8 }], "node 8 is no member"),
+            (vec![MemberChange::Add { id: 8, addr: "h:2".into(), learner: false }], "h:2 is the address of member 2"),
             (vec![MemberChange::Remove { id: 1 }, MemberChange::Remove { id: 1 }], "node 1 is named twice"),
             ((1..=3).map(|id| MemberChange::Remove { id }).collect(), "this would leave the cluster without a voter"),
         ];
