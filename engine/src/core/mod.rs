@@ -116,7 +116,8 @@ pub struct Core {
     wall_us: u64,
     /// The cluster as of `handed`.
     cluster: Arc<ClusterState>,
-    /// Clusters from the state machine's index on: (since index, cluster), ascending; never empty.
+    /// Clusters from the state machine's index on, or from the stored configuration's while older entries are replayed:
+    /// (since index, cluster), ascending; never empty.
     versions: VecDeque<(u64, Arc<ClusterState>)>,
     /// The leader's clock at the newest entry handed over.
     time_us: u64,
@@ -253,12 +254,6 @@ impl Core {
             config,
             out: Actions::default(),
         };
-        if let Some(snapshot) = &log.snapshot {
-            // The cluster between the snapshot and the stored configuration is not needed: replay passes over membership.
-            if snapshot.index < core.handed {
-                core.versions.push_front((snapshot.index, Arc::new(snapshot.cluster.clone())));
-            }
-        }
         core.announce_peers();
         Ok(core)
     }

@@ -144,6 +144,7 @@ impl Core {
 
     fn begin_snapshot(&mut self, index: u64) {
         let Some(term) = self.raw.store().known_term(index) else { return };
+        // None in a replay, until it has reached the index whose members are stored: a snapshot carries those of exactly its own (S13).
         let Some(cluster) = self.versions.iter().rev().find(|(since, _)| *since <= index).map(|(_, c)| (**c).clone())
         else {
             return;
@@ -368,4 +369,79 @@ impl Core {
 
 fn info(meta: &SnapshotMeta) -> SnapshotInfo {
     SnapshotInfo { index: meta.index, term: meta.term, size: meta.size, path: String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use raft::eraftpb::{Entry, HardState};
+
+    use super::*;
+    use crate::cluster::Uid;
+    use crate::core::{Actions, Context, CoreOptions, Kind, Origin};
+    use crate::log::{ClusterRecord, Identity, LogState};
+    use crate::Config;
+
+    /// A restarted node: snapshot at 10 with members 1 to 3, member 3 removed by entry 15, members stored as of 20.
+    fn replaying() -> Core {
+        let founders: BTreeMap<u64, String> = (1..=3).map(|id| (id, format!("h:{id}"))).collect();
+        let then = ClusterState::founding(&founders);
+        let mut now = then.clone();
+        now.drop_member(3);
+        now.voters = vec![1, 2];
+        let identity =
+            Identity { node_id: 1, directory: Uid(1), digest: 1, incarnation: None, cluster_id: String::new() };
+        let log = LogState {
+            identity,
+            hard_state: HardState { term: 2, vote: 0, commit: 20 },
+            cluster: ClusterRecord { index: 20, cluster: now },
+            snapshot: Some(SnapshotMeta { index: 10, term: 2, cluster: then, size: 0, crc: 0, has_file: false }),
+            first_index: 11,
+            prev_term: 2,
+            last_index: 20,
+            terms: vec![(11, 2)],
+            bytes: 0,
+        };
+        Core::new(CoreOptions {
+            config: Config { snapshot_entries: 2, ..Config::default() },
+            node_id: 1,
+            addr: "h:1".into(),
+            initial: founders,
+            start: 7,
+            seed: 7,
+            log,
+            entries: Vec::new(),
+            now: 0,
+        })
+        .unwrap()
+    }
+
+    fn command(index: u64) -> Entry {
+        let origin = Origin { node: 9, start: 9, sequence: index };
+        let context = Context { kind: Kind::Command, time_us: 0, origin }.encode();
+        Entry { term: 2, index, data: b"x".to_vec(), context, ..Entry::default() }
+    }
+
+    fn asked_for_snapshot(actions: &Actions) -> Option<(u64, u64)> {
+        actions.machine.iter().find_map(|request| match request {
+            MachineRequest::Snapshot { id, index, .. } => Some((*id, *index)),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn s13_no_snapshot_is_taken_in_a_replay_before_the_index_whose_members_are_known() {
+        let mut core = replaying();
+        let first = core.poll();
+        let fetch = first.fetches.first().copied().unwrap();
+        core.fetched(fetch.id, (11..=17).map(command).collect());
+        let midway = core.poll();
+        assert_eq!(asked_for_snapshot(&midway), None, "the members at 17 are not those of the snapshot at 10");
+        let fetch = midway.fetches.first().copied().unwrap();
+        core.fetched(fetch.id, (18..=20).map(command).collect());
+        let (id, index) = asked_for_snapshot(&core.poll()).unwrap();
+        assert_eq!(index, 20);
+        assert_eq!(core.snapshot_header(id).unwrap().2.voters, [1, 2]);
+    }
 }
