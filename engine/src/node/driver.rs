@@ -19,7 +19,7 @@ use super::{lock, Input, LogRecord, NodeOptions, Shared, Sink, FIRST_INTERNAL_TO
 use crate::client;
 use crate::cluster::NodeId;
 use crate::core::{Actions, Body, Core, CoreOptions, Micros, Outbound};
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::log::SnapshotMeta;
 use crate::machine::{MachineAnswer, MachineRequest};
 use crate::request::{Completion, Reply, Request, Ticket, Timeout, Token};
@@ -40,11 +40,6 @@ pub(super) struct Parts {
     pub sink: Arc<dyn Sink>,
 }
 
-/// Who waits for an internal token.
-enum Waiter {
-    Call(oneshot::Sender<Result<Reply>>),
-}
-
 struct Driver {
     core: Core,
     transport: Transport,
@@ -56,7 +51,8 @@ struct Driver {
     addr: String,
     origin: Instant,
     next_tick: Instant,
-    waiters: HashMap<Token, Waiter>,
+    /// Calls over the wire, by their internal token.
+    waiters: HashMap<Token, oneshot::Sender<Result<Reply>>>,
     next_token: Token,
     joins: HashMap<Token, AbortHandle>,
     /// Lanes that are up: a peer counts as connected when both are.
@@ -403,11 +399,13 @@ impl Driver {
                 let asked = client::call(addr, request.clone(), Duration::from_secs(10)).await;
                 match asked {
                     Ok(_) => return,
+                    // Refused for good. A change that was made and overtaken by another is asked for again.
                     Err(error)
-                        if matches!(
-                            error.code,
-                            ErrorCode::Membership | ErrorCode::WrongDirectory | ErrorCode::Removed
-                        ) && !error.message.contains("progress") =>
+                        if error.committed == Committed::No
+                            && matches!(
+                                error.code,
+                                ErrorCode::Membership | ErrorCode::WrongDirectory | ErrorCode::Removed
+                            ) =>
                     {
                         let _ = inbox.send(Input::JoinFailed { token, error });
                         return;
@@ -478,7 +476,7 @@ impl Driver {
             Incoming::Call { request, timeout, answer } => {
                 let token = self.next_token;
                 self.next_token = self.next_token.wrapping_add(1).max(FIRST_INTERNAL_TOKEN);
-                self.waiters.insert(token, Waiter::Call(answer));
+                self.waiters.insert(token, answer);
                 let timeout = self.timeout(timeout, self.default_timeout(&request));
                 self.core.submit(token, request, timeout);
             }
@@ -639,7 +637,7 @@ impl Driver {
             let (ours, theirs): (Vec<_>, Vec<_>) = outward.into_iter().partition(|c| c.token >= FIRST_INTERNAL_TOKEN);
             outward = theirs;
             for Completion { token, result } in ours {
-                if let Some(Waiter::Call(answer)) = self.waiters.remove(&token) {
+                if let Some(answer) = self.waiters.remove(&token) {
                     let _ = answer.send(result.map(|reply| self.with_path(reply)));
                 }
             }
