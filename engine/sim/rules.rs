@@ -6,6 +6,7 @@ use raftify_engine::{Committed, ErrorCode};
 
 use crate::sim::disk::Sabotage;
 use crate::sim::draws::Draws;
+use crate::sim::profile::Kind;
 use crate::sim::world::{Event, Profile, World, MILLI, SECOND};
 use crate::sim::{finish, run_with};
 
@@ -277,8 +278,9 @@ fn known_faults_put_back_are_found() {
                 let mut draws = Draws::new(*seed);
                 let mut profile = Profile::drawn(&mut draws);
                 profile.sabotage = Some(sabotage);
-                if sabotage == Sabotage::WipedKeepsItsName && !profile.membership {
+                if sabotage == Sabotage::WipedKeepsItsName && profile.shares[2] == 0 {
                     profile.wipes = (profile.nodes - 1) / 2;
+                    profile.mix.push((Kind::Wipe, 10));
                 }
                 run_with(*seed, profile, draws, false)
             };

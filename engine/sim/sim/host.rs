@@ -35,6 +35,12 @@ pub struct Host {
     pub retired: bool,
     /// Its directory was wiped: it may refuse itself.
     pub wiped: bool,
+    /// Wiped, or corrupt: not counted on any more.
+    pub lost: bool,
+    /// Each request to the machine takes so much longer, until then.
+    pub slow_machine: (u64, u64),
+    /// The machine gives up at its next request.
+    pub machine_fails: bool,
 }
 
 /// One run of a process.
@@ -68,6 +74,9 @@ impl Host {
             ticket: None,
             retired: false,
             wiped: false,
+            lost: false,
+            slow_machine: (0, 0),
+            machine_fails: false,
         }
     }
 }
@@ -84,13 +93,16 @@ impl World {
     }
 
     pub fn start(&mut self, id: u64) {
-        let start = self.draws.nodes.next();
-        let seed = self.draws.nodes.next();
+        let Some(host) = self.hosts.get(&id).filter(|h| h.life.is_none() && !h.retired) else { return };
+        if host.disk.flipped {
+            return self.tell(|| format!("node {id} does not start: its log is corrupt"));
+        }
+        let (start, seed) = (self.draws.node(id).next(), self.draws.node(id).next());
         self.lives += 1;
         let number = self.lives;
         let config = self.profile.config.clone();
-        let now = self.now;
-        let Some(host) = self.hosts.get_mut(&id).filter(|h| h.life.is_none() && !h.retired) else { return };
+        let (clock, _) = self.clock(id);
+        let Some(host) = self.hosts.get_mut(&id) else { return };
         let (log, entries) = host.disk.open(self.profile.sabotage);
         let image = &host.disk.synced;
         let mut shadow = Shadow::new(log.first_index - 1, log.prev_term, log.first_index - 1);
@@ -106,7 +118,7 @@ impl World {
             seed,
             log,
             entries,
-            now,
+            now: clock,
         };
         let core = match Core::new(options) {
             Ok(core) => core,
@@ -129,7 +141,7 @@ impl World {
         });
         self.tell(|| format!("node {id} starts (life {number}): {positions:?}"));
         let at = (id, number);
-        let wait = self.draws.nodes.range(0, self.profile.tick);
+        let wait = self.draws.node(id).range(0, self.profile.tick);
         self.after(wait, Event::Tick(at));
         self.wake(at);
         self.after_start(at);
@@ -139,7 +151,8 @@ impl World {
     pub fn kill(&mut self, id: u64, power: bool) {
         let Some(host) = self.hosts.get_mut(&id) else { return };
         let in_flight = (host.disk.in_flight.len() + host.disk.page_cache.len()) as u64;
-        let keep = if self.draws.disk.chance(0.5) { self.draws.disk.range(0, in_flight + 1) as usize } else { 0 };
+        let rng = self.draws.disk(id);
+        let keep = if rng.chance(0.5) { rng.range(0, in_flight + 1) as usize } else { 0 };
         let Some(host) = self.hosts.get_mut(&id) else { return };
         if host.life.is_some() && !power {
             host.disk.process_died(keep);
@@ -147,7 +160,9 @@ impl World {
             host.disk.power_lost(keep);
         }
         host.paused_until = 0;
+        host.machine_fails = false;
         host.disk.hung_until = 0;
+        host.disk.fails = false;
         let Some(life) = host.life.take() else { return };
         self.tell(|| {
             format!("node {id} {} ({keep} of {in_flight} writes kept)", if power { "loses power" } else { "is killed" })
@@ -157,7 +172,7 @@ impl World {
     }
 
     pub fn wake(&mut self, at: Place) {
-        let delay = self.draws.nodes.range(0, 150);
+        let delay = self.draws.node(at.0).range(0, 150);
         let Some(life) = self.life(at).filter(|l| !l.poll_due) else { return };
         life.poll_due = true;
         self.after(delay, Event::Poll(at));
@@ -182,9 +197,23 @@ impl World {
         let Some(life) = self.life(at) else { return };
         life.core.set_time(now, wall);
         life.core.tick();
+        self.check_hung(at);
         self.wake(at);
         let next = self.profile.tick * 1000 / rate;
         self.after(next, Event::Tick(at));
+    }
+
+    /// S4: nobody leads with a disk that has hung for longer than it may.
+    fn check_hung(&self, at: Place) {
+        let host = &self.hosts[&at.0];
+        let (Some(since), Some(life)) = (host.disk.waits_since, host.life.as_ref()) else { return };
+        let limit = self.profile.config.hung_write_after().as_micros() as u64;
+        let age = u128::from(self.now - since) * u128::from(host.rate) / 1000;
+        assert!(
+            !life.core.is_leader() || age <= u128::from(limit + 2 * self.profile.tick),
+            "VIOLATION: node {} leads with a write that hangs since {age} µs (S4)",
+            at.0
+        );
     }
 
     pub fn poll(&mut self, at: Place) {
@@ -205,8 +234,10 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, at: Place, actions: Actions, voters_before: Vec<Vec<u64>>) {
+    fn carry_out(&mut self, at: Place, mut actions: Actions, voters_before: Vec<Vec<u64>>) {
         let id = at.0;
+        let told = std::mem::take(&mut actions.events);
+        self.hear(id, told);
         if !actions.writes.is_empty() {
             self.issue_writes(at, actions.writes);
         }
@@ -239,7 +270,7 @@ impl World {
         self.run_machine(at);
         for fetch in actions.fetches {
             let (low, high) = self.profile.sync;
-            let delay = skewed(&mut self.draws.disk, low, high);
+            let delay = skewed(self.draws.disk(at.0), low, high);
             self.after(delay, Event::Fetched { at, fetch });
         }
         for send in actions.snapshot_sends {
@@ -266,12 +297,6 @@ impl World {
             self.break_streams(|from, to| from == peer && to == id, (0, 5 * MILLI));
             self.after(MILLI, Event::Dial { at, to: peer });
         }
-        for event in actions.events {
-            self.tell(|| format!("node {id}: {event:?}"));
-            if let Told::PeerRefused { reason, .. } = &event {
-                assert!(!reason.contains("was dropped"), "VIOLATION: node {id} was sent what cannot be: {reason}");
-            }
-        }
         if actions.restored {
             self.tell(|| format!("node {id} has restored its state"));
             if let Some(life) = self.life(at) {
@@ -286,13 +311,27 @@ impl World {
         }
     }
 
+    /// What a node tells its program, before anything it does.
+    fn hear(&mut self, id: u64, events: Vec<Told>) {
+        for event in events {
+            self.tell(|| format!("node {id}: {event:?}"));
+            if let Told::MembersChanged { index, voters, learners, addresses } = &event {
+                let addresses = addresses.iter().map(|(id, addr)| (*id, addr.clone())).collect();
+                self.oracle.members_from(id, *index, (voters.clone(), learners.clone(), addresses));
+            }
+            if let Told::PeerRefused { reason, .. } = &event {
+                assert!(!reason.contains("was dropped"), "VIOLATION: node {id} was sent what cannot be: {reason}");
+            }
+        }
+    }
+
     fn stopped(&mut self, at: Place, stop: Result<(), Error>) {
         self.tell(|| format!("node {} stops: {stop:?}", at.0));
         let Some(host) = self.hosts.get_mut(&at.0) else { return };
         match &stop {
             Ok(()) => host.retired = true,
             Err(error) if error.code == ErrorCode::WrongDirectory && host.wiped => {}
-            Err(error) if error.code == ErrorCode::Storage && error.message.contains("injected") => {}
+            Err(error) if error.message.contains("injected") => {}
             Err(error) => panic!("VIOLATION: node {} stops without a cause: {error}", at.0),
         }
         self.kill(at.0, false);
@@ -317,9 +356,16 @@ impl World {
                 )
             });
         }
+        let now = self.now;
         let host = self.hosts.get_mut(&at.0).expect("a running host");
         let life = host.life.as_mut().expect("a running process");
         for write in &writes {
+            if let Some(record) = &write.cluster {
+                self.oracle.members_at(at.0, "the stored configuration", record.index, &record.cluster);
+            }
+            if let Some(meta) = &write.snapshot {
+                self.oracle.members_at(at.0, "a snapshot", meta.index, &meta.cluster);
+            }
             if write.reset {
                 let meta = write.snapshot.as_ref().expect("a reset names its snapshot");
                 self.oracle.snapshot_at(at.0, meta.index, meta.term);
@@ -340,18 +386,19 @@ impl World {
         if self.profile.sabotage == Some(Sabotage::WrittenTooEarly) {
             life.core.written(writes.last().map_or(0, |w| w.number));
         }
-        host.disk.queued.extend(writes);
+        host.disk.enqueue(writes, now);
         self.start_write(at);
     }
 
     /// Never more than one sync in flight; what is queued meanwhile is the next one.
     fn start_write(&mut self, at: Place) {
         let (low, high) = self.profile.sync;
-        let delay = skewed(&mut self.draws.disk, low, high);
+        let delay = skewed(self.draws.disk(at.0), low, high);
+        let now = self.now;
         let disk = &mut self.hosts.get_mut(&at.0).expect("a running host").disk;
-        if disk.in_flight.is_empty() && !disk.queued.is_empty() {
-            disk.in_flight = std::mem::take(&mut disk.queued);
-            self.after(delay, Event::Synced(at));
+        if disk.begin() {
+            let slow = if now < disk.slow.1 { disk.slow.0 } else { 0 };
+            self.after(delay + slow, Event::Synced(at));
         }
     }
 
@@ -369,6 +416,13 @@ impl World {
             life.core.fail(Error::not_done(ErrorCode::Storage, "injected: the sync failed"));
             return self.wake(at);
         }
+        if host.disk.is_full(now) {
+            if host.disk.full.1 {
+                life.core.fail(Error::not_done(ErrorCode::DiskFull, "injected: there is no room"));
+                return self.wake(at);
+            }
+            return self.after(20 * MILLI, Event::Synced(at));
+        }
         let number = host.disk.sync();
         if self.told {
             println!("{:>12.3} node {} has written up to {number}", (now - 1_000_000) as f64 / 1000.0, at.0);
@@ -385,17 +439,26 @@ impl World {
         life.machine.busy = true;
         let restores = matches!(life.machine.queue.front(), Some(MachineRequest::Restore { .. }));
         let (low, high) = if restores { self.profile.restore } else { self.profile.machine };
-        let delay = skewed(&mut self.draws.machine, low, high);
-        self.after(delay, Event::Machine(at));
+        let delay = skewed(self.draws.machine(at.0), low, high);
+        let slow = self.hosts.get(&at.0).map_or((0, 0), |h| h.slow_machine);
+        let slow = if self.now < slow.1 { slow.0 } else { 0 };
+        self.after(delay + slow, Event::Machine(at));
     }
 
     pub fn machine_done(&mut self, at: Place) {
-        let fails = self.turmoil && self.profile.fault_every > 0 && self.draws.machine.chance(0.02);
+        let odds = self.profile.snapshot_fails;
+        let fails = odds > 0.0 && self.draws.machine(at.0).chance(odds);
         let id = at.0;
         let host = self.hosts.get_mut(&id).expect("a running host");
         let Some(life) = host.life.as_mut() else { return };
         life.machine.busy = false;
         let Some(request) = life.machine.queue.pop_front() else { return };
+        if std::mem::take(&mut host.machine_fails) {
+            let index = life.machine.applied + 1;
+            let error = Error::unknown(ErrorCode::MachineFailed, "injected: the machine gives up");
+            life.core.machine_answer(MachineAnswer::Failed { id: request.id(), index, error });
+            return self.wake(at);
+        }
         match request {
             MachineRequest::Apply(batch) => {
                 let mut outcomes = Vec::new();
@@ -429,7 +492,7 @@ impl World {
                     let bytes = life.machine.snapshot();
                     life.core.machine_answer(MachineAnswer::Snapshot { id: request, result: Ok(()) });
                     let (low, high) = self.profile.snapshot_file;
-                    let delay = skewed(&mut self.draws.disk, low, high);
+                    let delay = skewed(self.draws.disk(at.0), low, high);
                     self.after(delay, Event::SnapshotFile { at, id: request, bytes });
                 }
             }
@@ -450,7 +513,8 @@ impl World {
     }
 
     pub fn snapshot_file_done(&mut self, at: Place, id: u64, bytes: Vec<u8>) {
-        let fails = self.turmoil && self.profile.fault_every > 0 && self.draws.machine.chance(0.02);
+        let odds = self.profile.snapshot_fails;
+        let fails = odds > 0.0 && self.draws.machine(at.0).chance(odds);
         let host = self.hosts.get_mut(&at.0).expect("a running host");
         let Some(life) = host.life.as_mut() else { return };
         let Some((index, _, _)) = life.core.snapshot_header(id) else { return };
@@ -467,8 +531,13 @@ impl World {
     pub fn fetched(&mut self, at: Place, fetch: Fetch) {
         let host = self.hosts.get_mut(&at.0).expect("a running host");
         let entries = host.disk.synced.read(fetch.low, fetch.high, fetch.max_bytes);
+        let flipped = host.disk.flipped;
         if let Some(life) = host.life.as_mut() {
-            life.core.fetched(fetch.id, entries);
+            if flipped {
+                life.core.fail(Error::not_done(ErrorCode::CorruptData, "injected: a bit has turned"));
+            } else {
+                life.core.fetched(fetch.id, entries);
+            }
         }
         self.wake(at);
     }

@@ -9,8 +9,17 @@ pub struct Machine {
     pub applied: u64,
     pub commands: Vec<u64>,
     pub hash: u64,
+    /// The newest command of each key.
+    pub last: [u64; KEYS],
     pub queue: VecDeque<MachineRequest>,
     pub busy: bool,
+}
+
+/// Each command writes its number to one of so many registers.
+pub const KEYS: usize = 32;
+
+pub fn key(command: u64) -> usize {
+    (command % KEYS as u64) as usize
 }
 
 /// Some commands raise, on every node alike.
@@ -38,6 +47,7 @@ impl Machine {
     pub fn apply(&mut self, index: u64, command: u64) -> u64 {
         self.applied = index;
         self.commands.push(command);
+        self.last[key(command)] = command;
         self.hash = mix(self.hash, command);
         self.commands.len() as u64
     }
@@ -55,5 +65,7 @@ impl Machine {
         self.applied = words.next().expect("a snapshot has its index");
         self.hash = words.next().expect("a snapshot has its hash");
         self.commands = words.collect();
+        self.last = [0; KEYS];
+        self.commands.iter().for_each(|c| self.last[key(*c)] = *c);
     }
 }

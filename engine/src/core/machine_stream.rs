@@ -9,14 +9,11 @@ use raft::eraftpb::{Entry, EntryType};
 use super::entry::{Context, Kind};
 use super::requests::State;
 use super::{Core, Fetch};
+use crate::config::Config;
 use crate::error::{Committed, Error, ErrorCode};
 use crate::log::SnapshotMeta;
 use crate::machine::{ApplyBatch, ApplyEntry, MachineAnswer, MachineRequest, Outcome};
 use crate::request::Reply;
-
-const BATCHES: usize = 3;
-const BATCH_ENTRIES: usize = 4096;
-const BATCH_BYTES: u64 = 1 << 20;
 
 enum Outstanding {
     Apply {
@@ -129,7 +126,7 @@ impl Core {
             self.restore_machine(&meta);
         }
         while !self.machine.restoring()
-            && self.machine.outstanding.len() < BATCHES
+            && (self.machine.outstanding.len() as u64) < self.config.machine_batches
             && self.machine.next_index <= self.handed
         {
             if !self.queue_batch() {
@@ -169,7 +166,7 @@ impl Core {
     fn queue_batch(&mut self) -> bool {
         let low = self.machine.next_index;
         let high = self.handed;
-        let mut batch = BatchMaker::new(self.id, self.start);
+        let mut batch = BatchMaker::new(self.id, self.start, &self.config);
         if self.raw.store().tail_first() <= low {
             let requests = &self.requests.pending;
             self.raw.store().for_each(low, high, |entry| batch.add(entry, |r| requests.contains_key(&r)));
@@ -180,7 +177,7 @@ impl Core {
                     let id = self.machine.next_id();
                     self.machine.fetching = Some(id);
                     let high = high.saturating_add(1).min(self.raw.store().tail_first().max(low.saturating_add(1)));
-                    self.out.fetches.push(Fetch { id, low, high, max_bytes: BATCH_BYTES });
+                    self.out.fetches.push(Fetch { id, low, high, max_bytes: self.config.machine_batch_bytes });
                 }
                 return false;
             }
@@ -294,6 +291,8 @@ impl Core {
 struct BatchMaker {
     node: u64,
     start: u64,
+    max_entries: u64,
+    max_bytes: u64,
     batch: ApplyBatch,
     wanted: Vec<(u64, u64, u64)>,
     last: Option<u64>,
@@ -301,8 +300,17 @@ struct BatchMaker {
 }
 
 impl BatchMaker {
-    fn new(node: u64, start: u64) -> Self {
-        BatchMaker { node, start, batch: ApplyBatch::default(), wanted: Vec::new(), last: None, last_term: 0 }
+    fn new(node: u64, start: u64, config: &Config) -> Self {
+        BatchMaker {
+            node,
+            start,
+            max_entries: config.machine_batch_entries,
+            max_bytes: config.machine_batch_bytes,
+            batch: ApplyBatch::default(),
+            wanted: Vec::new(),
+            last: None,
+            last_term: 0,
+        }
     }
 
     /// Takes one entry; false when it belongs into the next batch.
@@ -310,7 +318,8 @@ impl BatchMaker {
         let context = (entry.entry_type == EntryType::EntryNormal as i32).then(|| Context::of(entry)).flatten();
         if let Some(context) = context.filter(|c| c.kind == Kind::Command) {
             let bytes = self.batch.data.len().saturating_add(entry.data.len()) as u64;
-            if self.batch.entries.len() >= BATCH_ENTRIES || (bytes > BATCH_BYTES && !self.batch.entries.is_empty()) {
+            let full = self.batch.entries.len() as u64 >= self.max_entries || bytes > self.max_bytes;
+            if full && !self.batch.entries.is_empty() {
                 return false;
             }
             let origin = context.origin;
