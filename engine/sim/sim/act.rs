@@ -100,7 +100,7 @@ pub enum Act {
         power: bool,
         down: u64,
     },
-    /// The process ends, and before it is up again the power goes too.
+    /// The process ends and is started again after `down`; `between` after its end the power goes too, for as long.
     CrashTwice {
         node: u64,
         between: u64,
@@ -113,6 +113,11 @@ pub enum Act {
         gap: u64,
         times: u64,
         breaks: bool,
+    },
+    /// The next so many nodes that are elected are cut off in the moment they are.
+    CutLeaders {
+        count: u64,
+        long: u64,
     },
     /// Connections of a node break for no reason.
     Break {
@@ -242,6 +247,7 @@ impl Act {
             | Act::SlowDisk { long, .. }
             | Act::SlowMachine { long, .. }
             | Act::FailSync { down: long, .. }
+            | Act::CutLeaders { long, .. }
             | Act::FailMachine { down: long, .. } => match half(*long) {
                 Some(less) => {
                     *long = less;

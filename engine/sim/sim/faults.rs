@@ -52,11 +52,15 @@ impl World {
             Kind::Kill => Act::Crash { node: one, power: false, down: long },
             Kind::PowerLoss => Act::Crash { node: any, power: true, down: long },
             Kind::KillThenPower => {
-                let between = rng.range(0, 50 * MILLI);
-                Act::CrashTwice { node: one, between, down: between + long }
+                let (between, down) = (rng.range(0, 60 * MILLI), rng.range(0, 40 * MILLI));
+                Act::CrashTwice { node: one, between, down }
             }
             Kind::Outage => {
                 let power = rng.chance(0.5);
+                if rng.chance(0.4) {
+                    let (between, down) = (rng.range(0, 60 * MILLI), rng.range(0, 40 * MILLI));
+                    return all.into_iter().map(|node| Act::CrashTwice { node, between, down }).collect();
+                }
                 return all.into_iter().map(|node| Act::Crash { node, power, down: long }).collect();
             }
             Kind::Isolate | Kind::IsolateLeader | Kind::Halves | Kind::OneWay | Kind::Link | Kind::Bridge => {
@@ -71,6 +75,7 @@ impl World {
                 let links = self.draw_links(shape, leading);
                 Act::Cut { links, long, gap, times, breaks }
             }
+            Kind::NewLeaders => Act::CutLeaders { count: rng.range(1, 5), long: rng.range(50, 600) * MILLI },
             Kind::Break => Act::Break { node: one, both: rng.chance(0.5) },
             Kind::BreakSnapshots => Act::BreakSnapshots { count: rng.range(1, 4) },
             Kind::Pause => Act::Pause { node: one, long },
@@ -136,19 +141,19 @@ impl World {
         match act.clone() {
             Act::Crash { node, power, down } => self.crash(node, power, down),
             Act::CrashTwice { node, between, down } => {
-                self.kill(node, false);
+                self.crash(node, false, down);
                 self.after(between, Event::Power(node));
-                self.after(down.max(between), Event::Restart(node));
+                self.after(between + down, Event::Restart(node));
             }
             Act::Cut { links, long, gap, times, breaks } => {
-                let number = self.network.cuts.last().map_or(1, |cut| cut.number + 1);
                 if breaks {
                     let cut = |a: u64, b: u64| links.contains(&(a, b)) || links.contains(&(b, a));
                     self.break_streams(cut, (10 * MILLI, SECOND));
                 }
-                let links: BTreeSet<(u64, u64)> = links.into_iter().collect();
-                self.network.cuts.push(Cut { number, open: true, links });
-                self.after(long, Event::Heal { cut: number, long, gap, times });
+                self.cut_links(links.into_iter().collect(), long, gap, times);
+            }
+            Act::CutLeaders { count, long } => {
+                self.network.cut_leaders.extend((0..count).map(|_| long));
             }
             Act::Break { node, both } => {
                 self.break_streams(|from, to| from == node || (both && to == node), (0, 5 * MILLI));
@@ -172,6 +177,22 @@ impl World {
                 }
             }
             request => panic!("{request:?} is no fault"),
+        }
+    }
+
+    fn cut_links(&mut self, links: BTreeSet<(u64, u64)>, long: u64, gap: u64, times: u64) {
+        let number = self.network.cuts.last().map_or(1, |cut| cut.number + 1);
+        self.network.cuts.push(Cut { number, open: true, links });
+        self.after(long, Event::Heal { cut: number, long, gap, times });
+    }
+
+    /// This node was elected, and has not said so to anybody.
+    pub fn elected(&mut self, id: u64) {
+        if let Some(long) = self.network.cut_leaders.pop() {
+            self.tell(|| format!("node {id} is cut off for {long}: it was elected"));
+            let others = self.hosts.keys().filter(|other| **other != id);
+            let links = others.flat_map(|other| [(id, *other), (*other, id)]).collect();
+            self.cut_links(links, long, 0, 1);
         }
     }
 
@@ -243,6 +264,7 @@ impl World {
         self.tell(|| "---- faults end ----".into());
         self.network.cut.clear();
         self.network.cuts.clear();
+        self.network.cut_leaders.clear();
         self.network.break_snapshots = 0;
         // A move that was asked for and whose outcome nobody heard: its operator sees to it that both addresses answer.
         self.addrs.extend(std::mem::take(&mut self.clients.moves));

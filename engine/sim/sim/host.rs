@@ -8,7 +8,7 @@ use raftify_engine::core::{Actions, Body, Core, CoreOptions, Fetch, Outbound};
 use raftify_engine::log::LogWrite;
 use raftify_engine::machine::{MachineAnswer, MachineRequest};
 use raftify_engine::request::Ticket;
-use raftify_engine::status::Event as Told;
+use raftify_engine::status::{Event as Told, Role};
 use raftify_engine::{Error, ErrorCode};
 
 use super::disk::{Disk, Sabotage};
@@ -198,6 +198,7 @@ impl World {
         life.core.set_time(now, wall);
         life.core.tick();
         self.check_hung(at);
+        self.check_wiped(at);
         self.wake(at);
         let next = self.profile.tick * 1000 / rate;
         self.after(next, Event::Tick(at));
@@ -315,6 +316,9 @@ impl World {
     fn hear(&mut self, id: u64, events: Vec<Told>) {
         for event in events {
             self.tell(|| format!("node {id}: {event:?}"));
+            if matches!(&event, Told::RoleChanged { role: Role::Leader, .. }) {
+                self.elected(id);
+            }
             if let Told::MembersChanged { index, voters, learners, addresses } = &event {
                 let addresses = addresses.iter().map(|(id, addr)| (*id, addr.clone())).collect();
                 self.oracle.members_from(id, *index, (voters.clone(), learners.clone(), addresses));
@@ -577,6 +581,45 @@ impl World {
             assert!(
                 durable(voters_before) || durable(&voters_after),
                 "VIOLATION: node {} commits {index} of term {term}, which no majority has on its disks",
+                at.0
+            );
+            let voters = if durable(voters_before) { voters_before } else { &voters_after };
+            if let Some(other) = self.could_lead_without(index, term, voters) {
+                panic!(
+                    "VIOLATION: node {} commits {index} of term {term}, and node {other} could be elected without it",
+                    at.0
+                );
+            }
+        }
+    }
+
+    /// A voter whose disk does not hold this entry, and for whom a majority would vote by what is on their disks.
+    fn could_lead_without(&self, index: u64, term: u64, voters: &[Vec<u64>]) -> Option<u64> {
+        let newest = |id: &u64| {
+            let disk = &self.hosts.get(id)?.disk.synced;
+            Some((disk.term(disk.last_index())?, disk.last_index()))
+        };
+        voters.iter().flatten().copied().find(|id| {
+            let Some(host) = self.hosts.get(id).filter(|h| !h.wiped && !h.disk.synced.covers(index, term)) else {
+                return false;
+            };
+            let own = newest(id);
+            host.life.is_some()
+                && voters.iter().filter(|half| !half.is_empty()).all(|half| {
+                    let votes = half.iter().filter(|v| newest(v) <= own);
+                    votes.count() > half.len() / 2
+                })
+        })
+    }
+
+    /// S11: a directory that was wiped takes part in nothing.
+    fn check_wiped(&self, at: Place) {
+        let host = &self.hosts[&at.0];
+        if let Some(life) = host.life.as_ref().filter(|_| host.wiped) {
+            let role = life.core.status().role;
+            assert!(
+                !matches!(role, Role::Candidate | Role::Leader),
+                "VIOLATION: node {} was wiped and is a {role:?} (S11)",
                 at.0
             );
         }

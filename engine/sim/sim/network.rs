@@ -18,6 +18,8 @@ pub struct Network {
     pub cut: BTreeSet<(u64, u64)>,
     /// The same, by faults: each ends by itself.
     pub cuts: Vec<Cut>,
+    /// Who is elected next is cut off for so long.
+    pub cut_leaders: Vec<u64>,
     streams: u64,
     /// Snapshots that are broken off: how many more.
     pub break_snapshots: u64,
@@ -246,6 +248,10 @@ impl World {
     pub fn deliver(&mut self, from: u64, to: Place, stream: u64, body: Body) {
         let Some(life) = self.life(to) else { return };
         if !life.accepted.contains(&(from, stream)) {
+            // Hung up here while the answer to its greeting was on its way: the connection is closed, and the other side sees that.
+            if let Some(at) = self.place(from) {
+                self.after(MILLI, Event::Broken { at, peer: to.0, stream });
+            }
             return;
         }
         match body {

@@ -28,6 +28,8 @@ pub enum Kind {
     /// Two halves and one node that sees both.
     Bridge,
     Flapping,
+    /// Whoever is elected next is cut off at once.
+    NewLeaders,
     Break,
     BreakSnapshots,
     Pause,
@@ -44,7 +46,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 24] = [
+    pub const ALL: [Kind; 25] = [
         Kind::Kill,
         Kind::PowerLoss,
         Kind::KillThenPower,
@@ -56,6 +58,7 @@ impl Kind {
         Kind::Link,
         Kind::Bridge,
         Kind::Flapping,
+        Kind::NewLeaders,
         Kind::Break,
         Kind::BreakSnapshots,
         Kind::Pause,

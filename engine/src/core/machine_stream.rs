@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use raft::eraftpb::{Entry, EntryType};
 
+use super::bugs::{self, Bug};
 use super::entry::{Context, Kind};
 use super::requests::State;
 use super::{Core, Fetch};
@@ -55,7 +56,7 @@ impl MachineStream {
             outstanding: VecDeque::new(),
             next_index: applied.saturating_add(1),
             applied,
-            start_from: snapshot.filter(|s| s.has_file).cloned(),
+            start_from: snapshot.filter(|s| s.has_file && !bugs::on(Bug::DoesNotRestoreAtStart)).cloned(),
             told_restored: false,
             overtaken: false,
             fetching: None,
@@ -81,7 +82,8 @@ impl MachineStream {
     pub fn restore(&mut self, index: u64) -> u64 {
         let id = self.next_id();
         self.outstanding.push_back(Outstanding::Restore { id, index });
-        self.next_index = index.saturating_add(1);
+        let replayed = if bugs::on(Bug::ReplaysOverTheSnapshot) { 1 } else { 0 };
+        self.next_index = index.saturating_add(1).saturating_sub(replayed);
         self.fetched.clear();
         self.fetching = None;
         id
@@ -323,7 +325,8 @@ impl BatchMaker {
                 return false;
             }
             let origin = context.origin;
-            let wanted = origin.node == self.node && origin.start == self.start && is_pending(origin.sequence);
+            let ours = (origin.node == self.node && origin.start == self.start) || bugs::on(Bug::RepliesByBareCounter);
+            let wanted = ours && is_pending(origin.sequence);
             if wanted {
                 self.wanted.push((entry.index, entry.term, origin.sequence));
             }

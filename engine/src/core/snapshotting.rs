@@ -6,6 +6,7 @@ use std::sync::Arc;
 use raft::eraftpb::{Message, Snapshot};
 use raft::SnapshotStatus;
 
+use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::requests::State;
 use super::tail::WantedEntries;
@@ -194,6 +195,9 @@ impl Core {
         let compact_to = compact_to.max(self.raw.store().first().saturating_sub(1));
         self.snapshots.naming = making.asked;
         self.snapshots.naming_index = meta.index;
+        if bugs::on(Bug::PrunesBeforeTheLogNamesIt) {
+            self.prune = Some(Arc::clone(&meta));
+        }
         self.writes.name_snapshot(meta, compact_to);
     }
 
