@@ -18,11 +18,13 @@ mod actions;
 mod appends;
 mod check;
 mod deadlines;
+mod divergence;
 mod entry;
 mod greeting;
 mod handover;
 mod machine_stream;
 mod membership;
+mod outcomes;
 mod proposals;
 mod reads;
 mod requests;
@@ -55,8 +57,10 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
 use crate::request::Reply;
 use crate::status::{Event, Role};
+use divergence::Divergence;
 use greeting::Greetings;
 use machine_stream::MachineStream;
+use outcomes::Outcomes;
 use reads::Reads;
 use requests::Requests;
 use snapshotting::Snapshots;
@@ -81,6 +85,7 @@ pub fn new_log(initial: &BTreeMap<NodeId, String>) -> (HardState, ClusterRecord,
         size: 0,
         crc: 0,
         has_file: false,
+        outcomes: Some(0),
     };
     (hard_state, ClusterRecord { index: FOUNDING_INDEX, cluster }, Some(snapshot))
 }
@@ -130,6 +135,9 @@ pub struct Core {
     requests: Requests,
     reads: Reads,
     machine: MachineStream,
+    outcomes: Outcomes,
+    outcomes_window: u64,
+    divergence: Divergence,
     snapshots: Snapshots,
     greetings: Greetings,
     last_role: Role,
@@ -224,6 +232,9 @@ impl Core {
         let raw = RawNode::new(&raft_config, tail, &logger)
             .map_err(|e| Error::not_done(ErrorCode::InvalidConfig, format!("raft refuses this configuration: {e}")))?;
         let machine = MachineStream::new(log.snapshot.as_ref());
+        let outcomes_window = config.outcomes_window.max(1);
+        let outcomes =
+            Outcomes::new(outcomes_window, machine.applied(), log.snapshot.as_ref().map_or(Some(0), |s| s.outcomes));
         let mut core = Core {
             id: node_id,
             addr,
@@ -242,6 +253,9 @@ impl Core {
             requests: Requests::default(),
             reads: Reads::default(),
             machine,
+            outcomes,
+            outcomes_window,
+            divergence: Divergence::default(),
             snapshots: Snapshots::new(now, log.bytes),
             greetings: Greetings::new(founding_heard),
             last_role: Role::Waiting,
@@ -313,6 +327,7 @@ impl Core {
         self.tick_reads();
         self.record_acquaintances();
         self.promote_learners();
+        self.tick_outcomes();
     }
 
     /// Elections wait for the disk (S4), for a majority of fresh founders (S11), and for all of this node's log to be durable:

@@ -61,6 +61,8 @@ pub struct SnapshotMeta {
     pub crc: u32,
     /// False for the founding "snapshot" at index 1: nothing to restore.
     pub has_file: bool,
+    /// The running sum of outcomes at `index`; `None`: not known (S17).
+    pub outcomes: Option<u64>,
 }
 
 /// The configuration with its index (S13): it holds for every index from that of its last change up to `index`.
