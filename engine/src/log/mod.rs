@@ -6,6 +6,8 @@
 //! Invariants: entries are contiguous; an append at index `i` removes every entry at or above `i` first, in the same
 //! transaction; a batch of writes is one transaction with one sync; after the first error nothing is written any more (S10).
 
+#[cfg(test)]
+mod crash_tests;
 mod draft;
 pub(crate) mod files;
 mod inspect;
