@@ -138,6 +138,24 @@ fn s6_a_crash_at_any_moment_of_installing_a_snapshot_is_survived() {
 }
 
 #[test]
+fn s7_a_durable_machine_that_comes_back_behind_hears_each_entry_once() {
+    for seed in 0..30 {
+        let mut profile = snapshotting(3);
+        profile.durable_machine = true;
+        profile.config.trailing_entries = seed % 15;
+        let mut world = World::scripted(seed, profile);
+        let leader = world.settle();
+        for round in 0..3 {
+            world.done(leader, 7);
+            (1..=3).for_each(|id| world.crash(id, round == 1, 5 * MILLI));
+            world.run_until_so(SOON, |w| w.leader().is_some());
+            world.settle();
+        }
+        finish(&mut world);
+    }
+}
+
+#[test]
 fn s11_a_fresh_founder_alone_neither_campaigns_nor_votes() {
     let mut world = quiet(3);
     world.hosts.values_mut().skip(1).for_each(|h| h.retired = true);

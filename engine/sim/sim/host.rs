@@ -22,6 +22,8 @@ pub struct Host {
     pub addr: String,
     pub initial: BTreeMap<u64, String>,
     pub disk: Disk,
+    /// What a durable machine has on its own disk while no process runs.
+    pub kept: Option<Machine>,
     pub life: Option<Life>,
     pub paused_until: u64,
     /// It may answer nothing before this moment because it was paused.
@@ -82,6 +84,7 @@ impl Host {
             addr,
             initial,
             disk,
+            kept: None,
             life: None,
             paused_until: 0,
             late_until: 0,
@@ -114,6 +117,8 @@ impl World {
         let config = self.profile.config.clone();
         let now = self.now;
         let Some(host) = self.hosts.get_mut(&id).filter(|h| h.life.is_none() && !h.retired) else { return };
+        let machine = host.kept.take().unwrap_or_default();
+        let machine_applied = self.profile.durable_machine.then_some(machine.applied);
         let (log, entries) = host.disk.open(self.profile.sabotage);
         let image = &host.disk.synced;
         let mut shadow = Shadow::new(log.first_index - 1, log.prev_term, log.first_index - 1);
@@ -129,6 +134,7 @@ impl World {
             seed,
             log,
             entries,
+            machine_applied,
             now,
         };
         let core = match Core::new(options) {
@@ -139,7 +145,7 @@ impl World {
         host.life = Some(Life {
             number,
             core,
-            machine: Machine::default(),
+            machine,
             shadow,
             peers: BTreeMap::new(),
             streams: BTreeMap::new(),
@@ -172,6 +178,11 @@ impl World {
         host.paused_until = 0;
         host.disk.hung_until = 0;
         let Some(life) = host.life.take() else { return };
+        if self.profile.durable_machine {
+            // S7: `applied_index` is durable when it is returned, so never less than what this life began with.
+            let lost = self.draws.machine.range(0, life.machine.states());
+            host.kept = Some(life.machine.reopen(lost));
+        }
         self.tell(|| {
             format!("node {id} {} ({keep} of {in_flight} writes kept)", if power { "loses power" } else { "is killed" })
         });
@@ -445,7 +456,7 @@ impl World {
                         outcomes.push((entry.index, Ok(result.to_le_bytes().to_vec())));
                     }
                 }
-                life.machine.applied = batch.last_index;
+                life.machine.reach(batch.last_index);
                 life.core.machine_answer(MachineAnswer::Applied { id: batch.id, outcomes });
             }
             MachineRequest::Snapshot { id: request, index, .. } => {
@@ -468,6 +479,7 @@ impl World {
                 let Some(file) = file.filter(|f| f.len() as u64 == size) else {
                     panic!("VIOLATION: node {id} is to restore snapshot {index} and has no file of it");
                 };
+                assert!(life.machine.applied <= index, "VIOLATION: node {id} goes back to the snapshot {index} (S7)");
                 life.machine.restore(file);
                 assert_eq!(life.machine.applied, index, "VIOLATION: node {id} restores another snapshot");
                 let hash = life.machine.hash;

@@ -52,14 +52,17 @@ pub(super) struct MachineStream {
 }
 
 impl MachineStream {
-    pub fn new(snapshot: Option<&SnapshotMeta>) -> Self {
-        let applied = snapshot.map_or(0, |s| s.index);
+    /// S7: a durable machine goes on right behind the index it names, wherever the snapshot ends. One that the log does not reach back
+    /// to takes the snapshot, as does one that starts empty: the log ends only behind a snapshot whose file is on the disk.
+    pub fn new(snapshot: Option<&SnapshotMeta>, first_index: u64, machine_applied: Option<u64>) -> Self {
+        let durable = machine_applied.filter(|index| index.saturating_add(1) >= first_index);
+        let applied = durable.unwrap_or(snapshot.map_or(0, |s| s.index));
         MachineStream {
             next_id: 0,
             outstanding: VecDeque::new(),
             next_index: applied.saturating_add(1),
             applied,
-            start_from: snapshot.filter(|s| s.has_file).cloned(),
+            start_from: snapshot.filter(|s| s.has_file && durable.is_none()).cloned(),
             told_restored: false,
             overtaken: false,
             fetching: None,

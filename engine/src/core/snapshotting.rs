@@ -107,6 +107,10 @@ impl Core {
         let at = self.machine.queued();
         let grown = at.saturating_sub(present_index);
         let asked = !self.snapshots.asked.is_empty();
+        if at > self.handed {
+            // A durable machine that is ahead of what was handed over: the members at its index are not known yet (S13).
+            return;
+        }
         if grown == 0 {
             if asked {
                 self.answer_present(present);
@@ -430,6 +434,7 @@ mod tests {
             seed: 7,
             log,
             entries: Vec::new(),
+            machine_applied: None,
             now: 0,
         })
         .unwrap()

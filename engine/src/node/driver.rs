@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::open::{random, Opened};
+use super::open::{directory, random, Opened};
 use super::threads::{self, Threads, Work};
 use super::{lock, Input, LogRecord, NodeOptions, Shared, Sink, FIRST_INTERNAL_TOKEN};
 use crate::client;
@@ -98,6 +98,16 @@ pub(super) async fn run(parts: Parts, tell: std::sync::mpsc::Sender<Result<()>>)
     shared.end.notify_all();
 }
 
+/// What the core finds wrong with a log, with the directory it lies in.
+fn of_directory(options: &NodeOptions, error: Error) -> Error {
+    match error.code {
+        ErrorCode::CorruptData | ErrorCode::WrongDirectory => {
+            Error::storage(error.code, &directory(options), error.message)
+        }
+        _ => error,
+    }
+}
+
 impl Driver {
     async fn start(
         parts: Parts,
@@ -126,8 +136,10 @@ impl Driver {
             seed: random()?,
             log,
             entries: opened.entries,
+            machine_applied: options.machine_applied,
             now: 0,
-        })?;
+        })
+        .map_err(|error| of_directory(&options, error))?;
         let name = format!("raft-{}", options.node_id);
         let threads = threads::start(&name, opened.writer, opened.reader, shared.files.clone(), inbox.clone())?;
         let mut driver = Driver {
