@@ -76,6 +76,9 @@ fn seeds_keep_every_promise() {
                 if over {
                     break;
                 }
+                if until.is_some() && seed % 1000 == 0 {
+                    eprintln!("seed {seed}");
+                }
                 if let Err(failure) = sim::record::try_seed(seed, stretch) {
                     stopped.store(until.is_some(), Ordering::Relaxed);
                     failed.push((seed, keep(&failure)));

@@ -75,6 +75,12 @@ pub struct Config {
     pub machine_batch_entries: u64,
     #[doc(hidden)]
     pub machine_batch_bytes: u64,
+    /// Nodes also compare the bytes that `apply` returned, not only whether it raised (S17). Counts on the node that founds the
+    /// cluster, whose first entry fixes it.
+    pub verify_results: bool,
+    /// Indexes after which the comparison starts anew; the same on all nodes. For tests.
+    #[doc(hidden)]
+    pub outcomes_window: u64,
 }
 
 impl Default for Config {
@@ -113,6 +119,8 @@ impl Default for Config {
             machine_batches: 3,
             machine_batch_entries: 4096,
             machine_batch_bytes: 1 << 20,
+            verify_results: false,
+            outcomes_window: 8192,
         }
     }
 }
@@ -182,6 +190,7 @@ impl Config {
                 self.disk_quota = (bytes > 0).then_some(bytes);
             }
             "hung_write" => self.hung_write = seconds(name, value)?,
+            "verify_results" => self.verify_results = boolean(name, value)?,
             "terminate_on_remove" => self.terminate_on_remove = boolean(name, value)?,
             _ => return Err(Error::config(name, "there is no setting of this name")),
         }

@@ -236,6 +236,7 @@ impl World {
             identity.incarnation = None;
         }
         host.disk = Disk::new(Image::born(identity, &host.initial));
+        host.kept = None;
         host.wiped = true;
         host.lost = true;
         self.after(10 * MILLI, Event::Restart(id));

@@ -13,6 +13,8 @@ pub struct Machine {
     pub last: [u64; KEYS],
     pub queue: VecDeque<MachineRequest>,
     pub busy: bool,
+    /// Where it has stood in this life: (index, commands, hash).
+    marks: Vec<(u64, usize, u64)>,
 }
 
 /// Each command writes its number to one of so many registers.
@@ -42,6 +44,12 @@ pub fn mix(hash: u64, value: u64) -> u64 {
     (hash ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29) ^ value
 }
 
+fn registers(commands: &[u64]) -> [u64; KEYS] {
+    let mut last = [0; KEYS];
+    commands.iter().for_each(|c| last[key(*c)] = *c);
+    last
+}
+
 impl Machine {
     /// Takes one command; its position is its result.
     pub fn apply(&mut self, index: u64, command: u64) -> u64 {
@@ -50,6 +58,33 @@ impl Machine {
         self.last[key(command)] = command;
         self.hash = mix(self.hash, command);
         self.commands.len() as u64
+    }
+
+    /// A batch is done: this could be what a durable machine has on its disk.
+    pub fn reach(&mut self, index: u64) {
+        self.applied = index;
+        self.marks.push((index, self.commands.len(), self.hash));
+    }
+
+    /// How many states a durable machine may come back with: where it began this life, and each it has reached since.
+    pub fn states(&self) -> u64 {
+        self.marks.len().max(1) as u64
+    }
+
+    /// Its process has ended; on its disk is its newest state, or one so many before that.
+    pub fn reopen(mut self, lost: u64) -> Self {
+        let at = self.states() - 1 - lost;
+        let Some((applied, commands, hash)) = self.marks.get(at as usize).copied() else { return Machine::default() };
+        self.commands.truncate(commands);
+        let last = registers(&self.commands);
+        Machine {
+            applied,
+            hash,
+            last,
+            marks: vec![(applied, commands, hash)],
+            commands: self.commands,
+            ..Machine::default()
+        }
     }
 
     pub fn snapshot(&self) -> Vec<u8> {
@@ -65,7 +100,8 @@ impl Machine {
         self.applied = words.next().expect("a snapshot has its index");
         self.hash = words.next().expect("a snapshot has its hash");
         self.commands = words.collect();
-        self.last = [0; KEYS];
-        self.commands.iter().for_each(|c| self.last[key(*c)] = *c);
+        self.last = registers(&self.commands);
+        self.marks.clear();
+        self.reach(self.applied);
     }
 }

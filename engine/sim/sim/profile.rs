@@ -106,6 +106,9 @@ pub struct Profile {
     pub clock_skew: u64,
     /// Directories that may be lost for good.
     pub wipes: u64,
+    /// State machines are durable by themselves, and come back at or behind what they had applied (S7).
+    #[serde(default)]
+    pub durable_machine: bool,
     pub sabotage: Option<Sabotage>,
 
     // ---- what a run draws from; a script says it all by itself
@@ -151,6 +154,7 @@ impl Profile {
             padding: 100,
             clock_skew: 0,
             wipes: 0,
+            durable_machine: false,
             sabotage: None,
             client_every: 5 * MILLI,
             shares: [0; 4],
@@ -219,6 +223,7 @@ impl Profile {
         if membership == 0 && rng.chance(0.5) {
             profile.wipes = (profile.nodes - 1) / 2;
         }
+        profile.durable_machine = rng.chance(0.3);
         draw_config(rng, &mut profile.config);
         profile
     }
@@ -238,6 +243,8 @@ fn draw_config(rng: &mut raftify_engine::core::Rng, config: &mut Config) {
     if rng.chance(0.2) {
         config.snapshot_interval = Some(Duration::from_millis(rng.range(50, 2000)));
     }
+    config.outcomes_window = pick(rng, &[4, 30, 300, 8192]);
+    config.verify_results = rng.chance(0.3);
     // Small enough that a replay takes many batches: what happens in the middle of one is then seen.
     if rng.chance(0.7) {
         config.machine_batches = pick(rng, &[1, 2, 3]);
@@ -270,6 +277,8 @@ mod settings {
             ("max_unapplied_entries", config.max_unapplied_entries.to_string()),
             ("max_pending_proposals", config.max_pending_proposals.to_string()),
             ("snapshot_interval", seconds(config.snapshot_interval.unwrap_or_default())),
+            ("verify_results", config.verify_results.to_string()),
+            ("outcomes_window", config.outcomes_window.to_string()),
             ("machine_batches", config.machine_batches.to_string()),
             ("machine_batch_entries", config.machine_batch_entries.to_string()),
             ("machine_batch_bytes", config.machine_batch_bytes.to_string()),
@@ -287,6 +296,7 @@ mod settings {
         for (name, value) in BTreeMap::<String, String>::deserialize(deserializer)? {
             let number = || value.parse().expect("a number");
             match name.as_str() {
+                "outcomes_window" => config.outcomes_window = number(),
                 "machine_batches" => config.machine_batches = number(),
                 "machine_batch_entries" => config.machine_batch_entries = number(),
                 "machine_batch_bytes" => config.machine_batch_bytes = number(),
