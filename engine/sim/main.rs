@@ -9,6 +9,7 @@
 
 mod rules;
 mod sim;
+mod stories;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -654,7 +654,9 @@ impl World {
             let own = newest(id);
             host.life.is_some()
                 && voters.iter().filter(|half| !half.is_empty()).all(|half| {
-                    let votes = half.iter().filter(|v| newest(v) <= own);
+                    // Who was wiped votes for nobody (S11).
+                    let may = |v: &&u64| self.hosts.get(v).is_some_and(|h| !h.wiped);
+                    let votes = half.iter().filter(may).filter(|v| newest(v) <= own);
                     votes.count() > half.len() / 2
                 })
         })
