@@ -34,7 +34,7 @@ impl Fault {
 }
 
 /// Seeds within which each is found: several times what was needed, from several bases, when it was last measured.
-const BOUNDS: [(Fault, u64); 30] = [
+const BOUNDS: [(Fault, u64); 32] = [
     (Fault::Core(Bug::AcknowledgesBeforeSync), 50),
     (Fault::Core(Bug::ForgetsItsVote), 50),
     (Fault::Core(Bug::VotesPassTheDisk), 50),
@@ -56,6 +56,8 @@ const BOUNDS: [(Fault, u64); 30] = [
     (Fault::Core(Bug::OvertakenMeansNotDone), 100),
     (Fault::Core(Bug::LeadsWithHungDisk), 150),
     (Fault::Core(Bug::ReusesIds), 50),
+    (Fault::Core(Bug::SnapshotForgetsIds), 300),
+    (Fault::Core(Bug::ForwardsWithoutEnd), 100),
     (Fault::Core(Bug::PrunesBeforeTheLogNamesIt), 150),
     (Fault::Core(Bug::FreshDirectoriesVote), 1000),
     (Fault::Core(Bug::GreetsFoundersOnce), 1500),

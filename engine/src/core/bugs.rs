@@ -51,6 +51,10 @@ pub enum Bug {
     LeadsWithHungDisk,
     /// New ids are counted from the members that there are (S12).
     ReusesIds,
+    /// A snapshot does not carry the counter of ids, nor the spent ones (S12).
+    SnapshotForgetsIds,
+    /// Nobody gives up a forward whose answer was lost: its caller waits for ever (hashicorp/raft #498).
+    ForwardsWithoutEnd,
     /// Files go when a snapshot is complete, not when the log names it (S6).
     PrunesBeforeTheLogNamesIt,
     /// A fresh directory votes without having found a majority of fresh ones (S11).
@@ -68,7 +72,7 @@ pub enum Bug {
 
 #[cfg(feature = "known-bugs")]
 impl Bug {
-    pub const ALL: [Bug; 27] = [
+    pub const ALL: [Bug; 29] = [
         Bug::AcknowledgesBeforeSync,
         Bug::ForgetsItsVote,
         Bug::VotesPassTheDisk,
@@ -90,6 +94,8 @@ impl Bug {
         Bug::OvertakenMeansNotDone,
         Bug::LeadsWithHungDisk,
         Bug::ReusesIds,
+        Bug::SnapshotForgetsIds,
+        Bug::ForwardsWithoutEnd,
         Bug::PrunesBeforeTheLogNamesIt,
         Bug::FreshDirectoriesVote,
         Bug::GreetsFoundersOnce,

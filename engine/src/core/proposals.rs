@@ -336,7 +336,7 @@ impl Core {
     pub(super) fn give_up_forwards(&mut self) {
         let patience = u64::try_from(self.config.election_timeout().as_micros()).unwrap_or(u64::MAX).saturating_mul(5);
         while let Some(oldest) = self.requests.forwards.first_entry() {
-            if oldest.get().0.saturating_add(patience) > self.now {
+            if oldest.get().0.saturating_add(patience) > self.now || bugs::on(Bug::ForwardsWithoutEnd) {
                 return;
             }
             let (_, requests) = oldest.remove();

@@ -158,6 +158,10 @@ impl Core {
         };
         let mut cluster = cluster;
         cluster.time_us = self.time_us;
+        if bugs::on(Bug::SnapshotForgetsIds) {
+            cluster.next_id = cluster.members().iter().map(|m| m.id).max().unwrap_or(0).saturating_add(1);
+            cluster.removed.clear();
+        }
         let id = self.machine.next_id();
         let asked = std::mem::take(&mut self.snapshots.asked);
         self.snapshots.wanted = false;
