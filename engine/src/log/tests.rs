@@ -107,7 +107,8 @@ pub(super) fn killed(dir: &Path, log: OpenedLog) -> tempfile::TempDir {
     std::fs::create_dir(copy.path().join("log")).unwrap();
     for file in std::fs::read_dir(dir.join("log")).unwrap() {
         let file = file.unwrap();
-        std::fs::copy(file.path(), copy.path().join("log").join(file.file_name())).unwrap();
+        // A segment that was just being made may have got its name meanwhile.
+        let _ = std::fs::copy(file.path(), copy.path().join("log").join(file.file_name()));
     }
     drop(log);
     copy

@@ -264,6 +264,7 @@ fn rewrite(log_dir: &Path, options: &LogOptions, found: Found, known_durable: bo
     let safe = free.iter().position(|file| known_durable && file.len() >= needed);
     let file = match safe {
         Some(n) => free.swap_remove(n),
+        // Even above the quota: the old tail is free right after.
         None => pool.make(needed.max(old.file.len().min(limit)))?,
     };
     file.write_durably(sealed.bytes, 0)?;

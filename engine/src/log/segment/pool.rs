@@ -64,7 +64,7 @@ impl Pool {
         let recycled = self.usable(needed).filter(|_| self.ready.len() > keep).and_then(|n| self.ready.remove(n));
         let file = match recycled {
             Some(file) => file,
-            None => self.make(wanted).map_err(|error| match error.code {
+            None => self.may_grow(wanted).and_then(|()| self.make(wanted)).map_err(|error| match error.code {
                 ErrorCode::DiskFull => Failure::Refused(error),
                 _ => Failure::Broken(error),
             })?,
@@ -73,12 +73,10 @@ impl Pool {
         Ok(file)
     }
 
-    /// Makes a new segment here and now.
+    /// Makes a new segment here and now, whatever the quota says.
     pub(crate) fn make(&mut self, size: u64) -> Result<Arc<SegmentFile>> {
-        let size = size.next_multiple_of(4096);
-        self.may_grow(size)?;
         let slot = self.new_slot();
-        let made = SegmentFile::create(&self.log_dir, slot, size)?;
+        let made = SegmentFile::create(&self.log_dir, slot, size.next_multiple_of(4096))?;
         self.held = self.held.saturating_add(made.len());
         Ok(Arc::new(made))
     }
