@@ -189,7 +189,7 @@ pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) 
     for file in log.free {
         pool.give(file)?;
     }
-    pool.prepare(log.tail.file.len());
+    pool.prepare();
     let writer = SegmentWriter::new(shared.clone(), log.draft, durable_file, pool, log.tail);
     Ok(EngineLog {
         state: log.state,

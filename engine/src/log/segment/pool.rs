@@ -15,7 +15,7 @@ use crate::log::files::disk_space;
 
 use super::segment_file::SegmentFile;
 
-/// Size of a log's first segments; each new one is twice as large as the last, up to `segment_size`.
+/// Size of a log's first segments; later ones are a quarter of the log, up to `segment_size`.
 const FIRST_SIZE: u64 = 1 << 20;
 const SMALLEST_SIZE: u64 = 64 << 10;
 const LARGEST_SIZE: u64 = 1 << 30;
@@ -54,23 +54,35 @@ impl Pool {
         Pool { log_dir: log_dir.to_path_buf(), ready: VecDeque::new(), making: None, next_slot, held, limit, quota }
     }
 
-    /// A segment for a frame of `needed` bytes, to follow one of `active` bytes. With `reserve` one stays ready.
-    pub(crate) fn take(&mut self, needed: u64, active: u64, reserve: bool) -> Result<Arc<SegmentFile>, Failure> {
+    /// A segment for a frame of `needed` bytes. With `reserve` one stays ready.
+    pub(crate) fn take(&mut self, needed: u64, reserve: bool) -> Result<Arc<SegmentFile>, Failure> {
         let keep = usize::from(reserve);
-        let wanted = active.saturating_mul(2).min(self.limit).max(needed.next_multiple_of(4096));
         if self.usable(needed).is_none() || self.ready.len() <= keep {
             self.finish_making();
         }
         let recycled = self.usable(needed).filter(|_| self.ready.len() > keep).and_then(|n| self.ready.remove(n));
         let file = match recycled {
             Some(file) => file,
-            None => self.may_grow(wanted).and_then(|()| self.make(wanted)).map_err(|error| match error.code {
+            None => self.grow(needed).map_err(|error| match error.code {
                 ErrorCode::DiskFull => Failure::Refused(error),
                 _ => Failure::Broken(error),
             })?,
         };
-        self.prepare(wanted.min(self.limit));
+        self.prepare();
         Ok(file)
+    }
+
+    /// Bytes of the next new segment: small ones for a small log, so that it takes little more than it holds.
+    fn next_size(&self) -> u64 {
+        let ready = self.ready.iter().map(|file| file.len()).fold(0, u64::saturating_add);
+        let live = self.held.saturating_sub(ready);
+        (live / 4).next_multiple_of(4096).clamp(FIRST_SIZE.min(self.limit), self.limit)
+    }
+
+    fn grow(&mut self, needed: u64) -> Result<Arc<SegmentFile>> {
+        let size = self.next_size().max(needed.next_multiple_of(4096));
+        self.may_grow(size)?;
+        self.make(size)
     }
 
     /// Makes a new segment here and now, whatever the quota says.
@@ -115,8 +127,9 @@ impl Pool {
         }
     }
 
-    /// Has a segment of this size made, if too few are ready and there is room. What fails shows when it is needed.
-    pub(crate) fn prepare(&mut self, size: u64) {
+    /// Has a segment made, if too few are ready and there is room. What fails shows when it is needed.
+    pub(crate) fn prepare(&mut self) {
+        let size = self.next_size();
         if self.ready.len() >= AHEAD || self.making.is_some() || self.may_grow(size).is_err() {
             return;
         }

@@ -102,7 +102,7 @@ impl SegmentWriter {
                 "the log has used all numbers of segments; let the node join again with an empty directory",
             )));
         };
-        let file = self.pool.take(self.frame.len(), self.tail.file.len(), reserve)?;
+        let file = self.pool.take(self.frame.len(), reserve)?;
         Ok(Tail { file, generation, previous: self.tail.generation, offset: 0, crc: self.tail.crc })
     }
 }
