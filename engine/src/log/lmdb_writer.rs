@@ -68,7 +68,7 @@ impl LmdbWriter {
         draft.all_stored();
         self.state = draft;
         // After the commit, and unsynced (S8): what this names was durable before.
-        self.durable.write(self.state.bounds.number)
+        self.durable.write(self.state.bounds.number).map_err(files::outcome_unknown)
     }
 
     fn carry_out(&self, txn: &mut RwTxn<'_>, step: &Step, write: &LogWrite, buffer: &mut Vec<u8>) -> Result<()> {

@@ -18,7 +18,7 @@ use crate::log::files::{self, corrupt, NumberFile};
 use crate::log::load::{record_error, Loaded};
 use crate::log::lock::DirectoryLock;
 use crate::log::open::{EngineLog, LogOptions, NewLog};
-use crate::log::record::{Bounds, Fault, Meta};
+use crate::log::record::{self, Bounds, Fault, Meta};
 use crate::log::LogState;
 
 use super::chain::{frames, Chain, End};
@@ -186,9 +186,7 @@ pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) 
     durable_file.write(log.draft.bounds.number)?;
     let shared = Arc::new(Shared { index: log.index, log_dir, _lock: lock });
     let mut pool = log.pool;
-    for file in log.free {
-        pool.give(file)?;
-    }
+    log.free.into_iter().for_each(|file| pool.give(file));
     pool.prepare();
     let writer = SegmentWriter::new(shared.clone(), log.draft, durable_file, pool, log.tail);
     Ok(EngineLog {
@@ -234,7 +232,11 @@ fn rewrite(log_dir: &Path, options: &LogOptions, found: Found, known_durable: bo
     let mut block = Block::new(u64::MAX);
     frame.entries(from..bounds.last.saturating_add(1), wrong, |index, out| {
         let place = places.get(index).ok_or_else(|| wrong(Fault::Damaged(format!("entry {index} is missing"))))?;
-        out.extend_from_slice(block.value(&old.file, place, index)?);
+        // Read a second time, so checked a second time.
+        let value = block.value(&old.file, place, index)?;
+        let header = record::decode_entry_header(index, value).map_err(wrong)?;
+        record::check_payload(&header, value).map_err(wrong)?;
+        out.extend_from_slice(value);
         Ok::<(), Error>(())
     })?;
     let oldest = places.get(bounds.first).map_or(generation, |p| {

@@ -145,19 +145,17 @@ impl Pool {
         }
     }
 
-    /// Takes back a segment that no longer belongs to the log, or deletes it.
-    pub(crate) fn give(&mut self, file: Arc<SegmentFile>) -> Result<()> {
+    /// Takes back a segment that no longer belongs to the log, or deletes it. One that cannot be deleted stays and counts.
+    pub(crate) fn give(&mut self, file: Arc<SegmentFile>) {
         let size = self.limit.min(FIRST_SIZE);
         let fits = file.len() >= size && file.len() <= self.limit.saturating_mul(4);
         let within = self.quota.is_none_or(|quota| self.held <= quota);
         let useful = self.ready.len() < AHEAD || self.ready.iter().all(|ready| ready.len() <= file.len());
         if fits && useful && self.ready.len() < MOST && (within || self.ready.is_empty()) {
             self.ready.push_back(file);
-            return Ok(());
+        } else if file.remove().is_ok() {
+            self.held = self.held.saturating_sub(file.len());
         }
-        file.remove()?;
-        self.held = self.held.saturating_sub(file.len());
-        Ok(())
     }
 }
 

@@ -167,10 +167,8 @@ impl Store for SegmentWriter {
         draft.all_stored();
         self.state = draft;
         // After the sync, and unsynced (S8): what this names was durable before.
-        self.durable.write(self.state.bounds.number)?;
-        for file in free {
-            self.pool.give(file)?;
-        }
+        self.durable.write(self.state.bounds.number).map_err(files::outcome_unknown)?;
+        free.into_iter().for_each(|file| self.pool.give(file));
         Ok(())
     }
 
