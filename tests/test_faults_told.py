@@ -95,7 +95,7 @@ async def test_what_cannot_work_is_an_invalid_config_that_names_it(
         ({"tick_interval": 0}, "tick_interval", ["0", "1 ms"]),
         ({"tick_interval": "fast"}, "tick_interval", ["'fast'", "seconds"]),
         ({"max_proposal_size": 0}, "max_proposal_size", ["0", "1 byte"]),
-        ({"log_engine": "paper"}, "log_engine", ["paper", "lmdb"]),
+        ({"log_engine": "paper"}, "log_engine", ["paper", "lmdb", "segment"]),
         ({"on_apply_error": "ignore"}, "on_apply_error", ["'ignore'", "reply, stop"]),
         ({"log_dir": 5}, "log_dir", ["5", "path"]),
     ],

@@ -9,9 +9,13 @@ use crate::error::{Error, Result};
 pub const DEFAULT_MAX_PROPOSAL_SIZE: u64 = 16 << 20;
 
 /// Which engine keeps the log of a new directory. A directory that exists is opened as what it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogEngine {
+    /// A B+tree in one file; two flushes a commit.
+    #[default]
     Lmdb,
+    /// Recycled segments of checksummed frames; one flush a commit.
+    Segment,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -104,7 +108,7 @@ impl Default for Config {
             snapshot_bytes: 64 << 20,
             snapshot_interval: None,
             trailing_entries: 10_000,
-            log_engine: LogEngine::Lmdb,
+            log_engine: LogEngine::default(),
             disk_quota: None,
             hung_write: Duration::ZERO,
             terminate_on_remove: false,
@@ -172,7 +176,13 @@ impl Config {
             "trailing_entries" => self.trailing_entries = number(name, value)?,
             "log_engine" => match value {
                 "lmdb" => self.log_engine = LogEngine::Lmdb,
-                _ => return Err(Error::config(name, format!("{value:?} is not a log engine; use \"lmdb\""))),
+                "segment" => self.log_engine = LogEngine::Segment,
+                _ => {
+                    return Err(Error::config(
+                        name,
+                        format!("{value:?} is not a log engine; use \"lmdb\" or \"segment\""),
+                    ));
+                }
             },
             "disk_quota" => {
                 let bytes = number(name, value)?;

@@ -1,33 +1,39 @@
 //! The durable log: one trait for writing, one for reading, and what a log says when it is opened.
 //!
-//! Lives here: [`LogWriter`] and [`LogReader`], the record codec, the LMDB log. The simulated log lives in `engine/sim`.
+//! Lives here: [`LogWriter`] and [`LogReader`], the record codec, the LMDB log, the segment log. The simulated log lives in `engine/sim`.
 //! May not live here: any rule of Raft. A log stores what the core says, all of a [`LogWrite`] or nothing of it.
 //!
 //! Invariants: entries are contiguous; an append at index `i` removes every entry at or above `i` first, in the same
 //! transaction; a batch of writes is one transaction with one sync; after the first error nothing is written any more (S10).
 
+mod batching;
 #[cfg(test)]
 mod crash_tests;
 mod draft;
 pub(crate) mod files;
 mod inspect;
-pub mod lmdb;
+mod lmdb;
 mod lmdb_env;
 mod lmdb_format;
 mod lmdb_pages;
 mod lmdb_reader;
+#[cfg(test)]
+mod lmdb_tests;
+mod lmdb_view;
 mod lmdb_writer;
 mod load;
 mod lock;
 #[cfg(test)]
 mod model_tests;
+mod open;
 pub(crate) mod record;
+mod segment;
 #[cfg(test)]
 mod tests;
 
 pub use inspect::inspect;
-pub use lmdb::{check, open_or_create, LogOptions, NewLog, OpenedLog};
 pub use lock::{lock_descriptors, DirectoryLock};
+pub use open::{check, open_or_create, LogOptions, NewLog, OpenedLog};
 
 use std::sync::Arc;
 

@@ -85,7 +85,11 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
         address::split("listen_addr", &options.config.listen_addr)?;
     }
     let dir = directory(options);
-    let log_options = LogOptions { node_id: options.node_id, disk_quota: options.config.disk_quota };
+    let log_options = LogOptions {
+        disk_quota: options.config.disk_quota,
+        engine: options.config.log_engine,
+        ..LogOptions::of(options.node_id)
+    };
     let founding = initial.clone();
     let opened = open_or_create(&dir, &log_options, || {
         let directory = Uid((u128::from(random()?) << 64) | u128::from(random()?));

@@ -269,10 +269,24 @@ int fallocate64(int fd, int mode, off64_t offset, off64_t len) {
 }
 int fallocate(int fd, int mode, off_t offset, off_t len) { return fallocate64(fd, mode, offset, len); }
 
+/* What is open below an old name is written to under the new one. */
+static int renamed(int result, const char *from, const char *to) {
+    size_t len = strlen(from);
+    for (int fd = 0; !result && fd < FILES; fd++) {
+        char full[PATH_MAX];
+        const char *path = paths[fd];
+        if (!path || strncmp(path, from, len) || (path[len] && path[len] != '/')) continue;
+        if (snprintf(full, sizeof full, "%s%s", to, path + len) >= (int)sizeof full) continue;
+        free(paths[fd]);
+        paths[fd] = strdup(full);
+    }
+    return result;
+}
+
 int rename(const char *from, const char *to) {
     REAL(int, rename, const char *, const char *);
     if (!ours(from)) return real_rename(from, to);
-    CHANGE(from, real_rename(from, to), RENAME, from, 0, to, strlen(to));
+    CHANGE(from, renamed(real_rename(from, to), from, to), RENAME, from, 0, to, strlen(to));
 }
 
 int unlink(const char *path) {
