@@ -311,6 +311,11 @@ impl Core {
         (id != 0).then(|| (id, self.cluster.member(id).map(|m| m.addr.clone()).unwrap_or_default()))
     }
 
+    /// First index that the log holds.
+    pub fn first_index(&self) -> u64 {
+        self.raw.store().first()
+    }
+
     /// Where the state machine stands. A durable one may know more than the core has acted on since the start: that does not count yet.
     pub fn applied(&self) -> u64 {
         self.machine.applied().min(self.handed)
