@@ -415,7 +415,8 @@ typedef struct raftify_entry {
    */
   uint32_t len;
   /**
-   * 1 if somebody waits for its result on this node; otherwise only its failure is asked for.
+   * 1 if its result is asked for: somebody waits for it on this node, or the cluster compares results (`verify_results`). 0: only its
+   * failure is.
    */
   uint32_t wanted;
 } raftify_entry;

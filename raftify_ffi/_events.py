@@ -91,6 +91,14 @@ class DiskRecovered(Event):
 
 
 @dataclass(frozen=True)
+class NodeDiverged(Event):
+    """A command came to something else on this member than on the majority, first at this index: it stops with `StateDiverged`."""
+
+    node_id: int
+    index: int
+
+
+@dataclass(frozen=True)
 class UnknownEvent(Event):
     """An event that this version of the package does not know."""
 
@@ -112,6 +120,7 @@ _MAKERS: Final[Mapping[str, Callable[[dict[str, Any]], Event]]] = {
     "peer_refused": lambda facts: PeerRefused(facts["peer"], facts["reason"]),
     "disk_hung": lambda facts: DiskHung(facts["millis"]),
     "disk_recovered": lambda facts: DiskRecovered(),
+    "state_diverged": lambda facts: NodeDiverged(facts["node_id"], facts["index"]),
 }
 
 

@@ -87,4 +87,9 @@ pub enum Event {
         millis: u64,
     },
     DiskRecovered,
+    /// The commands of this node came to something else than the majority's, first at this index; it stops (S17).
+    StateDiverged {
+        node_id: NodeId,
+        index: u64,
+    },
 }

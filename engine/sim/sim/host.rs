@@ -37,6 +37,28 @@ pub struct Host {
     pub retired: bool,
     /// Its directory was wiped: it may refuse itself.
     pub wiped: bool,
+    /// Its machine goes wrong: it is to be found out (S17).
+    pub lie: Option<Lie>,
+}
+
+/// A machine that does not do what the others do.
+#[derive(Clone, Debug)]
+pub struct Lie {
+    /// At every command from here on.
+    pub from: u64,
+    /// It raises where the others do not, or the other way round; otherwise only the bytes differ.
+    pub raises: bool,
+    /// The first command it happened at.
+    pub told: Option<u64>,
+}
+
+impl Lie {
+    fn strikes(&mut self, index: u64) -> bool {
+        if index >= self.from {
+            self.told.get_or_insert(index);
+        }
+        index >= self.from
+    }
 }
 
 /// One run of a process.
@@ -71,6 +93,7 @@ impl Host {
             ticket: None,
             retired: false,
             wiped: false,
+            lie: None,
         }
     }
 }
@@ -304,6 +327,11 @@ impl World {
             Ok(()) => host.retired = true,
             Err(error) if error.code == ErrorCode::WrongDirectory && host.wiped => {}
             Err(error) if error.code == ErrorCode::Storage && error.message.contains("injected") => {}
+            Err(error) if error.code == ErrorCode::StateDiverged && host.lie.is_some() => {
+                let first = host.lie.as_ref().and_then(|lie| lie.told);
+                assert_eq!(error.index, first, "VIOLATION: the divergence of node {} is named wrongly (S17)", at.0);
+                host.retired = true;
+            }
             Err(error) => panic!("VIOLATION: node {} stops without a cause: {error}", at.0),
         }
         self.kill(at.0, false);
@@ -419,11 +447,13 @@ impl World {
                         life.machine.applied
                     );
                     let position = life.machine.apply(entry.index, command);
+                    let lie = host.lie.as_mut().is_some_and(|lie| lie.strikes(entry.index));
                     self.oracle.applied(id, entry.index, command, life.machine.hash, entry.time_us, position);
-                    if machine::raises(command) {
+                    if machine::raises(command) != (lie && host.lie.as_ref().is_some_and(|lie| lie.raises)) {
                         outcomes.push((entry.index, Err(format!("{position}"))));
                     } else if entry.wanted {
-                        outcomes.push((entry.index, Ok(position.to_le_bytes().to_vec())));
+                        let result = if lie { !position } else { position };
+                        outcomes.push((entry.index, Ok(result.to_le_bytes().to_vec())));
                     }
                 }
                 life.machine.reach(batch.last_index);

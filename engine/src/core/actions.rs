@@ -10,7 +10,7 @@ use crate::log::{LogWrite, SnapshotMeta};
 use crate::machine::MachineRequest;
 use crate::request::Completion;
 use crate::status::Event;
-use crate::wire::{Forward, ForwardAnswer};
+use crate::wire::{Forward, ForwardAnswer, OutcomeAnswer, OutcomeReport};
 
 // Nearly all of them are raft's: a box for each would cost more than it saves.
 #[allow(clippy::large_enum_variant)]
@@ -19,6 +19,8 @@ pub enum Body {
     Raft(Message),
     Forward(Forward),
     ForwardAnswer(ForwardAnswer),
+    OutcomeReport(OutcomeReport),
+    OutcomeAnswer(OutcomeAnswer),
 }
 
 #[derive(Debug)]

@@ -16,7 +16,8 @@ fn start(machine_applied: Option<u64>) -> Result<Core> {
     let founders: BTreeMap<u64, String> = (1..=3).map(|id| (id, format!("h:{id}"))).collect();
     let cluster = ClusterState::founding(&founders);
     let identity = Identity { node_id: 1, directory: Uid(1), digest: 1, incarnation: None, cluster_id: String::new() };
-    let snapshot = SnapshotMeta { index: 10, term: 2, cluster: cluster.clone(), size: 3, crc: 0, has_file: true };
+    let snapshot =
+        SnapshotMeta { index: 10, term: 2, cluster: cluster.clone(), size: 3, crc: 0, has_file: true, outcomes: None };
     let log = LogState {
         identity,
         hard_state: HardState { term: 2, vote: 0, commit: 12 },

@@ -18,6 +18,7 @@ mod actions;
 mod appends;
 mod check;
 mod deadlines;
+mod divergence;
 #[cfg(test)]
 mod durable_machine_tests;
 mod entry;
@@ -25,6 +26,7 @@ mod greeting;
 mod handover;
 mod machine_stream;
 mod membership;
+mod outcomes;
 mod proposals;
 mod reads;
 mod requests;
@@ -57,8 +59,10 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
 use crate::request::Reply;
 use crate::status::{Event, Role};
+use divergence::Divergence;
 use greeting::Greetings;
 use machine_stream::MachineStream;
+use outcomes::Outcomes;
 use reads::Reads;
 use requests::Requests;
 use snapshotting::Snapshots;
@@ -83,6 +87,7 @@ pub fn new_log(initial: &BTreeMap<NodeId, String>) -> (HardState, ClusterRecord,
         size: 0,
         crc: 0,
         has_file: false,
+        outcomes: Some(0),
     };
     (hard_state, ClusterRecord { index: FOUNDING_INDEX, cluster }, Some(snapshot))
 }
@@ -134,6 +139,9 @@ pub struct Core {
     requests: Requests,
     reads: Reads,
     machine: MachineStream,
+    outcomes: Outcomes,
+    outcomes_window: u64,
+    divergence: Divergence,
     snapshots: Snapshots,
     greetings: Greetings,
     last_role: Role,
@@ -241,6 +249,11 @@ impl Core {
         let raw = RawNode::new(&raft_config, tail, &logger)
             .map_err(|e| Error::not_done(ErrorCode::InvalidConfig, format!("raft refuses this configuration: {e}")))?;
         let machine = MachineStream::new(log.snapshot.as_ref(), log.first_index, machine_applied);
+        let outcomes_window = config.outcomes_window.max(1);
+        // S17: of a machine that goes on elsewhere than where the snapshot ends, the sum is not known.
+        let (snapshot, applied) = (log.snapshot.as_ref(), machine.applied());
+        let sum = snapshot.map_or((applied == 0).then_some(0), |s| s.outcomes.filter(|_| s.index == applied));
+        let outcomes = Outcomes::new(outcomes_window, applied, sum);
         let mut core = Core {
             id: node_id,
             addr,
@@ -259,6 +272,9 @@ impl Core {
             requests: Requests::default(),
             reads: Reads::default(),
             machine,
+            outcomes,
+            outcomes_window,
+            divergence: Divergence::default(),
             snapshots: Snapshots::new(now, log.bytes),
             greetings: Greetings::new(founding_heard),
             last_role: Role::Waiting,
@@ -335,6 +351,7 @@ impl Core {
         self.tick_reads();
         self.record_acquaintances();
         self.promote_learners();
+        self.tick_outcomes();
     }
 
     /// Elections wait for the disk (S4), for a majority of fresh founders (S11), and for all of this node's log to be durable:

@@ -28,6 +28,8 @@ struct Making {
     term: u64,
     cluster: ClusterState,
     asked: Vec<u64>,
+    /// The sum of outcomes at `index`, once the machine has got there (S17).
+    outcomes: Option<u64>,
 }
 
 pub(super) struct Snapshots {
@@ -159,8 +161,15 @@ impl Core {
         let asked = std::mem::take(&mut self.snapshots.asked);
         self.snapshots.wanted = false;
         self.snapshots.bytes_at_making = self.snapshots.bytes_since;
-        self.snapshots.making = Some(Making { id, index, term, cluster, asked });
+        self.snapshots.making = Some(Making { id, index, term, cluster, asked, outcomes: None });
+        self.note_outcomes();
         self.out.machine.push(MachineRequest::Snapshot { id, index, term });
+    }
+
+    /// The machine has got to where a snapshot is being taken: its sum of outcomes is known now, and may be forgotten later.
+    pub(super) fn note_outcomes(&mut self) {
+        let Some(making) = self.snapshots.making.as_mut().filter(|m| m.outcomes.is_none()) else { return };
+        making.outcomes = self.outcomes.sum_at(making.index);
     }
 
     /// What the file of the snapshot being made has to say beside the state: index, term, cluster.
@@ -187,6 +196,7 @@ impl Core {
             size,
             crc,
             has_file: true,
+            outcomes: making.outcomes,
         });
         let trailing = self.config.trailing_entries;
         let by_bytes = self.raw.store().index_before_bytes(self.config.snapshot_bytes.max(TAIL_BYTES));
@@ -400,7 +410,15 @@ mod tests {
             identity,
             hard_state: HardState { term: 2, vote: 0, commit: 20 },
             cluster: ClusterRecord { index: 20, cluster: now },
-            snapshot: Some(SnapshotMeta { index: 10, term: 2, cluster: then, size: 0, crc: 0, has_file: false }),
+            snapshot: Some(SnapshotMeta {
+                index: 10,
+                term: 2,
+                cluster: then,
+                size: 0,
+                crc: 0,
+                has_file: false,
+                outcomes: None,
+            }),
             first_index: 11,
             prev_term: 2,
             last_index: 20,

@@ -23,6 +23,7 @@ use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::log::SnapshotMeta;
 use crate::machine::{MachineAnswer, MachineRequest};
 use crate::request::{Completion, Reply, Request, Ticket, Timeout, Token};
+use crate::snapshots::wire_header;
 use crate::status::{Event, Role};
 use crate::transport::{Incoming, Lane, Permit, Transport, TransportConfig};
 use crate::wire::{Body as ItemBody, Item, SnapshotHeader};
@@ -510,6 +511,8 @@ impl Driver {
             },
             Some(ItemBody::Forward(forward)) => self.core.receive_forward(from, forward),
             Some(ItemBody::ForwardAnswer(answer)) => self.core.receive_forward_answer(from, answer),
+            Some(ItemBody::OutcomeReport(report)) => self.core.receive_outcome_report(from, &report),
+            Some(ItemBody::OutcomeAnswer(answer)) => self.core.receive_outcome_answer(from, &answer),
             // Of a newer version: not for us.
             None => {}
         }
@@ -518,8 +521,8 @@ impl Driver {
     fn snapshot_received(&mut self, from: NodeId, header: SnapshotHeader, raft_message: &[u8]) {
         let Ok(message) = Message::decode(raft_message) else { return };
         let Some(cluster) = header.cluster else { return };
-        let SnapshotHeader { index, term, size, crc, has_file, .. } = header;
-        self.core.receive_snapshot(from, message, SnapshotMeta { index, term, cluster, size, crc, has_file });
+        let SnapshotHeader { index, term, size, crc, has_file, outcomes, .. } = header;
+        self.core.receive_snapshot(from, message, SnapshotMeta { index, term, cluster, size, crc, has_file, outcomes });
     }
 
     fn not_sent(&mut self, to: NodeId, items: Vec<Item>) {
@@ -550,14 +553,7 @@ impl Driver {
         }
         for send in actions.snapshot_sends {
             let meta = &send.meta;
-            let header = SnapshotHeader {
-                index: meta.index,
-                term: meta.term,
-                size: meta.size,
-                crc: meta.crc,
-                cluster: Some(meta.cluster.clone()),
-                has_file: meta.has_file,
-            };
+            let header = wire_header(meta);
             match self.shared.files.source(meta) {
                 Ok(source) => self.transport.send_snapshot(send.to, header, send.message.encode_to_vec(), source),
                 Err(error) if error.code == ErrorCode::CorruptData => self.feedback.push(Feedback::Failed(error)),
@@ -611,6 +607,8 @@ impl Driver {
                 }
                 Body::Forward(forward) => (Lane::Bulk, ItemBody::Forward(forward)),
                 Body::ForwardAnswer(answer) => (Lane::Control, ItemBody::ForwardAnswer(answer)),
+                Body::OutcomeReport(report) => (Lane::Control, ItemBody::OutcomeReport(report)),
+                Body::OutcomeAnswer(answer) => (Lane::Control, ItemBody::OutcomeAnswer(answer)),
             };
             lanes.entry((to, lane)).or_default().push(Item { body: Some(body) });
         }
