@@ -23,6 +23,8 @@ mod divergence;
 mod durable_machine_tests;
 mod entry;
 mod greeting;
+#[cfg(test)]
+mod greeting_tests;
 mod handover;
 mod machine_stream;
 mod membership;
