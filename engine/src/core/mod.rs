@@ -26,6 +26,8 @@ mod greeting;
 #[cfg(test)]
 mod greeting_tests;
 mod handover;
+#[cfg(test)]
+mod leave_tests;
 mod machine_stream;
 mod membership;
 mod outcomes;
@@ -622,6 +624,12 @@ impl Core {
         self.abdicate();
         // Who asked to leave hears that it has.
         self.requests_to_leave().into_iter().for_each(|request| self.complete(request, Ok(Reply::Done)));
+        if self.requests.leaving {
+            let error = self.left_while_joining();
+            for request in std::mem::take(&mut self.requests.joining) {
+                self.complete(request, Err(error.clone()));
+            }
+        }
         let error = Error::unknown(ErrorCode::Removed, format!("node {}: {reason}", self.id));
         self.end_requests(&error);
         if self.config.terminate_on_remove {
