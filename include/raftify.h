@@ -210,7 +210,7 @@
  * Pull form: apply `count` commands. `token` is the request's number, `index` and `term` are where the machine then
  * stands. `data`: `count` times raftify_entry, then the commands' bytes; `offset` counts from the start of `data`,
  * which is aligned for raftify_entry. May be of no commands: to be answered all the same. Answer with
- * raftify_apply_done or raftify_apply_done_packed, or raftify_machine_failed.
+ * raftify_apply_done, raftify_apply_done_packed or raftify_apply_told_packed, or raftify_machine_failed.
  */
 #define RAFTIFY_EVENT_APPLY 2
 
@@ -419,6 +419,11 @@ typedef struct raftify_entry {
    * failure is.
    */
   uint32_t wanted;
+  /**
+   * The token of the proposal whose result it is, if that was accepted by this node of this process; 0: there is none, or its result
+   * has to be given back. See raftify_apply_told_packed.
+   */
+  uint64_t token;
 } raftify_entry;
 
 /**
@@ -987,6 +992,21 @@ raftify_status raftify_apply_done(struct raftify_node *node,
  *   1.
  */
 raftify_status raftify_apply_done_packed(struct raftify_node *node,
+                                         uint64_t request,
+                                         const uint8_t *outcomes,
+                                         size_t len,
+                                         struct raftify_error **error);
+
+/**
+ * As raftify_apply_done_packed, where the program has itself given their results to those who waited for commands with a
+ * `token` that `outcomes` does not name: these proposals end here, and no COMPLETION comes for their tokens (one that
+ * had failed before, by its deadline for instance, has had its own). Saves the way of each result through the library.
+ *
+ * outcomes, len: copied. request, error: as for raftify_apply_done.
+ * Threads: any. Blocks: no. Errors: INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI
+ *   1.
+ */
+raftify_status raftify_apply_told_packed(struct raftify_node *node,
                                          uint64_t request,
                                          const uint8_t *outcomes,
                                          size_t len,

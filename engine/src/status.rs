@@ -77,6 +77,12 @@ pub enum Event {
         index: u64,
         reason: String,
     },
+    /// A snapshot on its way to a peer was given up; a newer one follows (S19).
+    SnapshotNotSent {
+        peer: NodeId,
+        index: u64,
+        reason: String,
+    },
     /// A peer was refused, or refuses us, for good.
     PeerRefused {
         peer: NodeId,

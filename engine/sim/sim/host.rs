@@ -279,6 +279,12 @@ impl World {
         for send in actions.snapshot_sends {
             self.send_snapshot(at, send);
         }
+        for peer in actions.cancel_sends {
+            let send = self.life(at).and_then(|l| l.sending.get(&peer).copied());
+            if let Some(send) = send {
+                self.after(0, Event::SnapshotSent { at, peer, send, delivered: false });
+            }
+        }
         if let Some(meta) = actions.prune {
             let host = self.hosts.get_mut(&id).expect("a running host");
             host.disk.files.retain(|index, _| *index >= meta.index);

@@ -261,9 +261,9 @@ impl Profile {
         if !profile.membership && rng.chance(0.3) {
             profile.wipes = (profile.nodes - 1) / 2;
         }
+        profile.durable_machine = rng.chance(0.3);
         profile.config.outcomes_window = pick(rng, &[4, 30, 300, 8192]);
         profile.config.verify_results = rng.chance(0.3);
-        profile.durable_machine = rng.chance(0.3);
         profile
     }
 }

@@ -56,6 +56,8 @@ pub struct Actions {
     pub machine: Vec<MachineRequest>,
     pub fetches: Vec<Fetch>,
     pub snapshot_sends: Vec<SnapshotSend>,
+    /// Break off the snapshots on their way to these (S19).
+    pub cancel_sends: Vec<NodeId>,
     /// The log names this snapshot now; older files may go (S6).
     pub prune: Option<Arc<SnapshotMeta>>,
     pub completions: Vec<Completion>,

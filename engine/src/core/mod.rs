@@ -254,10 +254,13 @@ impl Core {
             .map_err(|e| Error::not_done(ErrorCode::InvalidConfig, format!("raft refuses this configuration: {e}")))?;
         let machine = MachineStream::new(log.snapshot.as_ref(), log.first_index, machine_applied);
         let outcomes_window = config.outcomes_window.max(1);
-        // S17: of a machine that goes on elsewhere than where the snapshot ends, the sum is not known.
-        let (snapshot, applied) = (log.snapshot.as_ref(), machine.applied());
-        let sum = snapshot.map_or((applied == 0).then_some(0), |s| s.outcomes.filter(|_| s.index == applied));
-        let outcomes = Outcomes::new(outcomes_window, applied, sum);
+        // A machine that kept its state is compared from the next window on; one that stands where a snapshot ends knows its sum (S17).
+        let sum = match &log.snapshot {
+            Some(snapshot) if snapshot.index == machine.applied() => snapshot.outcomes,
+            Some(_) => None,
+            None => (machine.applied() == 0).then_some(0),
+        };
+        let outcomes = Outcomes::new(outcomes_window, machine.applied(), sum);
         let mut core = Core {
             id: node_id,
             addr,

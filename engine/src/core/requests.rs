@@ -243,14 +243,20 @@ impl Core {
 
     /// The one place where a pending request ends.
     pub(super) fn complete(&mut self, request: u64, result: Result<Reply>) {
-        if let Some(pending) = self.requests.pending.remove(&request) {
-            self.requests.bytes = self.requests.bytes.saturating_sub(pending.bytes);
-            if let State::Placed { index, .. } = pending.state {
-                self.requests.placed.remove(&index);
-            }
-            self.requests.goals.remove(&request);
-            self.answer(pending.token, result);
+        if let Some(token) = self.forget(request) {
+            self.answer(token, result);
         }
+    }
+
+    /// Ends a request without a completion: it has been told.
+    pub(super) fn forget(&mut self, request: u64) -> Option<Token> {
+        let pending = self.requests.pending.remove(&request)?;
+        self.requests.bytes = self.requests.bytes.saturating_sub(pending.bytes);
+        if let State::Placed { index, .. } = pending.state {
+            self.requests.placed.remove(&index);
+        }
+        self.requests.goals.remove(&request);
+        Some(pending.token)
     }
 
     /// Those that ask for nothing but that this node be removed.

@@ -230,10 +230,25 @@ impl Core {
             store.set_snapshot_meta(Arc::clone(&meta));
             store.compact(compact_to);
             self.prune = Some(Arc::clone(&meta));
+            self.end_useless_sends(compact_to);
             self.out.events.push(Event::SnapshotTaken { index: meta.index, size: meta.size });
         }
         for request in asked {
             self.complete(request, Ok(Reply::Snapshot(info(&meta))));
+        }
+    }
+
+    /// S19: the log was kept for them up to its limit, and now begins after what they are being sent: they need a newer one.
+    fn end_useless_sends(&mut self, compact_to: u64) {
+        for (peer, index) in self.snapshots.sending.iter().filter(|(_, index)| **index < compact_to) {
+            self.out.cancel_sends.push(*peer);
+            self.out.events.push(Event::SnapshotNotSent {
+                peer: *peer,
+                index: *index,
+                reason: format!(
+                    "it took so long that the log after it reached its limit and now begins after index {compact_to}; a newer one follows"
+                ),
+            });
         }
     }
 
@@ -451,6 +466,23 @@ mod tests {
             MachineRequest::Snapshot { id, index, .. } => Some((*id, *index)),
             _ => None,
         })
+    }
+
+    #[test]
+    fn s19_a_send_that_the_log_does_not_go_on_from_any_more_ends_with_an_event() {
+        let mut core = replaying();
+        core.poll();
+        core.snapshots.sending = BTreeMap::from([(2, 12), (4, 18)]);
+        let cluster = core.cluster().clone();
+        let meta = SnapshotMeta { index: 20, term: 2, cluster, size: 1, crc: 1, has_file: true, outcomes: None };
+        core.snapshot_named(Arc::new(meta), 16);
+        let actions = core.poll();
+        assert_eq!(actions.cancel_sends, [2], "member 4 can go on from 18");
+        let told = actions.events.iter().any(|e| matches!(e, Event::SnapshotNotSent { peer: 2, index: 12, .. }));
+        assert!(told, "{:?}", actions.events);
+        // The shell's word that it ended.
+        core.snapshot_sent(2, false);
+        assert!(!core.snapshots.sending.contains_key(&2));
     }
 
     #[test]

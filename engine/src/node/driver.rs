@@ -563,6 +563,9 @@ impl Driver {
                 }
             }
         }
+        for peer in actions.cancel_sends {
+            self.transport.cancel_snapshot(peer);
+        }
         if let Some(keep) = actions.prune {
             let _ = self.threads.work.send(Work::Prune { keep, first_index: self.core.first_index() });
         }
