@@ -1308,8 +1308,9 @@ raftify_status raftify_import(const char *old,
 
 /**
  * To be called in a child right after fork(), when the parent had used this library (`pthread_atfork`, Python's
- * `os.register_at_fork`). Closes the descriptors that the child inherited from queues and from the locks of
- * directories. Needless before an exec: every descriptor of this library is close-on-exec. Also without this call
+ * `os.register_at_fork`). Closes the descriptors that the child inherited from queues, from the locks of directories,
+ * and of every socket: without it a port stays taken, and a peer's connection open, after the parent has closed them,
+ * until the child ends. Needless before an exec: every descriptor of this library is close-on-exec. Also without this call
  * every handle of the parent is dead in the child: calls return `RAFTIFY_ERR_FORKED`, a free returns it too and
  * leaks, and no thread is waited for. Called again: no effect.
  *

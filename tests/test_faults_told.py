@@ -62,7 +62,7 @@ def build(tmp_path: Path, **changes: Any) -> Raft[Any]:
         ({"raft_addr": "127.0.0.1:1", "peers": {1: "127.0.0.1:1", 2: "127.0.0.1:1"}}, "peers", ["127.0.0.1:1"]),
         ({"raft_addr": "127.0.0.1:1", "peers": {1: "127.0.0.1:1", 2: "127.0.0.1:2", 3: "127.0.0.1:2"}}, "peers", ["127.0.0.1:2"]),
         ({"peers": {0: "127.0.0.1:60061"}}, "peers", ["0"]),
-        ({"peers": {2: "bad"}}, "addr", ["'bad'", "host:port"]),
+        ({"peers": {2: "bad"}}, "peers", ["2", "'bad'", "host:port"]),
         ({"peers": ["127.0.0.1:60061"]}, "peers", ["dict"]),
         ({"raft_addr": "127.0.0.1:0", "peers": {1: "127.0.0.1:0", 2: "127.0.0.1:60062"}}, "peers", ["port 0"]),
         ({"store": Generator()}, "store", ["Generator.snapshot", "generator function", "copy"]),

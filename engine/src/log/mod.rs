@@ -121,6 +121,18 @@ pub struct LogState {
     pub bytes: u64,
 }
 
+impl LogState {
+    /// The term of the entry at `index`, from the one before the first that is held to the last.
+    pub fn term(&self, index: u64) -> Option<u64> {
+        if index.saturating_add(1) == self.first_index {
+            return Some(self.prev_term);
+        }
+        let held = self.first_index <= index && index <= self.last_index;
+        let begun = self.terms.iter().take_while(|(start, _)| *start <= index).last();
+        begun.filter(|_| held).map(|(_, term)| *term)
+    }
+}
+
 /// The writing half. Owned by the writer thread alone.
 pub trait LogWriter: Send {
     /// Makes all writes durable in one transaction with one sync. After an error the log refuses everything (S10), with the
