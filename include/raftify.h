@@ -415,7 +415,8 @@ typedef struct raftify_entry {
    */
   uint32_t len;
   /**
-   * 1 if somebody waits for its result on this node; otherwise only its failure is asked for.
+   * 1 if its result is asked for: somebody waits for it on this node, or the cluster compares results (`verify_results`). 0: only its
+   * failure is.
    */
   uint32_t wanted;
 } raftify_entry;
@@ -601,7 +602,10 @@ struct raftify_config *raftify_config_new(void);
 /**
  * Sets one setting by its name. Times are in seconds ("0.1"), sizes in bytes, switches "true" or "false". Each value
  * is checked for itself here, all together by raftify_config_validate and raftify_node_start. Beside the engine's
- * settings there is "log_level": "off", "critical", "error", "warning", "info" (the default), "debug", "trace".
+ * settings there is "log_level": "off", "critical", "error", "warning", "info" (the default), "debug", "trace"; and
+ * "applied_index", for a state machine that is durable by itself: up to this index of the log it has applied
+ * everything, and has it on its disk. It is then asked to apply what comes after that, without a restore, unless the
+ * log begins later: then to restore first. Without it the machine starts empty.
  *
  * name, value: UTF-8, borrowed for the call. error: optional; receives an error object on failure.
  * Threads: any. Blocks: no. Errors: INVALID_CONFIG (the error names the field), INVALID_ARGUMENT, FORKED. Since: ABI

@@ -82,9 +82,7 @@ def _is_awaitable(value: object) -> bool:
 class Applier:
     """Serves the machine requests of one node."""
 
-    def __init__(
-        self, node: Pointer, name: str, methods: StoreMethods, stop_on_error: bool, durable_index: int
-    ) -> None:
+    def __init__(self, node: Pointer, name: str, methods: StoreMethods, stop_on_error: bool) -> None:
         self._node = node
         self._name = name
         self._methods = methods
@@ -93,8 +91,6 @@ class Applier:
         self._wake: asyncio.Future[None] | None = None
         self._readers: deque[asyncio.Future[None]] = deque()
         self._stopping = False
-        #: Up to here a store that is durable by itself has everything: not restored, not applied again.
-        self._durable_index = durable_index
         self._turn_started = 0.0
         self._turn_entries = 0
         self._captures: set[asyncio.Task[None]] = set()
@@ -198,8 +194,6 @@ class Applier:
         ):
             if self._stopping:
                 return
-            if index <= self._durable_index:
-                continue  # the store has it: replay starts after it
             command = data[offset : offset + size]
             failed = 0
             try:
@@ -302,11 +296,10 @@ class Applier:
     async def _restore(self, request: RestoreRequest) -> None:
         methods = self._methods
         try:
-            if request.index > self._durable_index:
-                if methods.restore_chunks is not None:
-                    await self._call(methods.restore_chunks, _snapshots.Reader(self._node, request.request))
-                else:
-                    await self._call(methods.restore, await _snapshots.read_all(self._node, request.request))
+            if methods.restore_chunks is not None:
+                await self._call(methods.restore_chunks, _snapshots.Reader(self._node, request.request))
+            else:
+                await self._call(methods.restore, await _snapshots.read_all(self._node, request.request))
         except BaseException as error:
             self._machine_failed(request.request, request.index, "restore", error)
         self._answer(lib.raftify_restore_done, request.request)

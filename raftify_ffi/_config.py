@@ -37,6 +37,7 @@ _SETTINGS: Final = {
     "disk_quota": "count",
     "hung_write": "seconds",
     "terminate_on_remove": "flag",
+    "verify_results": "flag",
 }
 
 APPLY_ERROR_POLICIES: Final = ("reply", "stop")
@@ -85,6 +86,7 @@ class Config:
         disk_quota: int | None = None,
         hung_write: float | None = None,
         on_apply_error: str = "reply",
+        verify_results: bool = False,
     ) -> None:
         if raft_config is not None and not isinstance(raft_config, RaftConfig):
             raise invalid("raft_config", raft_config, "is not a RaftConfig")
@@ -114,6 +116,7 @@ class Config:
         self.disk_quota = disk_quota
         self.hung_write = hung_write
         self.on_apply_error = on_apply_error
+        self.verify_results = verify_results
         if bootstrap_from_snapshot is not None:
             raise invalid(
                 "bootstrap_from_snapshot",

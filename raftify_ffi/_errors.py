@@ -175,7 +175,11 @@ class SnapshotFailed(RaftError):
 
 
 class StateDiverged(RaftError):
-    """This node's outcomes differ from the others'. Reserved: this version does not compare them."""
+    """A command came to something else here than on the majority: this node has stopped. `index` is the first such command.
+
+    Compared is whether `apply` raised, and with `Config(verify_results=True)` also what it returned. The state is not the others' any
+    more: find the cause, remove the member, let it join again with an empty directory.
+    """
 
 
 class MachineFailed(RaftError):

@@ -71,6 +71,15 @@ class SnapshotNotTaken(Event):
 
 
 @dataclass(frozen=True)
+class SnapshotNotSent(Event):
+    """A snapshot on its way to a peer was given up; a newer one follows."""
+
+    peer: int
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class PeerRefused(Event):
     """A peer was refused, or refuses us, for good."""
 
@@ -88,6 +97,14 @@ class DiskHung(Event):
 @dataclass(frozen=True)
 class DiskRecovered(Event):
     pass
+
+
+@dataclass(frozen=True)
+class NodeDiverged(Event):
+    """A command came to something else on this member than on the majority, first at this index: it stops with `StateDiverged`."""
+
+    node_id: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -109,9 +126,11 @@ _MAKERS: Final[Mapping[str, Callable[[dict[str, Any]], Event]]] = {
     "snapshot_taken": lambda facts: SnapshotTaken(facts["index"], facts["size"]),
     "snapshot_installed": lambda facts: SnapshotInstalled(facts["index"], facts["size"]),
     "snapshot_failed": lambda facts: SnapshotNotTaken(facts["index"], facts["reason"]),
+    "snapshot_not_sent": lambda facts: SnapshotNotSent(facts["peer"], facts["index"], facts["reason"]),
     "peer_refused": lambda facts: PeerRefused(facts["peer"], facts["reason"]),
     "disk_hung": lambda facts: DiskHung(facts["millis"]),
     "disk_recovered": lambda facts: DiskRecovered(),
+    "state_diverged": lambda facts: NodeDiverged(facts["node_id"], facts["index"]),
 }
 
 

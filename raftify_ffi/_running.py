@@ -25,7 +25,7 @@ from ._library import call, ffi, lib
 from ._log import level_name
 from ._outbox import Outbox
 from ._pointer import Pointer
-from ._settings import NativeConfig
+from ._settings import NativeConfig, checked
 from ._status import Role, Status
 from ._store import StoreMethods
 from ._threads import in_thread
@@ -45,19 +45,29 @@ class _Opening:
     """The blocking start call, on a thread. If nobody waits for it any more, what it opened is freed at once."""
 
     def __init__(
-        self, bridge: Bridge, config: Config, node_id: int, addr: str, peers: Mapping[int, str] | None
+        self,
+        bridge: Bridge,
+        config: Config,
+        node_id: int,
+        addr: str,
+        peers: Mapping[int, str] | None,
+        applied_index: int | None,
     ) -> None:
         self._bridge = bridge
         self._config = config
         self._node_id = node_id
         self._addr = addr
         self._peers = peers
+        self._applied_index = applied_index
         self._lock = threading.Lock()
         self._abandoned = False
         self._raw: Any = None
 
     def open(self) -> Any:
-        config = NativeConfig({**self._config.settings(), "log_level": level_name()})
+        settings = {**self._config.settings(), "log_level": level_name()}
+        if self._applied_index is not None:
+            settings["applied_index"] = self._applied_index
+        config = NativeConfig(settings)
         addr = self._addr.encode()
         pairs = [(node_id, str(peer).encode()) for node_id, peer in (self._peers or {}).items()]
         kept = [ffi.from_buffer("char[]", text) for _, text in pairs]
@@ -132,27 +142,34 @@ class RunningNode:
                 self.begin_close(0)
             raise
 
+    async def _applied_index(self) -> int | None:
+        """How far a store that is durable by itself has got; None for one that starts empty."""
+        method = self._methods.applied_index
+        if method is None:
+            return None
+        answer = method()
+        answer = await answer if hasattr(answer, "__await__") else answer
+        return int(checked("store.applied_index()", "count", answer))
+
     async def _start(self) -> None:
-        durable_index = 0
-        if self._methods.applied_index is not None:
-            answer = self._methods.applied_index()
-            durable_index = int(await answer if hasattr(answer, "__await__") else answer)
         bridge = self.bridge
         bridge.enter()
         bridge.starting += 1
-        opening = _Opening(bridge, self._config, self.node_id, self.addr, self._peers)
+        opening: _Opening | None = None
         try:
+            applied_index = await self._applied_index()
+            opening = _Opening(bridge, self._config, self.node_id, self.addr, self._peers, applied_index)
             raw = await in_thread(opening.open)
         except BaseException as error:
             bridge.starting -= 1
-            if isinstance(error, asyncio.CancelledError):
+            if isinstance(error, asyncio.CancelledError) and opening is not None:
                 opening.abandon()
             await self._end(error if isinstance(error, RaftError) else None)
             raise
         pointer = Pointer(raw, lib.raftify_node_number(raw), self.name)
         self._pointer = pointer
         stop_on_error = self._config.on_apply_error == "stop"
-        self.applier = Applier(pointer, self.name, self._methods, stop_on_error, durable_index)
+        self.applier = Applier(pointer, self.name, self._methods, stop_on_error)
         self.applier.on_progress = self._progress.set
         self._applier_task = self.home.create_task(self._serve_machine(self.applier))
         bridge.keep(self._applier_task)

@@ -12,7 +12,16 @@ import pytest
 from cluster import free_addrs, one_node, quick_config
 from stores import KeyValue, Scripted
 
-from raftify_ffi import ApplyError, Closed, MachineFailed, Raft, RaftError, SnapshotFailed
+from raftify_ffi import (
+    ApplyError,
+    Closed,
+    InvalidConfig,
+    MachineFailed,
+    Raft,
+    RaftError,
+    SnapshotFailed,
+    WrongDirectory,
+)
 
 
 async def test_apply_may_return_any_buffer_or_none(tmp_path: Path) -> None:
@@ -218,16 +227,19 @@ async def test_a_restore_that_fails_at_start_raises_from_run(tmp_path: Path, pla
         assert await raft.read(lambda s: s.data) == {"a": "1"}
 
 
+class Durable(KeyValue):
+    """Says that it has applied up to there, and holds nothing."""
+
+    def __init__(self, at: Any) -> None:
+        super().__init__()
+        self.at = at
+
+    async def applied_index(self) -> Any:
+        await asyncio.sleep(0)
+        return self.at
+
+
 async def test_a_durable_store_gets_only_what_it_has_not(tmp_path: Path) -> None:
-    class Durable(KeyValue):
-        def __init__(self, at: int) -> None:
-            super().__init__()
-            self.at = at
-
-        async def applied_index(self) -> int:
-            await asyncio.sleep(0)
-            return self.at
-
     addr = free_addrs(1)[0]
     async with Raft.build(1, addr, KeyValue(), quick_config(tmp_path)) as raft:
         await raft.propose_many([b"a=1", b"b=1"])
@@ -236,6 +248,42 @@ async def test_a_durable_store_gets_only_what_it_has_not(tmp_path: Path) -> None
     store = Durable(index)
     async with Raft.build(1, addr, store, quick_config(tmp_path)) as second:
         assert await second.read(lambda s: set(s.data)) == {"c", "d"}
+
+
+async def test_a_durable_store_is_restored_only_when_the_log_begins_after_its_index(tmp_path: Path) -> None:
+    addr = free_addrs(1)[0]
+    config = quick_config(tmp_path, trailing_entries=1)
+    async with Raft.build(1, addr, KeyValue(), config) as raft:
+        await raft.propose_many([b"a=1", b"b=1"])
+        behind = raft.status.applied_index
+        await raft.propose_many([b"c=1", b"d=1"])
+        # The log begins with the entry of d now.
+        newest = await raft.snapshot()
+        await raft.propose(b"e=1")
+    assert newest.index == behind + 2
+    for at, heard in ((newest.index, {"e"}), (newest.index - 1, {"d", "e"}), (behind, set("abcde")), (0, set("abcde"))):
+        async with Raft.build(1, addr, Durable(at), config) as raft:
+            assert await raft.read(lambda s: set(s.data)) == heard, at
+
+
+async def test_a_durable_store_ahead_of_the_log_is_refused_with_both_indexes(tmp_path: Path) -> None:
+    addr = free_addrs(1)[0]
+    async with Raft.build(1, addr, KeyValue(), quick_config(tmp_path)) as raft:
+        await raft.propose(b"a=1")
+    raft = Raft.build(1, addr, Durable(1000), quick_config(tmp_path))
+    with pytest.raises(WrongDirectory, match=r"index 1000.* index \d+") as caught:
+        await raft.run()
+    assert caught.value.path == str(tmp_path / "node-1")
+    # The directory is unhurt.
+    async with Raft.build(1, addr, KeyValue(), quick_config(tmp_path)) as raft:
+        assert await raft.read(lambda s: s.data) == {"a": "1"}
+
+
+@pytest.mark.parametrize("answer", [-1, None, "7", True])
+async def test_an_applied_index_that_is_no_index_is_refused(tmp_path: Path, answer: Any) -> None:
+    raft = Raft.build(1, free_addrs(1)[0], Durable(answer), quick_config(tmp_path))
+    with pytest.raises(InvalidConfig, match="applied_index"):
+        await raft.run()
 
 
 async def test_a_busy_store_leaves_turns_to_the_loop(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ pub(crate) struct Settings {
     pub(crate) config: Config,
     /// Records above this are not made: a setting of this border, not of the engine.
     pub(crate) log_level: FilterLevel,
+    /// Of the state machine that the node is started with; not a setting of the engine either.
+    pub(crate) applied_index: Option<u64>,
 }
 
 /// Settings for nodes, all with defaults. May be changed after a node was started with it: the node has its own copy.
@@ -48,19 +50,28 @@ pub(crate) fn log_level(name: &str) -> Result<FilterLevel> {
     })
 }
 
+fn applied_index(value: &str) -> Result<u64> {
+    let wrong = |_| Error::config("applied_index", format!("{value:?} is not a whole number of 0 or more"));
+    value.parse().map_err(wrong)
+}
+
 /// Makes settings with all defaults.
 ///
 /// Returns: owned, free with raftify_config_free; NULL only after a defect of the library.
 /// Threads: any. Blocks: no. Errors: none. Since: ABI 1.
 #[no_mangle]
 pub extern "C" fn raftify_config_new() -> *mut ConfigHandle {
-    let settings = Mutex::new(Settings { config: Config::default(), log_level: FilterLevel::Info });
+    let settings = Settings { config: Config::default(), log_level: FilterLevel::Info, applied_index: None };
+    let settings = Mutex::new(settings);
     Box::into_raw(Box::new(ConfigHandle { owner: Owner::here(), settings }))
 }
 
 /// Sets one setting by its name. Times are in seconds ("0.1"), sizes in bytes, switches "true" or "false". Each value
 /// is checked for itself here, all together by raftify_config_validate and raftify_node_start. Beside the engine's
-/// settings there is "log_level": "off", "critical", "error", "warning", "info" (the default), "debug", "trace".
+/// settings there is "log_level": "off", "critical", "error", "warning", "info" (the default), "debug", "trace"; and
+/// "applied_index", for a state machine that is durable by itself: up to this index of the log it has applied
+/// everything, and has it on its disk. It is then asked to apply what comes after that, without a restore, unless the
+/// log begins later: then to restore first. Without it the machine starts empty.
 ///
 /// name, value: UTF-8, borrowed for the call. error: optional; receives an error object on failure.
 /// Threads: any. Blocks: no. Errors: INVALID_CONFIG (the error names the field), INVALID_ARGUMENT, FORKED. Since: ABI
@@ -81,6 +92,7 @@ pub unsafe extern "C" fn raftify_config_set(
             let mut settings = config.settings.lock().unwrap_or_else(PoisonError::into_inner);
             match name {
                 "log_level" => settings.log_level = log_level(value)?,
+                "applied_index" => settings.applied_index = Some(applied_index(value)?),
                 _ => settings.config.set(name, value)?,
             }
             Ok(())

@@ -149,7 +149,8 @@ pub unsafe extern "C" fn raftify_node_start(
         let raft_addr = unsafe { text(raft_addr, raft_addr_len, "raft_addr") }?.to_owned();
         // SAFETY: NULL or `peer_count` peers (preface of the header).
         let peers = unsafe { self::peers(peers, peer_count, peers_given) }?;
-        let options = NodeOptions { config: settings.config, node_id, raft_addr, peers };
+        let machine_applied = settings.applied_index;
+        let options = NodeOptions { config: settings.config, node_id, raft_addr, peers, machine_applied };
         let handle = open(runtime, queue, options, settings.log_level, machine)?;
         *out = Box::into_raw(Box::new(handle));
         Ok(())

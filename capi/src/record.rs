@@ -73,7 +73,8 @@ pub struct Entry {
     pub offset: u64,
     /// How many they are.
     pub len: u32,
-    /// 1 if somebody waits for its result on this node; otherwise only its failure is asked for.
+    /// 1 if its result is asked for: somebody waits for it on this node, or the cluster compares results (`verify_results`). 0: only its
+    /// failure is.
     pub wanted: u32,
 }
 

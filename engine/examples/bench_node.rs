@@ -209,7 +209,8 @@ fn main() {
     let sink =
         Arc::new(Hear { machine, completions: Mutex::new(tell), closed: Mutex::new(false), close: Condvar::new() });
     let runtime = Runtime::new().unwrap();
-    let options = NodeOptions { config, node_id: id, raft_addr: peers[&id].clone(), peers: Some(peers) };
+    let raft_addr = peers[&id].clone();
+    let options = NodeOptions { config, node_id: id, raft_addr, peers: Some(peers), machine_applied: None };
     let node = Node::start(&runtime, options, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
     sink.machine.attach(node.clone());
     let leader = || node.status().leader_id.unwrap_or(0);

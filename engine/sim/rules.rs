@@ -1,11 +1,13 @@
 //! One named scenario for each rule of docs/rules.md that is easily staged. The oracle watches all of them besides.
 
-use raftify_engine::request::Reply;
+use raftify_engine::request::{MemberChange, Reply, Request};
 use raftify_engine::status::Role;
 use raftify_engine::{Committed, ErrorCode};
 
+use crate::sim::clients::Op;
 use crate::sim::disk::Sabotage;
 use crate::sim::draws::Draws;
+use crate::sim::host::Lie;
 use crate::sim::world::{Event, Profile, World, MILLI, SECOND};
 use crate::sim::{finish, run_with};
 
@@ -42,9 +44,9 @@ fn s1_a_single_voter_tells_its_learner_nothing_before_its_term_is_durable() {
         let mut world = World::scripted(delay, profile);
         world.settle();
         world.grow(1, "host:2");
-        let demote = raftify_engine::request::MemberChange::Demote { id: 2 };
-        let change = raftify_engine::request::Request::ChangeMembers(vec![demote]);
-        let token = world.ask(1, crate::sim::clients::Op::Change, change, Some(5 * SECOND)).unwrap();
+        let demote = MemberChange::Demote { id: 2 };
+        let change = Request::ChangeMembers(vec![demote]);
+        let token = world.ask(1, Op::Change, change, Some(5 * SECOND)).unwrap();
         world.outcome(token).unwrap();
         // It wins again inside `campaign()`, and loses power before or after that term is on its disk.
         world.crash(1, false, 10 * MILLI);
@@ -136,6 +138,24 @@ fn s6_a_crash_at_any_moment_of_installing_a_snapshot_is_survived() {
 }
 
 #[test]
+fn s7_a_durable_machine_that_comes_back_behind_hears_each_entry_once() {
+    for seed in 0..30 {
+        let mut profile = snapshotting(3);
+        profile.durable_machine = true;
+        profile.config.trailing_entries = seed % 15;
+        let mut world = World::scripted(seed, profile);
+        let leader = world.settle();
+        for round in 0..3 {
+            world.done(leader, 7);
+            (1..=3).for_each(|id| world.crash(id, round == 1, 5 * MILLI));
+            world.run_until_so(SOON, |w| w.leader().is_some());
+            world.settle();
+        }
+        finish(&mut world);
+    }
+}
+
+#[test]
 fn s11_a_fresh_founder_alone_neither_campaigns_nor_votes() {
     let mut world = quiet(3);
     world.hosts.values_mut().skip(1).for_each(|h| h.retired = true);
@@ -154,6 +174,30 @@ fn s11_a_fresh_founder_alone_neither_campaigns_nor_votes() {
     assert!(recorded(&world));
     world.done(3, 3);
     finish(&mut world);
+}
+
+#[test]
+fn s11_no_change_is_planned_before_it_is_known_who_has_joined() {
+    for wait in 0..12 {
+        let mut profile = Profile::quiet(4);
+        profile.delay = (4 * MILLI, 5 * MILLI);
+        // The founding entry is committed well after the first one of the term.
+        (profile.config.max_size_per_msg, profile.config.max_inflight_msgs) = (1, 1);
+        let mut world = World::scripted(wait, profile);
+        world.hosts.get_mut(&4).unwrap().retired = true;
+        assert!(world.run_until_so(SOON, |w| w.leader().is_some()));
+        let leader = world.leader().unwrap();
+        world.run_for(wait * 2 * MILLI);
+        // This would leave the voting to the leader and to one who has never joined.
+        let change =
+            world.others(leader).into_iter().filter(|id| *id != 4).map(|id| MemberChange::Remove { id }).collect();
+        let token = world.ask(leader, Op::Change, Request::ChangeMembers(change), Some(5 * SECOND)).unwrap();
+        let error = world.outcome(token).unwrap_err();
+        assert!(error.message.contains("[4] have never joined"), "{error}");
+        world.hosts.get_mut(&4).unwrap().retired = false;
+        world.after(0, Event::Restart(4));
+        finish(&mut world);
+    }
 }
 
 #[test]
@@ -185,7 +229,7 @@ fn s12_ids_are_never_handed_out_twice_and_spent_ones_are_refused() {
     assert_eq!(joined, 4);
     let remove = raftify_engine::request::MemberChange::Remove { id: joined };
     let change = raftify_engine::request::Request::ChangeMembers(vec![remove]);
-    let token = world.ask(leader, crate::sim::clients::Op::Change, change, Some(5 * SECOND)).unwrap();
+    let token = world.ask(leader, Op::Change, change, Some(5 * SECOND)).unwrap();
     world.outcome(token).unwrap();
     let token = world.join(leader, joined, false, Some(5 * SECOND)).unwrap();
     let error = world.outcome(token).unwrap_err();
@@ -263,6 +307,90 @@ fn s16_a_deposed_leader_answers_no_read_and_a_lost_round_is_asked_again() {
         }
     }
     world.calm();
+    finish(&mut world);
+}
+
+/// Makes the machine of this node lie about the next commands.
+fn lies(world: &mut World, id: u64, raises: bool) {
+    let from = world.hosts[&id].life.as_ref().unwrap().core.applied() + 1;
+    world.hosts.get_mut(&id).unwrap().lie = Some(Lie { from, raises, told: None });
+}
+
+/// Proposes until this node has stopped.
+fn until_found_out(world: &mut World, id: u64) {
+    for _ in 0..30 {
+        let Some(leader) = world.leader() else {
+            world.run_for(SECOND / 10);
+            continue;
+        };
+        let token = world.propose(leader, Some(SECOND)).unwrap().0;
+        world.run_until_so(2 * SECOND, |w| w.result(token).is_some());
+        if world.hosts[&id].life.is_none() {
+            return;
+        }
+    }
+    panic!("node {id} is not found out{}", world.describe());
+}
+
+#[test]
+fn s17_a_follower_whose_commands_come_to_something_else_stops_and_the_others_go_on() {
+    for (raises, verify_results, window) in
+        [(true, false, 8192), (true, false, 4), (false, true, 8192), (true, true, 7)]
+    {
+        let mut profile = Profile::quiet(3);
+        (profile.config.verify_results, profile.config.outcomes_window) = (verify_results, window);
+        let mut world = World::scripted(7, profile);
+        let leader = world.settle();
+        world.done(leader, 20);
+        let follower = world.others(leader)[0];
+        lies(&mut world, follower, raises);
+        until_found_out(&mut world, follower);
+        assert_eq!(world.leader(), Some(leader), "the others go on");
+        world.done(leader, 20);
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn s17_a_leader_with_which_the_majority_disagrees_is_the_one_that_stops() {
+    for nodes in [3, 5] {
+        let mut world = quiet(nodes);
+        let leader = world.settle();
+        world.done(leader, 20);
+        lies(&mut world, leader, true);
+        until_found_out(&mut world, leader);
+        let others = world.others(leader);
+        let next = world.settle_among(&others);
+        world.done(next, 20);
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn s17_results_are_compared_only_where_the_cluster_says_so() {
+    let mut world = quiet(3);
+    let leader = world.settle();
+    let follower = world.others(leader)[0];
+    lies(&mut world, follower, false);
+    world.done(leader, 50);
+    world.run_for(5 * SECOND);
+    assert!(world.hosts[&follower].life.is_some());
+}
+
+#[test]
+fn s17_a_node_that_took_a_snapshot_goes_on_with_its_sum_and_is_found_out_by_it() {
+    let mut world = World::scripted(7, snapshotting(3));
+    let leader = world.settle();
+    let late = world.others(leader)[0];
+    world.done(leader, 5);
+    world.crash(late, true, 3 * SECOND);
+    world.done(leader, 60);
+    assert!(world.run_until_so(SOON, |w| w.settled().is_some()));
+    world.done(leader, 20);
+    assert!(world.hosts[&late].life.is_some(), "a snapshot's sum is the one that those who replayed have");
+    lies(&mut world, late, true);
+    until_found_out(&mut world, late);
+    world.done(leader, 5);
     finish(&mut world);
 }
 

@@ -73,6 +73,9 @@ pub struct ClusterState {
     /// The leader's clock at the newest entry, microseconds since 1970; never goes back in the log.
     #[prost(uint64, tag = "10")]
     pub time_us: u64,
+    /// The bytes that commands above this index return are compared (S17). 0: only whether they raised.
+    #[prost(uint64, tag = "11")]
+    pub verify_results_after: u64,
 }
 
 impl ClusterState {

@@ -71,6 +71,12 @@ pub struct Config {
     pub hung_write: Duration,
     /// Stop the node when an entry of the log removes it.
     pub terminate_on_remove: bool,
+    /// Nodes also compare the bytes that `apply` returned, not only whether it raised (S17). Counts on the node that founds the
+    /// cluster, whose first entry fixes it.
+    pub verify_results: bool,
+    /// Indexes after which the comparison starts anew; the same on all nodes. For tests.
+    #[doc(hidden)]
+    pub outcomes_window: u64,
 }
 
 impl Default for Config {
@@ -106,6 +112,8 @@ impl Default for Config {
             disk_quota: None,
             hung_write: Duration::ZERO,
             terminate_on_remove: false,
+            verify_results: false,
+            outcomes_window: 8192,
         }
     }
 }
@@ -181,6 +189,7 @@ impl Config {
                 self.disk_quota = (bytes > 0).then_some(bytes);
             }
             "hung_write" => self.hung_write = seconds(name, value)?,
+            "verify_results" => self.verify_results = boolean(name, value)?,
             "terminate_on_remove" => self.terminate_on_remove = boolean(name, value)?,
             _ => return Err(Error::config(name, "there is no setting of this name")),
         }

@@ -14,7 +14,7 @@ pub struct ApplyEntry {
     /// Where its bytes lie in [`ApplyBatch::data`].
     pub offset: usize,
     pub len: usize,
-    /// Somebody waits for the result on this node; the others' results are not needed.
+    /// Somebody waits for the result on this node, or the cluster compares results; the others' results are not needed.
     pub wanted: bool,
 }
 

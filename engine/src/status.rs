@@ -77,6 +77,12 @@ pub enum Event {
         index: u64,
         reason: String,
     },
+    /// A snapshot on its way to a peer was given up; a newer one follows (S19).
+    SnapshotNotSent {
+        peer: NodeId,
+        index: u64,
+        reason: String,
+    },
     /// A peer was refused, or refuses us, for good.
     PeerRefused {
         peer: NodeId,
@@ -87,4 +93,9 @@ pub enum Event {
         millis: u64,
     },
     DiskRecovered,
+    /// The commands of this node came to something else than the majority's, first at this index; it stops (S17).
+    StateDiverged {
+        node_id: NodeId,
+        index: u64,
+    },
 }

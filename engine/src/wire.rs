@@ -89,7 +89,7 @@ pub struct Frame {
 /// One thing in a frame: exactly one of its fields is set.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Item {
-    #[prost(oneof = "Body", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Body", tags = "1, 2, 3, 4, 5")]
     pub body: Option<Body>,
 }
 
@@ -102,6 +102,10 @@ pub enum Body {
     Forward(Forward),
     #[prost(message, tag = "3")]
     ForwardAnswer(ForwardAnswer),
+    #[prost(message, tag = "4")]
+    OutcomeReport(OutcomeReport),
+    #[prost(message, tag = "5")]
+    OutcomeAnswer(OutcomeAnswer),
 }
 
 /// Proposals of a follower for its leader (S15). Taken only by the leader of exactly this term; a number is taken once.
@@ -153,6 +157,48 @@ pub struct ForwardAnswer {
     pub already_at: u64,
 }
 
+/// What commands came to on a follower, for its leader to compare (S17): the running sum after some indexes, ascending.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct OutcomeReport {
+    /// The leader's.
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub sums: Vec<OutcomeMark>,
+    /// Asked for by [`OutcomeAnswer::details_for`]: the sums after each event of that index's window, up to it, known from
+    /// `details_from` on. 0: none.
+    #[prost(uint64, tag = "3")]
+    pub details_for: u64,
+    #[prost(uint64, tag = "4")]
+    pub details_from: u64,
+    #[prost(message, repeated, tag = "5")]
+    pub details: Vec<OutcomeMark>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct OutcomeMark {
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    #[prost(fixed64, tag = "2")]
+    pub sum: u64,
+}
+
+/// What the leader found.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct OutcomeAnswer {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    /// Compared up to here.
+    #[prost(uint64, tag = "2")]
+    pub upto: u64,
+    /// The sum after this index differs: send the events before it. 0: none.
+    #[prost(uint64, tag = "3")]
+    pub details_for: u64,
+    /// The receiver is the minority from this index on: it stops. 0: it is not.
+    #[prost(uint64, tag = "4")]
+    pub diverged_at: u64,
+}
+
 /// Ahead of a snapshot's chunks: what it is. The receiver makes the file whole before raft hears of it (S6).
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SnapshotHeader {
@@ -169,6 +215,9 @@ pub struct SnapshotHeader {
     /// False: no state, the cluster record alone.
     #[prost(bool, tag = "6")]
     pub has_file: bool,
+    /// The running sum of outcomes at `index`, if the sender knows it (S17).
+    #[prost(fixed64, optional, tag = "7")]
+    pub outcomes: Option<u64>,
 }
 
 /// From the sender of a snapshot, in this order: the stream's [`Hello`], one [`SnapshotOpen`], chunks.

@@ -80,7 +80,7 @@ fn start(
         started: Mutex::new(Some(started)),
         closed: Mutex::new(None),
     });
-    let options = NodeOptions { config, node_id: id, raft_addr: addr.into(), peers };
+    let options = NodeOptions { config, node_id: id, raft_addr: addr.into(), peers, machine_applied: None };
     let node = Node::start(runtime, options, Arc::clone(&probe) as Arc<dyn Sink>)?;
     probe.node.set(node.clone()).ok();
     let machine = Arc::clone(&probe);

@@ -286,6 +286,7 @@ fn build(
         size: 0,
         crc: 0,
         has_file: false,
+        outcomes: None,
     };
     if let Some(state) = &plan.state {
         let mut file = snapshots.create(meta.index, meta.term, &cluster)?;

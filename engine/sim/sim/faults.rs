@@ -91,6 +91,7 @@ impl World {
             identity.incarnation = None;
         }
         host.disk = Disk::new(Image::born(identity, &host.initial));
+        host.kept = None;
         host.wiped = true;
         self.after(10 * MILLI, Event::Restart(id));
     }

@@ -22,6 +22,8 @@ pub struct Host {
     pub addr: String,
     pub initial: BTreeMap<u64, String>,
     pub disk: Disk,
+    /// What a durable machine has on its own disk while no process runs.
+    pub kept: Option<Machine>,
     pub life: Option<Life>,
     pub paused_until: u64,
     /// It may answer nothing before this moment because it was paused.
@@ -35,6 +37,28 @@ pub struct Host {
     pub retired: bool,
     /// Its directory was wiped: it may refuse itself.
     pub wiped: bool,
+    /// Its machine goes wrong: it is to be found out (S17).
+    pub lie: Option<Lie>,
+}
+
+/// A machine that does not do what the others do.
+#[derive(Clone, Debug)]
+pub struct Lie {
+    /// At every command from here on.
+    pub from: u64,
+    /// It raises where the others do not, or the other way round; otherwise only the bytes differ.
+    pub raises: bool,
+    /// The first command it happened at.
+    pub told: Option<u64>,
+}
+
+impl Lie {
+    fn strikes(&mut self, index: u64) -> bool {
+        if index >= self.from {
+            self.told.get_or_insert(index);
+        }
+        index >= self.from
+    }
 }
 
 /// One run of a process.
@@ -60,6 +84,7 @@ impl Host {
             addr,
             initial,
             disk,
+            kept: None,
             life: None,
             paused_until: 0,
             late_until: 0,
@@ -68,6 +93,7 @@ impl Host {
             ticket: None,
             retired: false,
             wiped: false,
+            lie: None,
         }
     }
 }
@@ -91,6 +117,8 @@ impl World {
         let config = self.profile.config.clone();
         let now = self.now;
         let Some(host) = self.hosts.get_mut(&id).filter(|h| h.life.is_none() && !h.retired) else { return };
+        let machine = host.kept.take().unwrap_or_default();
+        let machine_applied = self.profile.durable_machine.then_some(machine.applied);
         let (log, entries) = host.disk.open(self.profile.sabotage);
         let image = &host.disk.synced;
         let mut shadow = Shadow::new(log.first_index - 1, log.prev_term, log.first_index - 1);
@@ -106,6 +134,7 @@ impl World {
             seed,
             log,
             entries,
+            machine_applied,
             now,
         };
         let core = match Core::new(options) {
@@ -116,7 +145,7 @@ impl World {
         host.life = Some(Life {
             number,
             core,
-            machine: Machine::default(),
+            machine,
             shadow,
             peers: BTreeMap::new(),
             streams: BTreeMap::new(),
@@ -149,6 +178,11 @@ impl World {
         host.paused_until = 0;
         host.disk.hung_until = 0;
         let Some(life) = host.life.take() else { return };
+        if self.profile.durable_machine {
+            // S7: `applied_index` is durable when it is returned, so never less than what this life began with.
+            let lost = self.draws.machine.range(0, life.machine.states());
+            host.kept = Some(life.machine.reopen(lost));
+        }
         self.tell(|| {
             format!("node {id} {} ({keep} of {in_flight} writes kept)", if power { "loses power" } else { "is killed" })
         });
@@ -245,6 +279,12 @@ impl World {
         for send in actions.snapshot_sends {
             self.send_snapshot(at, send);
         }
+        for peer in actions.cancel_sends {
+            let send = self.life(at).and_then(|l| l.sending.get(&peer).copied());
+            if let Some(send) = send {
+                self.after(0, Event::SnapshotSent { at, peer, send, delivered: false });
+            }
+        }
         if let Some(meta) = actions.prune {
             let host = self.hosts.get_mut(&id).expect("a running host");
             host.disk.files.retain(|index, _| *index >= meta.index);
@@ -293,6 +333,11 @@ impl World {
             Ok(()) => host.retired = true,
             Err(error) if error.code == ErrorCode::WrongDirectory && host.wiped => {}
             Err(error) if error.code == ErrorCode::Storage && error.message.contains("injected") => {}
+            Err(error) if error.code == ErrorCode::StateDiverged && host.lie.is_some() => {
+                let first = host.lie.as_ref().and_then(|lie| lie.told);
+                assert_eq!(error.index, first, "VIOLATION: the divergence of node {} is named wrongly (S17)", at.0);
+                host.retired = true;
+            }
             Err(error) => panic!("VIOLATION: node {} stops without a cause: {error}", at.0),
         }
         self.kill(at.0, false);
@@ -408,14 +453,16 @@ impl World {
                         life.machine.applied
                     );
                     let position = life.machine.apply(entry.index, command);
+                    let lie = host.lie.as_mut().is_some_and(|lie| lie.strikes(entry.index));
                     self.oracle.applied(id, entry.index, command, life.machine.hash, entry.time_us, position);
-                    if machine::raises(command) {
+                    if machine::raises(command) != (lie && host.lie.as_ref().is_some_and(|lie| lie.raises)) {
                         outcomes.push((entry.index, Err(format!("{position}"))));
                     } else if entry.wanted {
-                        outcomes.push((entry.index, Ok(position.to_le_bytes().to_vec())));
+                        let result = if lie { !position } else { position };
+                        outcomes.push((entry.index, Ok(result.to_le_bytes().to_vec())));
                     }
                 }
-                life.machine.applied = batch.last_index;
+                life.machine.reach(batch.last_index);
                 life.core.machine_answer(MachineAnswer::Applied { id: batch.id, outcomes });
             }
             MachineRequest::Snapshot { id: request, index, .. } => {
@@ -438,6 +485,7 @@ impl World {
                 let Some(file) = file.filter(|f| f.len() as u64 == size) else {
                     panic!("VIOLATION: node {id} is to restore snapshot {index} and has no file of it");
                 };
+                assert!(life.machine.applied <= index, "VIOLATION: node {id} goes back to the snapshot {index} (S7)");
                 life.machine.restore(file);
                 assert_eq!(life.machine.applied, index, "VIOLATION: node {id} restores another snapshot");
                 let hash = life.machine.hash;

@@ -11,6 +11,8 @@ pub struct Machine {
     pub hash: u64,
     pub queue: VecDeque<MachineRequest>,
     pub busy: bool,
+    /// Where it has stood in this life: (index, commands, hash).
+    marks: Vec<(u64, usize, u64)>,
 }
 
 /// Some commands raise, on every node alike.
@@ -42,6 +44,25 @@ impl Machine {
         self.commands.len() as u64
     }
 
+    /// A batch is done: this could be what a durable machine has on its disk.
+    pub fn reach(&mut self, index: u64) {
+        self.applied = index;
+        self.marks.push((index, self.commands.len(), self.hash));
+    }
+
+    /// How many states a durable machine may come back with: where it began this life, and each it has reached since.
+    pub fn states(&self) -> u64 {
+        self.marks.len().max(1) as u64
+    }
+
+    /// Its process has ended; on its disk is its newest state, or one so many before that.
+    pub fn reopen(mut self, lost: u64) -> Self {
+        let at = self.states() - 1 - lost;
+        let Some((applied, commands, hash)) = self.marks.get(at as usize).copied() else { return Machine::default() };
+        self.commands.truncate(commands);
+        Machine { applied, hash, marks: vec![(applied, commands, hash)], commands: self.commands, ..Machine::default() }
+    }
+
     pub fn snapshot(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(8 * (self.commands.len() + 2));
         out.extend_from_slice(&self.applied.to_le_bytes());
@@ -55,5 +76,7 @@ impl Machine {
         self.applied = words.next().expect("a snapshot has its index");
         self.hash = words.next().expect("a snapshot has its hash");
         self.commands = words.collect();
+        self.marks.clear();
+        self.reach(self.applied);
     }
 }

@@ -189,7 +189,7 @@ impl World {
             match body {
                 Body::Raft(_) => life.core.unreachable(to),
                 Body::Forward(forward) => life.core.forward_not_sent(forward.number),
-                Body::ForwardAnswer(_) => {}
+                Body::ForwardAnswer(_) | Body::OutcomeReport(_) | Body::OutcomeAnswer(_) => {}
             }
             self.wake(at);
             return;
@@ -201,7 +201,7 @@ impl World {
         let lane = match &body {
             Body::Raft(message) => usize::from(message.msg_type == MessageType::MsgAppend as i32),
             Body::Forward(_) => 1,
-            Body::ForwardAnswer(_) => 0,
+            Body::ForwardAnswer(_) | Body::OutcomeReport(_) | Body::OutcomeAnswer(_) => 0,
         };
         let mut arrival = self.now + self.delay();
         if self.profile.duplicates > 0.0 && self.draws.network.chance(self.profile.duplicates) {
@@ -209,6 +209,8 @@ impl World {
                 Body::Raft(message) => Body::Raft(message.clone()),
                 Body::Forward(forward) => Body::Forward(forward.clone()),
                 Body::ForwardAnswer(answer) => Body::ForwardAnswer(answer.clone()),
+                Body::OutcomeReport(report) => Body::OutcomeReport(report.clone()),
+                Body::OutcomeAnswer(answer) => Body::OutcomeAnswer(*answer),
             };
             let far = if self.draws.network.chance(0.1) { 2000 } else { 50 };
             let late = arrival + self.draws.network.range(0, far * MILLI);
@@ -243,6 +245,8 @@ impl World {
             Body::Raft(message) => life.core.receive(from, message),
             Body::Forward(forward) => life.core.receive_forward(from, forward),
             Body::ForwardAnswer(answer) => life.core.receive_forward_answer(from, answer),
+            Body::OutcomeReport(report) => life.core.receive_outcome_report(from, &report),
+            Body::OutcomeAnswer(answer) => life.core.receive_outcome_answer(from, &answer),
         }
         self.wake(to);
     }

@@ -178,6 +178,8 @@ pub struct Profile {
     pub clock_skew: u64,
     /// Directories that may be lost for good.
     pub wipes: u64,
+    /// State machines are durable by themselves, and come back at or behind what they had applied (S7).
+    pub durable_machine: bool,
     pub sabotage: Option<Sabotage>,
 }
 
@@ -212,6 +214,7 @@ impl Profile {
             padding: 100,
             clock_skew: 0,
             wipes: 0,
+            durable_machine: false,
             sabotage: None,
         }
     }
@@ -258,6 +261,9 @@ impl Profile {
         if !profile.membership && rng.chance(0.3) {
             profile.wipes = (profile.nodes - 1) / 2;
         }
+        profile.durable_machine = rng.chance(0.3);
+        profile.config.outcomes_window = pick(rng, &[4, 30, 300, 8192]);
+        profile.config.verify_results = rng.chance(0.3);
         profile
     }
 }

@@ -10,7 +10,7 @@ use crate::log::{LogWrite, SnapshotMeta};
 use crate::machine::MachineRequest;
 use crate::request::Completion;
 use crate::status::Event;
-use crate::wire::{Forward, ForwardAnswer};
+use crate::wire::{Forward, ForwardAnswer, OutcomeAnswer, OutcomeReport};
 
 // Nearly all of them are raft's: a box for each would cost more than it saves.
 #[allow(clippy::large_enum_variant)]
@@ -19,6 +19,8 @@ pub enum Body {
     Raft(Message),
     Forward(Forward),
     ForwardAnswer(ForwardAnswer),
+    OutcomeReport(OutcomeReport),
+    OutcomeAnswer(OutcomeAnswer),
 }
 
 #[derive(Debug)]
@@ -54,6 +56,8 @@ pub struct Actions {
     pub machine: Vec<MachineRequest>,
     pub fetches: Vec<Fetch>,
     pub snapshot_sends: Vec<SnapshotSend>,
+    /// Break off the snapshots on their way to these (S19).
+    pub cancel_sends: Vec<NodeId>,
     /// The log names this snapshot now; older files may go (S6).
     pub prune: Option<Arc<SnapshotMeta>>,
     pub completions: Vec<Completion>,

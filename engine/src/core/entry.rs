@@ -63,6 +63,9 @@ pub struct Founding {
     /// Members with the directories heard so far.
     #[prost(message, repeated, tag = "2")]
     pub heard: Vec<crate::cluster::Member>,
+    /// From here on the bytes that commands return are compared (S17).
+    #[prost(bool, tag = "3")]
+    pub verify_results: bool,
 }
 
 /// The context of an entry of ours. Entries of raft's own (no-op, leaving a joint configuration) have none.

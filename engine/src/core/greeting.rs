@@ -336,6 +336,7 @@ impl Core {
                 .iter()
                 .map(|(id, directory)| Member { id: *id, directory: directory.to_bytes(), ..Default::default() })
                 .collect(),
+            verify_results: self.config.verify_results,
         };
         if self.append_own(Kind::Founding, founding.encode_to_vec()) {
             self.greetings.heard = Some(heard);

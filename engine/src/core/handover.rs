@@ -158,6 +158,9 @@ impl Core {
         }
         let mut cluster = (*self.cluster).clone();
         cluster.incarnation = founding.incarnation;
+        if founding.verify_results {
+            cluster.verify_results_after = entry.index;
+        }
         for heard in founding.heard {
             if let Some(member) = cluster.member_mut(heard.id) {
                 member.directory = heard.directory;

@@ -8,7 +8,7 @@ use raft::eraftpb::{Entry, EntryType};
 
 use super::entry::{Context, Kind};
 use super::requests::State;
-use super::{Core, Fetch};
+use super::{outcomes, Core, Fetch};
 use crate::error::{Committed, Error, ErrorCode};
 use crate::log::SnapshotMeta;
 use crate::machine::{ApplyBatch, ApplyEntry, MachineAnswer, MachineRequest, Outcome};
@@ -28,6 +28,7 @@ enum Outstanding {
     Restore {
         id: u64,
         index: u64,
+        outcomes: Option<u64>,
     },
     /// Entries the machine need not hear of.
     Skip {
@@ -51,14 +52,17 @@ pub(super) struct MachineStream {
 }
 
 impl MachineStream {
-    pub fn new(snapshot: Option<&SnapshotMeta>) -> Self {
-        let applied = snapshot.map_or(0, |s| s.index);
+    /// S7: a durable machine goes on right behind the index it names, wherever the snapshot ends. One that the log does not reach back
+    /// to takes the snapshot, as does one that starts empty: the log ends only behind a snapshot whose file is on the disk.
+    pub fn new(snapshot: Option<&SnapshotMeta>, first_index: u64, machine_applied: Option<u64>) -> Self {
+        let durable = machine_applied.filter(|index| index.saturating_add(1) >= first_index);
+        let applied = durable.unwrap_or(snapshot.map_or(0, |s| s.index));
         MachineStream {
             next_id: 0,
             outstanding: VecDeque::new(),
             next_index: applied.saturating_add(1),
             applied,
-            start_from: snapshot.filter(|s| s.has_file).cloned(),
+            start_from: snapshot.filter(|s| s.has_file && durable.is_none()).cloned(),
             told_restored: false,
             overtaken: false,
             fetching: None,
@@ -81,9 +85,9 @@ impl MachineStream {
     }
 
     /// The machine has to take this state before anything that comes later.
-    pub fn restore(&mut self, index: u64) -> u64 {
+    pub fn restore(&mut self, index: u64, outcomes: Option<u64>) -> u64 {
         let id = self.next_id();
-        self.outstanding.push_back(Outstanding::Restore { id, index });
+        self.outstanding.push_back(Outstanding::Restore { id, index, outcomes });
         self.next_index = index.saturating_add(1);
         self.fetched.clear();
         self.fetching = None;
@@ -155,7 +159,7 @@ impl Core {
     }
 
     pub(super) fn restore_machine(&mut self, meta: &SnapshotMeta) {
-        let id = self.machine.restore(meta.index);
+        let id = self.machine.restore(meta.index, meta.outcomes);
         self.out.machine.push(MachineRequest::Restore {
             id,
             index: meta.index,
@@ -169,7 +173,7 @@ impl Core {
     fn queue_batch(&mut self) -> bool {
         let low = self.machine.next_index;
         let high = self.handed;
-        let mut batch = BatchMaker::new(self.id, self.start);
+        let mut batch = BatchMaker::new(self.id, self.start, self.cluster.verify_results_after);
         if self.raw.store().tail_first() <= low {
             let requests = &self.requests.pending;
             self.raw.store().for_each(low, high, |entry| batch.add(entry, |r| requests.contains_key(&r)));
@@ -229,6 +233,7 @@ impl Core {
     fn pass_skips(&mut self) {
         while let Some(Outstanding::Skip { last_index }) = self.machine.outstanding.front() {
             self.machine.applied = *last_index;
+            self.outcomes.advance(*last_index);
             self.machine.outstanding.pop_front();
             self.reads_applied();
         }
@@ -245,8 +250,9 @@ impl Core {
                 _ => self.machine_out_of_turn(id),
             },
             MachineAnswer::Restored { id } => match self.machine.outstanding.front() {
-                Some(Outstanding::Restore { id: expected, index }) if *expected == id => {
+                Some(Outstanding::Restore { id: expected, index, outcomes }) if *expected == id => {
                     self.machine.applied = *index;
+                    self.outcomes.restored(*index, *outcomes);
                     self.machine.outstanding.pop_front();
                     self.reads_applied();
                 }
@@ -263,6 +269,7 @@ impl Core {
             }
         }
         self.pass_skips();
+        self.note_outcomes();
     }
 
     fn machine_out_of_turn(&mut self, id: u64) {
@@ -275,6 +282,7 @@ impl Core {
     fn machine_applied(&mut self, outcomes: Vec<(u64, Outcome)>) {
         let Some(Outstanding::Apply { last_index, wanted, .. }) = self.machine.outstanding.pop_front() else { return };
         self.machine.applied = last_index;
+        self.sum_up(&outcomes, last_index);
         let mut outcomes = outcomes.into_iter().peekable();
         for (index, term, request) in wanted {
             while outcomes.peek().is_some_and(|(at, _)| *at < index) {
@@ -289,11 +297,30 @@ impl Core {
         }
         self.reads_applied();
     }
+
+    /// S17: that a command raised counts, and what it returned if the cluster says so.
+    fn sum_up(&mut self, outcomes: &[(u64, Outcome)], last_index: u64) {
+        let verified = verified_after(self.cluster.verify_results_after);
+        for (index, outcome) in outcomes.iter().filter(|(index, _)| *index <= last_index) {
+            match outcome {
+                Err(_) => self.outcomes.add(*index, outcomes::digest(Err(()))),
+                Ok(bytes) if verified(*index) => self.outcomes.add(*index, outcomes::digest(Ok(bytes))),
+                Ok(_) => {}
+            }
+        }
+        self.outcomes.advance(last_index);
+    }
+}
+
+/// Which commands' results are compared: those after the entry that says so. 0: none.
+fn verified_after(since: u64) -> impl Fn(u64) -> bool {
+    move |index| since != 0 && index > since
 }
 
 struct BatchMaker {
     node: u64,
     start: u64,
+    verify_results_after: u64,
     batch: ApplyBatch,
     wanted: Vec<(u64, u64, u64)>,
     last: Option<u64>,
@@ -301,8 +328,16 @@ struct BatchMaker {
 }
 
 impl BatchMaker {
-    fn new(node: u64, start: u64) -> Self {
-        BatchMaker { node, start, batch: ApplyBatch::default(), wanted: Vec::new(), last: None, last_term: 0 }
+    fn new(node: u64, start: u64, verify_results_after: u64) -> Self {
+        BatchMaker {
+            node,
+            start,
+            verify_results_after,
+            batch: ApplyBatch::default(),
+            wanted: Vec::new(),
+            last: None,
+            last_term: 0,
+        }
     }
 
     /// Takes one entry; false when it belongs into the next batch.
@@ -324,7 +359,7 @@ impl BatchMaker {
                 time_us: context.time_us,
                 offset: self.batch.data.len(),
                 len: entry.data.len(),
-                wanted,
+                wanted: wanted || verified_after(self.verify_results_after)(entry.index),
             });
             self.batch.data.extend_from_slice(&entry.data);
         }

@@ -11,18 +11,22 @@
 //! A shell (`node.rs`, or the simulator) drains its whole inbox into the core and then calls [`Core::poll`] once. Time and
 //! randomness come in as inputs, so a cluster replays from one seed.
 //!
-//! Invariants: `snapshot <= machine applied <= handed over <= commit <= last`; what promises durability leaves only after its
+//! Invariants: `machine applied <= handed over <= commit <= last`, and `snapshot <= handed over`; what promises durability leaves only after its
 //! write (S1–S3); every accepted request completes exactly once.
 
 mod actions;
 mod appends;
 mod check;
 mod deadlines;
+mod divergence;
+#[cfg(test)]
+mod durable_machine_tests;
 mod entry;
 mod greeting;
 mod handover;
 mod machine_stream;
 mod membership;
+mod outcomes;
 mod proposals;
 mod reads;
 mod requests;
@@ -55,8 +59,10 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
 use crate::request::Reply;
 use crate::status::{Event, Role};
+use divergence::Divergence;
 use greeting::Greetings;
 use machine_stream::MachineStream;
+use outcomes::Outcomes;
 use reads::Reads;
 use requests::Requests;
 use snapshotting::Snapshots;
@@ -81,6 +87,7 @@ pub fn new_log(initial: &BTreeMap<NodeId, String>) -> (HardState, ClusterRecord,
         size: 0,
         crc: 0,
         has_file: false,
+        outcomes: Some(0),
     };
     (hard_state, ClusterRecord { index: FOUNDING_INDEX, cluster }, Some(snapshot))
 }
@@ -100,6 +107,8 @@ pub struct CoreOptions {
     pub log: LogState,
     /// The log's entries above `log.cluster.index`.
     pub entries: Vec<Entry>,
+    /// Up to where a state machine that is durable by itself has applied, and has it on its disk; `None`: it starts empty (S7).
+    pub machine_applied: Option<u64>,
     pub now: Micros,
 }
 
@@ -130,6 +139,9 @@ pub struct Core {
     requests: Requests,
     reads: Reads,
     machine: MachineStream,
+    outcomes: Outcomes,
+    outcomes_window: u64,
+    divergence: Divergence,
     snapshots: Snapshots,
     greetings: Greetings,
     last_role: Role,
@@ -162,7 +174,7 @@ pub(crate) fn conf_change_of(entry: &Entry) -> Option<ConfChangeV2> {
 impl Core {
     /// Builds the node from what its log says. The first [`Core::poll`] may already ask for a restore.
     pub fn new(options: CoreOptions) -> Result<Self> {
-        let CoreOptions { config, node_id, addr, initial, start, seed, log, entries, now } = options;
+        let CoreOptions { config, node_id, addr, initial, start, seed, log, entries, machine_applied, now } = options;
         let (low, high) = config.election_range();
         let mut hard_state = log.hard_state.clone();
         // S7: what is named by the snapshot or the stored configuration was committed.
@@ -175,6 +187,19 @@ impl Core {
                 log.last_index, hard_state.commit
             )));
         }
+        if let Some(ahead) = machine_applied.filter(|index| *index > log.last_index) {
+            return Err(Error::not_done(
+                ErrorCode::WrongDirectory,
+                format!(
+                    "the state machine has applied index {ahead}, but the log ends at index {}: it is not the log of this state \
+                     machine, or has lost entries; name the directory that belongs to it, or give an empty state machine, which \
+                     takes its state from the log",
+                    log.last_index
+                ),
+            ));
+        }
+        // S7: it applies only what is committed, and may know of it before the hard state says so.
+        hard_state.commit = hard_state.commit.max(machine_applied.unwrap_or(0));
         if log.cluster.index.saturating_add(1) < log.first_index || snapshot_index.saturating_add(1) < log.first_index {
             return Err(corrupt(format!(
                 "the log starts at index {} but its snapshot ends at {snapshot_index} and its members are known at {}: entries are missing",
@@ -223,7 +248,15 @@ impl Core {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&raft_config, tail, &logger)
             .map_err(|e| Error::not_done(ErrorCode::InvalidConfig, format!("raft refuses this configuration: {e}")))?;
-        let machine = MachineStream::new(log.snapshot.as_ref());
+        let machine = MachineStream::new(log.snapshot.as_ref(), log.first_index, machine_applied);
+        let outcomes_window = config.outcomes_window.max(1);
+        // A machine that kept its state is compared from the next window on; one that stands where a snapshot ends knows its sum (S17).
+        let sum = match &log.snapshot {
+            Some(snapshot) if snapshot.index == machine.applied() => snapshot.outcomes,
+            Some(_) => None,
+            None => (machine.applied() == 0).then_some(0),
+        };
+        let outcomes = Outcomes::new(outcomes_window, machine.applied(), sum);
         let mut core = Core {
             id: node_id,
             addr,
@@ -242,6 +275,9 @@ impl Core {
             requests: Requests::default(),
             reads: Reads::default(),
             machine,
+            outcomes,
+            outcomes_window,
+            divergence: Divergence::default(),
             snapshots: Snapshots::new(now, log.bytes),
             greetings: Greetings::new(founding_heard),
             last_role: Role::Waiting,
@@ -294,9 +330,9 @@ impl Core {
         (id != 0).then(|| (id, self.cluster.member(id).map(|m| m.addr.clone()).unwrap_or_default()))
     }
 
-    /// Where the state machine stands.
+    /// Where the state machine stands. A durable one may know more than the core has acted on since the start: that does not count yet.
     pub fn applied(&self) -> u64 {
-        self.machine.applied()
+        self.machine.applied().min(self.handed)
     }
 
     /// One tick of the configured interval: elections, heartbeats, and the node's own housekeeping.
@@ -313,6 +349,7 @@ impl Core {
         self.tick_reads();
         self.record_acquaintances();
         self.promote_learners();
+        self.tick_outcomes();
     }
 
     /// Elections wait for the disk (S4), for a majority of fresh founders (S11), and for all of this node's log to be durable:

@@ -215,6 +215,10 @@ impl Core {
         if self.raw.raft.has_pending_conf() || self.cluster.is_joint() || !self.raw.raft.commit_to_current_term() {
             return Ok(Proposed::Later);
         }
+        // S11: who has joined is known once the founding entry is applied; before that a plan could leave the voting to the absent.
+        if self.cluster.incarnation.is_empty() {
+            return Ok(Proposed::Later);
+        }
         // A leader does not remove itself: the others would wait out an election. It hands over, and the next one removes it.
         let leaves = change.goals().any(|(id, goal)| {
             id == self.id && matches!(goal, super::membership::Goal::Gone | super::membership::Goal::Learner)

@@ -28,6 +28,8 @@ struct Making {
     term: u64,
     cluster: ClusterState,
     asked: Vec<u64>,
+    /// The sum of outcomes at `index`, once the machine has got there (S17).
+    outcomes: Option<u64>,
 }
 
 pub(super) struct Snapshots {
@@ -105,6 +107,10 @@ impl Core {
         let at = self.machine.queued();
         let grown = at.saturating_sub(present_index);
         let asked = !self.snapshots.asked.is_empty();
+        if at > self.handed {
+            // A durable machine that is ahead of what was handed over: the members at its index are not known yet (S13).
+            return;
+        }
         if grown == 0 {
             if asked {
                 self.answer_present(present);
@@ -155,8 +161,15 @@ impl Core {
         let asked = std::mem::take(&mut self.snapshots.asked);
         self.snapshots.wanted = false;
         self.snapshots.bytes_at_making = self.snapshots.bytes_since;
-        self.snapshots.making = Some(Making { id, index, term, cluster, asked });
+        self.snapshots.making = Some(Making { id, index, term, cluster, asked, outcomes: None });
+        self.note_outcomes();
         self.out.machine.push(MachineRequest::Snapshot { id, index, term });
+    }
+
+    /// The machine has got to where a snapshot is being taken: its sum of outcomes is known now, and may be forgotten later.
+    pub(super) fn note_outcomes(&mut self) {
+        let Some(making) = self.snapshots.making.as_mut().filter(|m| m.outcomes.is_none()) else { return };
+        making.outcomes = self.outcomes.sum_at(making.index);
     }
 
     /// What the file of the snapshot being made has to say beside the state: index, term, cluster.
@@ -183,6 +196,7 @@ impl Core {
             size,
             crc,
             has_file: true,
+            outcomes: making.outcomes,
         });
         let trailing = self.config.trailing_entries;
         let by_bytes = self.raw.store().index_before_bytes(self.config.snapshot_bytes.max(TAIL_BYTES));
@@ -216,10 +230,25 @@ impl Core {
             store.set_snapshot_meta(Arc::clone(&meta));
             store.compact(compact_to);
             self.prune = Some(Arc::clone(&meta));
+            self.end_useless_sends(compact_to);
             self.out.events.push(Event::SnapshotTaken { index: meta.index, size: meta.size });
         }
         for request in asked {
             self.complete(request, Ok(Reply::Snapshot(info(&meta))));
+        }
+    }
+
+    /// S19: the log was kept for them up to its limit, and now begins after what they are being sent: they need a newer one.
+    fn end_useless_sends(&mut self, compact_to: u64) {
+        for (peer, index) in self.snapshots.sending.iter().filter(|(_, index)| **index < compact_to) {
+            self.out.cancel_sends.push(*peer);
+            self.out.events.push(Event::SnapshotNotSent {
+                peer: *peer,
+                index: *index,
+                reason: format!(
+                    "it took so long that the log after it reached its limit and now begins after index {compact_to}; a newer one follows"
+                ),
+            });
         }
     }
 
@@ -396,7 +425,15 @@ mod tests {
             identity,
             hard_state: HardState { term: 2, vote: 0, commit: 20 },
             cluster: ClusterRecord { index: 20, cluster: now },
-            snapshot: Some(SnapshotMeta { index: 10, term: 2, cluster: then, size: 0, crc: 0, has_file: false }),
+            snapshot: Some(SnapshotMeta {
+                index: 10,
+                term: 2,
+                cluster: then,
+                size: 0,
+                crc: 0,
+                has_file: false,
+                outcomes: None,
+            }),
             first_index: 11,
             prev_term: 2,
             last_index: 20,
@@ -412,6 +449,7 @@ mod tests {
             seed: 7,
             log,
             entries: Vec::new(),
+            machine_applied: None,
             now: 0,
         })
         .unwrap()
@@ -428,6 +466,23 @@ mod tests {
             MachineRequest::Snapshot { id, index, .. } => Some((*id, *index)),
             _ => None,
         })
+    }
+
+    #[test]
+    fn s19_a_send_that_the_log_does_not_go_on_from_any_more_ends_with_an_event() {
+        let mut core = replaying();
+        core.poll();
+        core.snapshots.sending = BTreeMap::from([(2, 12), (4, 18)]);
+        let cluster = core.cluster().clone();
+        let meta = SnapshotMeta { index: 20, term: 2, cluster, size: 1, crc: 1, has_file: true, outcomes: None };
+        core.snapshot_named(Arc::new(meta), 16);
+        let actions = core.poll();
+        assert_eq!(actions.cancel_sends, [2], "member 4 can go on from 18");
+        let told = actions.events.iter().any(|e| matches!(e, Event::SnapshotNotSent { peer: 2, index: 12, .. }));
+        assert!(told, "{:?}", actions.events);
+        // The shell's word that it ended.
+        core.snapshot_sent(2, false);
+        assert!(!core.snapshots.sending.contains_key(&2));
     }
 
     #[test]

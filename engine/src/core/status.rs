@@ -8,7 +8,8 @@ use super::Core;
 use crate::cluster::NodeId;
 use crate::status::{PeerStatus, Role, Status};
 
-/// How far the node has got. `snapshot <= applied <= handed <= commit <= last`, but for the moment of installing a received snapshot.
+/// How far the node has got. `snapshot <= handed` and `applied <= handed <= commit <= last`, but for the moment of installing a
+/// received snapshot. `applied` is below `snapshot` only while a durable state machine hears what it had not kept (S7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Positions {
     pub term: u64,

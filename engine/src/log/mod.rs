@@ -7,6 +7,8 @@
 //! transaction; a batch of writes is one transaction with one sync; after the first error nothing is written any more (S10).
 
 mod batching;
+#[cfg(test)]
+mod crash_tests;
 mod draft;
 pub(crate) mod files;
 mod inspect;
@@ -67,6 +69,8 @@ pub struct SnapshotMeta {
     pub crc: u32,
     /// False for the founding "snapshot" at index 1: nothing to restore.
     pub has_file: bool,
+    /// The running sum of outcomes at `index`; `None`: not known (S17).
+    pub outcomes: Option<u64>,
 }
 
 /// The configuration with its index (S13): it holds for every index from that of its last change up to `index`.

@@ -15,7 +15,7 @@ use crate::error::ErrorCode;
 
 /// What a log must hold.
 #[derive(Clone, Debug)]
-struct Model {
+pub(super) struct Model {
     entries: Vec<Entry>,
     first: u64,
     prev_term: u64,
@@ -25,7 +25,7 @@ struct Model {
 }
 
 impl Model {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let hard_state = HardState { term: 1, vote: 0, commit: 1 };
         Model { entries: Vec::new(), first: 2, prev_term: 1, hard_state, cluster: 1, snapshot: 1 }
     }
@@ -50,23 +50,45 @@ impl Model {
         self.hard_state.commit = self.hard_state.commit.max(self.cluster).max(self.snapshot).max(self.first - 1);
     }
 
-    fn equals(&self, log: &OpenedLog) {
+    /// What in this log is not as it must be.
+    pub(super) fn difference(&self, log: &OpenedLog) -> Option<String> {
         let state = &log.state;
-        assert_eq!((state.first_index, state.prev_term, state.last_index), (self.first, self.prev_term, self.last()));
-        assert_eq!(state.hard_state, self.hard_state);
-        assert_eq!(state.cluster, cluster(self.cluster));
-        assert_eq!(state.snapshot.as_ref().map(|s| s.index), Some(self.snapshot));
-        assert_eq!(log.reader.entries(self.first, u64::MAX, u64::MAX).unwrap(), self.entries);
-        assert_eq!(state.bytes, self.entries.iter().map(|e| e.data.len() as u64).sum::<u64>());
         let mut terms: Vec<(u64, u64)> = self.entries.iter().map(|e| (e.index, e.term)).collect();
         terms.dedup_by_key(|(_, term)| *term);
-        assert_eq!(state.terms, terms);
+        let bytes = self.entries.iter().map(|e| e.data.len() as u64).sum::<u64>();
+        let ours = format!(
+            "bounds {:?} {:?} snapshot {:?} bytes {bytes} terms {terms:?}",
+            (self.first, self.prev_term, self.last()),
+            self.hard_state,
+            Some(self.snapshot)
+        );
+        let theirs = format!(
+            "bounds {:?} {:?} snapshot {:?} bytes {} terms {:?}",
+            (state.first_index, state.prev_term, state.last_index),
+            state.hard_state,
+            state.snapshot.as_ref().map(|s| s.index),
+            state.bytes,
+            state.terms
+        );
+        if ours != theirs || state.cluster != cluster(self.cluster) {
+            return Some(format!("expected {ours}, found {theirs}; members at {}", state.cluster.index));
+        }
+        let entries = log.reader.entries(self.first, u64::MAX, u64::MAX);
+        let entries = match entries {
+            Ok(entries) => entries,
+            Err(error) => return Some(format!("the entries cannot be read: {error}")),
+        };
+        (entries != self.entries).then(|| "the entries are others".to_string())
+    }
+
+    fn equals(&self, log: &OpenedLog) {
+        assert_eq!(self.difference(log), None);
     }
 }
 
 /// One thing that happens to a log; numbers are taken modulo what is possible.
 #[derive(Clone, Debug)]
-enum Op {
+pub(super) enum Op {
     Append { back: u64, count: u64, size: usize, new_term: bool },
     Commit { up: u64, sync: bool },
     Cluster { up: u64 },
@@ -90,7 +112,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// The write that `op` stands for, and the model after it.
-fn write_of(op: &Op, model: &mut Model) -> LogWrite {
+pub(super) fn write_of(op: &Op, model: &mut Model) -> LogWrite {
     let mut write = LogWrite { must_sync: true, ..Default::default() };
     match *op {
         Op::Append { back, count, size, new_term } => {

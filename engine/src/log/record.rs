@@ -142,6 +142,8 @@ struct SnapshotBody {
     crc: u32,
     #[prost(bool, tag = "6")]
     has_file: bool,
+    #[prost(fixed64, optional, tag = "7")]
+    outcomes: Option<u64>,
 }
 
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
@@ -245,6 +247,7 @@ pub(crate) fn encode_snapshot(meta: &SnapshotMeta) -> Vec<u8> {
         size: meta.size,
         crc: meta.crc,
         has_file: meta.has_file,
+        outcomes: meta.outcomes,
     };
     seal(&Meta::Snapshot.key(), &body)
 }
@@ -258,6 +261,7 @@ pub(crate) fn decode_snapshot(value: &[u8]) -> Result<SnapshotMeta, Fault> {
         size: body.size,
         crc: body.crc,
         has_file: body.has_file,
+        outcomes: body.outcomes,
     })
 }
 
@@ -403,7 +407,15 @@ mod tests {
         assert_eq!(decode_hard_state(&encode_hard_state(&hard_state)), Ok(hard_state));
         let record = ClusterRecord { index: 4, cluster: cluster.clone() };
         assert_eq!(decode_cluster(&encode_cluster(&record)), Ok(record));
-        let meta = SnapshotMeta { index: 4, term: 2, cluster, size: 1 << 40, crc: 77, has_file: true };
+        let meta = SnapshotMeta {
+            index: 4,
+            term: 2,
+            cluster,
+            size: 1 << 40,
+            crc: 77,
+            has_file: true,
+            outcomes: Some(u64::MAX),
+        };
         assert_eq!(decode_snapshot(&encode_snapshot(&meta)), Ok(meta));
         let bounds = Bounds { number: 1, first: 5, prev_term: 2, last: 4, floor: 2 };
         assert_eq!(decode_bounds(&encode_bounds(&bounds)), Ok(bounds));

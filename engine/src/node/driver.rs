@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::open::{random, Opened};
+use super::open::{directory, random, Opened};
 use super::threads::{self, Threads, Work};
 use super::{lock, Input, LogRecord, NodeOptions, Shared, Sink, FIRST_INTERNAL_TOKEN};
 use crate::client;
@@ -23,6 +23,7 @@ use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::log::SnapshotMeta;
 use crate::machine::{MachineAnswer, MachineRequest};
 use crate::request::{Completion, Reply, Request, Ticket, Timeout, Token};
+use crate::snapshots::wire_header;
 use crate::status::{Event, Role};
 use crate::transport::{Incoming, Lane, Permit, Transport, TransportConfig};
 use crate::wire::{Body as ItemBody, Item, SnapshotHeader};
@@ -97,6 +98,16 @@ pub(super) async fn run(parts: Parts, tell: std::sync::mpsc::Sender<Result<()>>)
     shared.end.notify_all();
 }
 
+/// What the core finds wrong with a log, with the directory it lies in.
+fn of_directory(options: &NodeOptions, error: Error) -> Error {
+    match error.code {
+        ErrorCode::CorruptData | ErrorCode::WrongDirectory => {
+            Error::storage(error.code, &directory(options), error.message)
+        }
+        _ => error,
+    }
+}
+
 impl Driver {
     async fn start(
         parts: Parts,
@@ -125,8 +136,10 @@ impl Driver {
             seed: random()?,
             log,
             entries: opened.entries,
+            machine_applied: options.machine_applied,
             now: 0,
-        })?;
+        })
+        .map_err(|error| of_directory(&options, error))?;
         let name = format!("raft-{}", options.node_id);
         let threads = threads::start(&name, opened.writer, opened.reader, shared.files.clone(), inbox.clone())?;
         let mut driver = Driver {
@@ -495,6 +508,8 @@ impl Driver {
             },
             Some(ItemBody::Forward(forward)) => self.core.receive_forward(from, forward),
             Some(ItemBody::ForwardAnswer(answer)) => self.core.receive_forward_answer(from, answer),
+            Some(ItemBody::OutcomeReport(report)) => self.core.receive_outcome_report(from, &report),
+            Some(ItemBody::OutcomeAnswer(answer)) => self.core.receive_outcome_answer(from, &answer),
             // Of a newer version: not for us.
             None => {}
         }
@@ -503,8 +518,8 @@ impl Driver {
     fn snapshot_received(&mut self, from: NodeId, header: SnapshotHeader, raft_message: &[u8]) {
         let Ok(message) = Message::decode(raft_message) else { return };
         let Some(cluster) = header.cluster else { return };
-        let SnapshotHeader { index, term, size, crc, has_file, .. } = header;
-        self.core.receive_snapshot(from, message, SnapshotMeta { index, term, cluster, size, crc, has_file });
+        let SnapshotHeader { index, term, size, crc, has_file, outcomes, .. } = header;
+        self.core.receive_snapshot(from, message, SnapshotMeta { index, term, cluster, size, crc, has_file, outcomes });
     }
 
     fn not_sent(&mut self, to: NodeId, items: Vec<Item>) {
@@ -535,14 +550,7 @@ impl Driver {
         }
         for send in actions.snapshot_sends {
             let meta = &send.meta;
-            let header = SnapshotHeader {
-                index: meta.index,
-                term: meta.term,
-                size: meta.size,
-                crc: meta.crc,
-                cluster: Some(meta.cluster.clone()),
-                has_file: meta.has_file,
-            };
+            let header = wire_header(meta);
             match self.shared.files.source(meta) {
                 Ok(source) => self.transport.send_snapshot(send.to, header, send.message.encode_to_vec(), source),
                 Err(error) if error.code == ErrorCode::CorruptData => self.feedback.push(Feedback::Failed(error)),
@@ -551,6 +559,9 @@ impl Driver {
                     self.feedback.push(Feedback::SnapshotNotSent(send.to));
                 }
             }
+        }
+        for peer in actions.cancel_sends {
+            self.transport.cancel_snapshot(peer);
         }
         if let Some(keep) = actions.prune {
             let _ = self.threads.work.send(Work::Prune(keep));
@@ -596,6 +607,8 @@ impl Driver {
                 }
                 Body::Forward(forward) => (Lane::Bulk, ItemBody::Forward(forward)),
                 Body::ForwardAnswer(answer) => (Lane::Control, ItemBody::ForwardAnswer(answer)),
+                Body::OutcomeReport(report) => (Lane::Control, ItemBody::OutcomeReport(report)),
+                Body::OutcomeAnswer(answer) => (Lane::Control, ItemBody::OutcomeAnswer(answer)),
             };
             lanes.entry((to, lane)).or_default().push(Item { body: Some(body) });
         }

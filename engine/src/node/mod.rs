@@ -71,6 +71,9 @@ pub struct NodeOptions {
     pub raft_addr: String,
     /// The initial members, or contacts: with oneself among them the cluster is founded, without it is joined.
     pub peers: Option<BTreeMap<NodeId, String>>,
+    /// Of a state machine that is durable by itself: it has applied everything up to this index, and has that on its disk. It is told
+    /// what comes after it. `None`: it starts empty, and is told everything.
+    pub machine_applied: Option<u64>,
 }
 
 /// Tokens from here on are the shell's own.

@@ -30,6 +30,7 @@ impl IncomingSnapshot {
             size: if header.has_file { header.size } else { 0 },
             crc: if header.has_file { header.crc } else { 0 },
             has_file: header.has_file,
+            outcomes: header.outcomes,
         };
         let path = dir.part_path(header);
         for (other, _) in dir.files(PART)? {

@@ -41,6 +41,7 @@ pub fn wire_header(meta: &SnapshotMeta) -> SnapshotHeader {
         crc: meta.crc,
         cluster: Some(meta.cluster.clone()),
         has_file: meta.has_file,
+        outcomes: meta.outcomes,
     }
 }
 

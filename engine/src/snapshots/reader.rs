@@ -40,6 +40,7 @@ pub(super) fn read_meta(path: &Path) -> Result<SnapshotMeta> {
         size: footer.size,
         crc: footer.crc,
         has_file: true,
+        outcomes: None,
     })
 }
 

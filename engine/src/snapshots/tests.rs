@@ -189,6 +189,7 @@ fn damage_in_what_has_arrived_is_asked_for_again() {
         crc: crc32c::crc32c(&content),
         cluster: Some(cluster()),
         has_file: true,
+        outcomes: None,
     };
     let mut incoming = dir.receive(&header).unwrap();
     incoming.write_at(0, &content[..2 * CHUNK]).unwrap();
@@ -233,7 +234,7 @@ proptest! {
         let dir = SnapshotDir::open(root.path()).unwrap();
         let content = state(size);
         let header = SnapshotHeader {
-            index: 3, term: 1, size: size as u64, crc: crc32c::crc32c(&content), cluster: Some(cluster()), has_file: true,
+            index: 3, term: 1, size: size as u64, crc: crc32c::crc32c(&content), cluster: Some(cluster()), has_file: true, outcomes: None,
         };
         let mut incoming = dir.receive(&header).unwrap();
         for (length, restart) in pieces {

@@ -64,6 +64,7 @@ impl SnapshotWriter {
             size: footer.size,
             crc: footer.crc,
             has_file: true,
+            outcomes: None,
         };
         if let Some(unfinished) = self.unfinished.as_ref() {
             let path = self.dir.path(&meta);

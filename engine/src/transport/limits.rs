@@ -7,7 +7,7 @@ use prost::encoding::{decode_key, decode_varint, WireType};
 use prost::Message;
 use tonic::Status;
 
-use crate::wire::{ForwardedProposal, Frame, Item};
+use crate::wire::{ForwardedProposal, Frame, Item, OutcomeMark};
 
 /// Beside the message's own length: what its elements may take.
 const ROOM: usize = 16 << 20;
@@ -53,6 +53,7 @@ pub fn walk<'a>(mut bytes: &'a [u8], each: &mut dyn FnMut(u32, &'a [u8]) -> Resu
 pub fn decode_frame(bytes: &[u8]) -> Result<Vec<Item>, Status> {
     let mut items = 0usize;
     let mut proposals = 0usize;
+    let mut marks = 0usize;
     walk(bytes, &mut |tag, item| {
         if tag != 1 {
             return Ok(());
@@ -63,15 +64,20 @@ pub fn decode_frame(bytes: &[u8]) -> Result<Vec<Item>, Status> {
                 proposals = proposals.saturating_add(usize::from(tag == 4));
                 Ok(())
             }),
+            4 => walk(body, &mut |tag, _| {
+                marks = marks.saturating_add(usize::from(tag == 2 || tag == 5));
+                Ok(())
+            }),
             _ => Ok(()),
         })
     })?;
     let cost = items
         .saturating_mul(size_of::<Item>())
-        .saturating_add(proposals.saturating_mul(size_of::<ForwardedProposal>()));
+        .saturating_add(proposals.saturating_mul(size_of::<ForwardedProposal>()))
+        .saturating_add(marks.saturating_mul(size_of::<OutcomeMark>()));
     if items > MAX_ITEMS || cost > bytes.len().saturating_mul(4).saturating_add(ROOM) {
         return Err(Status::invalid_argument(format!(
-            "frame of {} bytes with {items} items and {proposals} proposals: too many for its size",
+            "frame of {} bytes with {items} items, {proposals} proposals and {marks} outcomes: too many for its size",
             bytes.len()
         )));
     }
@@ -86,7 +92,7 @@ pub fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M, Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Body, Forward, ForwardAnswer};
+    use crate::wire::{Body, Forward, ForwardAnswer, OutcomeAnswer, OutcomeReport};
     use proptest::prelude::*;
 
     fn any_item() -> impl Strategy<Value = Item> {
@@ -115,7 +121,16 @@ mod tests {
                     already_at: n[0] ^ n[3],
                 })
             });
-        prop_oneof![any::<Vec<u8>>().prop_map(Body::Raft), forward, answer].prop_map(|body| Item { body: Some(body) })
+        let marks =
+            || prop::collection::vec(any::<(u64, u64)>().prop_map(|(index, sum)| OutcomeMark { index, sum }), 0..4);
+        let report = (any::<[u64; 3]>(), marks(), marks()).prop_map(|(n, sums, details)| {
+            Body::OutcomeReport(OutcomeReport { term: n[0], sums, details_for: n[1], details_from: n[2], details })
+        });
+        let compared = any::<[u64; 4]>().prop_map(|n| {
+            Body::OutcomeAnswer(OutcomeAnswer { term: n[0], upto: n[1], details_for: n[2], diverged_at: n[3] })
+        });
+        prop_oneof![any::<Vec<u8>>().prop_map(Body::Raft), forward, answer, report, compared]
+            .prop_map(|body| Item { body: Some(body) })
     }
 
     proptest! {
@@ -146,15 +161,18 @@ mod tests {
     fn a_small_message_that_would_become_large_is_refused() {
         let empty_items: Vec<u8> = [0x0a, 0x00].repeat(MAX_ITEMS + 1);
         assert!(decode_frame(&empty_items).unwrap_err().message().contains("too many"));
-        let proposals: Vec<u8> = [0x22, 0x00].repeat(2_000_000);
         let frame = Frame { items: vec![] }.encode_to_vec();
         assert!(decode_frame(&frame).unwrap().is_empty());
-        let mut item = vec![0x12];
-        prost::encoding::encode_varint(proposals.len() as u64, &mut item);
-        item.extend(proposals);
-        let mut frame = vec![0x0a];
-        prost::encoding::encode_varint(item.len() as u64, &mut frame);
-        frame.extend(item);
-        assert!(decode_frame(&frame).unwrap_err().message().contains("too many"));
+        // A forward of empty proposals; a report of empty sums.
+        for (body, element, count) in [(0x12, 0x22, 2_000_000), (0x22, 0x12, 4_000_000)] {
+            let elements: Vec<u8> = [element, 0x00].repeat(count);
+            let mut item = vec![body];
+            prost::encoding::encode_varint(elements.len() as u64, &mut item);
+            item.extend(elements);
+            let mut frame = vec![0x0a];
+            prost::encoding::encode_varint(item.len() as u64, &mut frame);
+            frame.extend(item);
+            assert!(decode_frame(&frame).unwrap_err().message().contains("too many"), "{body}");
+        }
     }
 }

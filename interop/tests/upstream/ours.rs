@@ -112,7 +112,8 @@ impl Ours {
         let mut config = Config { log_dir: log_dir.to_path_buf(), ..Config::default() };
         config.tick_interval = Duration::from_millis(20);
         let peers: BTreeMap<u64, String> = peers.iter().map(|(id, addr)| (*id, addr.to_string())).collect();
-        let options = NodeOptions { config, node_id: id, raft_addr: addr.into(), peers: Some(peers) };
+        let options =
+            NodeOptions { config, node_id: id, raft_addr: addr.into(), peers: Some(peers), machine_applied: None };
         let state = Arc::new(State::default());
         let runtime = Runtime::new().unwrap();
         let node = Node::start(&runtime, options, Arc::new(Ear(state.clone()))).unwrap();
