@@ -19,8 +19,17 @@ use super::tests::{open, with_both_engines};
 use super::{check, LogWrite, OpenedLog};
 use crate::config::LogEngine;
 use crate::core::Rng;
-use crate::error::ErrorCode;
+use crate::error::{Committed, ErrorCode};
 use disk::{read_trace, Change, Disk, Kept};
+
+with_both_engines!(
+    child_that_writes_its_story,
+    a_process_killed_at_any_change_loses_nothing,
+    a_failing_disk_stops_the_log_for_good_and_loses_nothing,
+    a_power_loss_at_any_moment_loses_nothing_that_was_acknowledged,
+    a_kill_and_then_a_power_loss_lose_nothing_that_was_believed,
+    a_log_that_does_not_sync_is_found_out,
+);
 
 const CHILD: &str = "RAFTIFY_TEST_CRASH_CHILD";
 const STORY: &str = "RAFTIFY_TEST_CRASH_STORY";
@@ -78,15 +87,6 @@ fn drawn(rng: &mut Rng) -> Op {
     }
 }
 
-with_both_engines!(
-    child_that_writes_its_story,
-    a_process_killed_at_any_change_loses_nothing,
-    a_failing_disk_stops_the_log_for_good_and_loses_nothing,
-    a_power_loss_at_any_moment_loses_nothing_that_was_acknowledged,
-    a_kill_and_then_a_power_loss_lose_nothing_that_was_believed,
-    a_log_that_does_not_sync_is_found_out,
-);
-
 /// The process under the shim. Does nothing as an ordinary test.
 fn child_that_writes_its_story(engine: LogEngine) {
     let Ok(dir) = std::env::var(CHILD) else { return };
@@ -102,7 +102,12 @@ fn child_that_writes_its_story(engine: LogEngine) {
     let place = story.place(&log).expect("the log is at some part of its story");
     say(format!("{place}"));
     for (number, part) in story.parts.iter().enumerate().skip(place) {
-        if let Err(error) = log.writer.write(part) {
+        let mut result = log.writer.write(part);
+        if result.as_ref().is_err_and(|e| (e.code, e.committed) == (ErrorCode::DiskFull, Committed::No)) {
+            // Found before anything was written: the same may be tried again.
+            result = log.writer.write(part);
+        }
+        if let Err(error) = result {
             say(format!("failed {}", error.code.name()));
             // S10: it stays so, whatever the disk does now.
             let again = log.writer.write(part);
@@ -124,7 +129,7 @@ fn shim() -> &'static Path {
                 .args(["-shared", "-fPIC", "-O1", "-o"])
                 .arg(&library)
                 .arg(&source)
-                .arg("-ldl")
+                .args(["-ldl", "-lpthread"])
                 .status();
             assert!(built.is_ok_and(|status| status.success()), "a C compiler is needed");
             (dir, library)
@@ -139,15 +144,15 @@ fn directory() -> tempfile::TempDir {
 
 /// One log, and the runs of processes on it.
 struct Bench {
-    root: tempfile::TempDir,
     engine: LogEngine,
+    root: tempfile::TempDir,
     seed: u64,
     story: Story,
 }
 
 impl Bench {
     fn new(engine: LogEngine, seed: u64, parts: usize) -> Self {
-        Bench { root: directory(), engine, seed, story: Story::new(seed, parts) }
+        Bench { engine, root: directory(), seed, story: Story::new(seed, parts) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -162,14 +167,10 @@ impl Bench {
     fn run(&self, fault: Option<(&str, usize)>) -> Vec<String> {
         let acks = self.path("acks");
         let _ = std::fs::remove_file(&acks);
-        let name = match self.engine {
-            LogEngine::Lmdb => "lmdb",
-            LogEngine::Segment => "segment",
-        };
-        let name = format!("log::crash_tests::{name}::child_that_writes_its_story");
+        let module = if self.engine == LogEngine::Lmdb { "lmdb" } else { "segment" };
         let mut child = Command::new(std::env::current_exe().unwrap());
         child
-            .args(["--exact", &name, "--nocapture"])
+            .args(["--exact", &format!("log::crash_tests::{module}::child_that_writes_its_story"), "--nocapture"])
             .env("LD_PRELOAD", shim())
             .env("DISK_DIR", self.log())
             .env("DISK_TRACE", self.path("trace"))

@@ -49,8 +49,11 @@ fn disk_use(dir: &Path) -> u64 {
     segments(dir).iter().filter_map(|path| std::fs::metadata(path).ok()).map(|found| found.len()).sum()
 }
 
+/// State and entries.
+type Content = (String, Vec<Entry>);
+
 /// What can be learnt from an opened log.
-fn content(log: &OpenedLog) -> (String, Vec<Entry>) {
+fn content(log: &OpenedLog) -> Content {
     (format!("{:?}", log.state), log.reader.entries(log.state.first_index, u64::MAX, u64::MAX).unwrap())
 }
 
@@ -78,7 +81,7 @@ fn newest(image: &Image) -> (String, Vec<(usize, Claim)>) {
 }
 
 /// A log over several segments, some recycled, with all kinds of records; and what it held before its last write.
-fn sample() -> (Image, (String, Vec<Entry>), Image, (String, Vec<Entry>)) {
+fn sample() -> (Image, Content, Image, Content) {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path()).unwrap();
     log.writer.write(&[range(2, 150, 1, 900)]).unwrap();
@@ -513,7 +516,7 @@ fn torn(before: &Image, after: &Image, sectors: &[bool]) -> Image {
 }
 
 /// Entries and hard state, which the tail written again at open must not change.
-fn same(found: &OpenedLog, held: &(String, Vec<Entry>)) -> bool {
+fn same(found: &OpenedLog, held: &Content) -> bool {
     content(found) == *held
 }
 
