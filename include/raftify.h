@@ -210,7 +210,7 @@
  * Pull form: apply `count` commands. `token` is the request's number, `index` and `term` are where the machine then
  * stands. `data`: `count` times raftify_entry, then the commands' bytes; `offset` counts from the start of `data`,
  * which is aligned for raftify_entry. May be of no commands: to be answered all the same. Answer with
- * raftify_apply_done or raftify_apply_done_packed, or raftify_machine_failed.
+ * raftify_apply_done, raftify_apply_done_packed or raftify_apply_told_packed, or raftify_machine_failed.
  */
 #define RAFTIFY_EVENT_APPLY 2
 
@@ -419,6 +419,11 @@ typedef struct raftify_entry {
    * failure is.
    */
   uint32_t wanted;
+  /**
+   * The token of the proposal whose result it is, if that was accepted by this node of this process; 0: there is none, or its result
+   * has to be given back. See raftify_apply_told_packed.
+   */
+  uint64_t token;
 } raftify_entry;
 
 /**
@@ -993,6 +998,21 @@ raftify_status raftify_apply_done_packed(struct raftify_node *node,
                                          struct raftify_error **error);
 
 /**
+ * As raftify_apply_done_packed, where the program has itself given their results to those who waited for commands with a
+ * `token` that `outcomes` does not name: these proposals end here, and no COMPLETION comes for their tokens (one that
+ * had failed before, by its deadline for instance, has had its own). Saves the way of each result through the library.
+ *
+ * outcomes, len: copied. request, error: as for raftify_apply_done.
+ * Threads: any. Blocks: no. Errors: INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI
+ *   1.
+ */
+raftify_status raftify_apply_told_packed(struct raftify_node *node,
+                                         uint64_t request,
+                                         const uint8_t *outcomes,
+                                         size_t len,
+                                         struct raftify_error **error);
+
+/**
  * Answers SNAPSHOT, first part: the next bytes of the state, in pieces of any size (64 KiB or more is best).
  *
  * request: the record's token. data: copied or written before the call returns; NULL is right for len 0. error:
@@ -1288,8 +1308,9 @@ raftify_status raftify_import(const char *old,
 
 /**
  * To be called in a child right after fork(), when the parent had used this library (`pthread_atfork`, Python's
- * `os.register_at_fork`). Closes the descriptors that the child inherited from queues and from the locks of
- * directories. Needless before an exec: every descriptor of this library is close-on-exec. Also without this call
+ * `os.register_at_fork`). Closes the descriptors that the child inherited from queues, from the locks of directories,
+ * and of every socket: without it a port stays taken, and a peer's connection open, after the parent has closed them,
+ * until the child ends. Needless before an exec: every descriptor of this library is close-on-exec. Also without this call
  * every handle of the parent is dead in the child: calls return `RAFTIFY_ERR_FORKED`, a free returns it too and
  * leaks, and no thread is waited for. Called again: no effect.
  *

@@ -5,15 +5,14 @@ from __future__ import annotations
 from ._errors import InvalidConfig
 
 
-def checked_address(value: object, field: str) -> str:
-    """The address as text, or `InvalidConfig` naming the field."""
+def checked_address(value: object, field: str, whose: str = "") -> str:
+    """The address as text, or `InvalidConfig` naming the field, and `whose` it is where there are several."""
+    shown = f"{whose} has {value!r}, which" if whose else repr(value)
     if not isinstance(value, str):
-        raise InvalidConfig(f'{field}: {value!r} is not text; use "host:port"', field=field, value=value)
+        raise InvalidConfig(f'{field}: {shown} is not text; use "host:port"', field=field, value=value)
     host, colon, port = value.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise InvalidConfig(
-            f'{field}: {value!r} is not "host:port" with a port of 0 to 65535', field=field, value=value
-        )
+        raise InvalidConfig(f'{field}: {shown} is not "host:port" with a port of 0 to 65535', field=field, value=value)
     return str(value)
 
 

@@ -27,9 +27,9 @@ from ._log import raft_log
 from ._pointer import Pointer
 from ._store import Applied, StoreMethods, contiguous_bytes
 
-#: raftify_entry: index, term, time_us, offset, len, wanted.
-_ENTRY: Final = struct.Struct("=QQQQII")
-#: An outcome of raftify_apply_done_packed: index, failed, len; the bytes follow.
+#: raftify_entry: index, term, time_us, offset, len, wanted, token.
+_ENTRY: Final = struct.Struct("=QQQQIIQ")
+#: An outcome of raftify_apply_told_packed: index, failed, len; the bytes follow.
 _OUTCOME: Final = struct.Struct("<QII")
 _TURN_SECONDS: Final = 0.005
 _TURN_ENTRIES: Final = 1000
@@ -82,8 +82,12 @@ def _is_awaitable(value: object) -> bool:
 class Applier:
     """Serves the machine requests of one node."""
 
-    def __init__(self, node: Pointer, name: str, methods: StoreMethods, stop_on_error: bool) -> None:
+    def __init__(
+        self, node: Pointer, name: str, methods: StoreMethods, stop_on_error: bool, told: Callable[[int, bytes], None]
+    ) -> None:
         self._node = node
+        #: Gives the proposer of this token its result.
+        self._told = told
         self._name = name
         self._methods = methods
         self._stop_on_error = stop_on_error
@@ -96,6 +100,8 @@ class Applier:
         self._captures: set[asyncio.Task[None]] = set()
         #: A method of the store is suspended half way.
         self.busy = False
+        #: The newest command whose proposer was told; the library hears of it with its batch.
+        self.told_index = 0
         #: What `apply` raised, by index, for proposers on this node.
         self.raised: OrderedDict[int, BaseException] = OrderedDict()
         #: What the machine itself failed with.
@@ -189,7 +195,8 @@ class Applier:
         data = batch.data
         apply, wants_applied = self._methods.apply, self._methods.wants_applied
         outcomes: list[bytes] = []
-        for index, term, time_us, offset, size, wanted in _ENTRY.iter_unpack(
+        told = self._told
+        for index, term, time_us, offset, size, wanted, token in _ENTRY.iter_unpack(
             memoryview(data)[: batch.count * _ENTRY.size]
         ):
             if self._stopping:
@@ -213,7 +220,10 @@ class Applier:
                 result = self._command_failed(batch.request, index, error, bool(wanted))
             except BaseException as error:
                 self._machine_failed(batch.request, index, "apply", error)
-            if wanted or failed:
+            if token and not failed:
+                told(token, result)  # it waits here: no need to go through the library
+                self.told_index = index
+            elif wanted or failed:
                 outcomes.append(_OUTCOME.pack(index, failed, len(result)))
                 outcomes.append(result)
             self._turn_entries += 1
@@ -225,7 +235,7 @@ class Applier:
             ):
                 await self._between()
         packed = b"".join(outcomes)
-        self._answer(lib.raftify_apply_done_packed, batch.request, packed, len(packed))
+        self._answer(lib.raftify_apply_told_packed, batch.request, packed, len(packed))
 
     def _command_failed(self, request: int, index: int, error: Exception, wanted: bool) -> bytes:
         if self._stop_on_error:

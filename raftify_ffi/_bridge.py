@@ -4,7 +4,8 @@ One `Bridge` per loop, made with its first node or client and taken down with th
 descriptor in the loop. Invariants:
 - one wake-up per batch, never one per completion; what was popped sits in `_records` before anything is done with it, so an exception
   loses none; payloads are `bytes` by then, for the library reuses its memory at the next drain;
-- a token stays in `_pending` until its completion has come, also when its future was cancelled: every accepted request completes once;
+- a token stays in `_pending` until its completion has come, or its result from the applier on this loop, also when its future was
+  cancelled: every accepted request completes once;
 - the descriptor leaves the loop, on the loop's own thread, before the queue is freed; the queue after everything that uses it.
 """
 
@@ -193,6 +194,22 @@ class Bridge:
         future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._pending[token] = future
         return token, future
+
+    def tell(self, token: int, data: bytes) -> None:
+        """The result of a proposal that was applied on this loop: no completion will come, or one that failed before is on its way."""
+        future = self._pending.pop(token, None)
+        if future is None:
+            return
+        home = future.get_loop()
+        if home is self.loop:
+            if not future.done():
+                future.set_result(data)
+            return
+        resolved: list[tuple[asyncio.Future[bytes], bytes, RaftError | None]] = [(future, data, None)]
+        try:
+            home.call_soon_threadsafe(_resolve, resolved)
+        except RuntimeError:
+            pass  # that loop has closed: nobody waits any more
 
     def refuse(self, token: int, error: RaftError) -> None:
         """The library did not accept the request: no completion will come. On the loop of the future."""

@@ -46,7 +46,8 @@ APPLY_ERROR_POLICIES: Final = ("reply", "stop")
 class Config:
     """A node's settings. Unknown names, wrong types and values that cannot work raise `InvalidConfig` naming field, value and remedy.
 
-    Times are seconds, sizes bytes. `None` stands for the default.
+    Times are seconds, sizes bytes. `None` stands for the default. `log_engine` ("lmdb" or "segment") keeps the log of a directory that is
+    made now; one that exists is opened as what it is.
 
     Accepted from earlier releases and without effect, because the library decides what they tuned: `save_compacted_logs`,
     `compacted_log_dir`, `compacted_log_size_threshold` (use `trailing_entries`), `lmdb_map_size` (the map is sparse and large; a limit

@@ -73,7 +73,9 @@ class Peers(MutableMapping[int, Peer]):
 
     def __setitem__(self, node_id: int, peer: str) -> None:
         checked_node_id(node_id, "peers")
-        self._peers[node_id] = peer if isinstance(peer, Peer) else Peer(peer)
+        if not isinstance(peer, Peer):
+            peer = Peer(checked_address(peer, "peers", f"node {node_id}"))
+        self._peers[node_id] = peer
 
     def __delitem__(self, node_id: int) -> None:
         del self._peers[node_id]

@@ -169,7 +169,7 @@ class RunningNode:
         pointer = Pointer(raw, lib.raftify_node_number(raw), self.name)
         self._pointer = pointer
         stop_on_error = self._config.on_apply_error == "stop"
-        self.applier = Applier(pointer, self.name, self._methods, stop_on_error)
+        self.applier = Applier(pointer, self.name, self._methods, stop_on_error, bridge.tell)
         self.applier.on_progress = self._progress.set
         self._applier_task = self.home.create_task(self._serve_machine(self.applier))
         bridge.keep(self._applier_task)
@@ -363,9 +363,15 @@ class RunningNode:
         with self.pointer as node:
             call(lib.raftify_node_status, node, text, size)
         try:
-            return Status.from_json(ffi.unpack(text[0], size[0]))
+            status = Status.from_json(ffi.unpack(text[0], size[0]))
         finally:
             lib.raftify_string_free(text[0])
+        # What a proposer was told is applied, also where the library has not heard of it yet.
+        told = self.applier.told_index if self.applier is not None else 0
+        if told <= status.applied_index:
+            return status
+        commit, last = max(told, status.commit_index), max(told, status.last_index)
+        return replace(status, applied_index=told, commit_index=commit, last_index=last)
 
     def _final_status(self, error: RaftError | None) -> Status:
         try:

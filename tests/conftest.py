@@ -40,6 +40,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+@pytest.fixture(params=["lmdb", "segment"])
+def log_engine(request: pytest.FixtureRequest) -> str:
+    """For tests of what reaches the disk: each engine that a new directory may be given."""
+    return str(request.param)
+
+
 @pytest.fixture(autouse=True)
 def _stacks_of_a_hanging_test() -> Iterator[None]:
     faulthandler.dump_traceback_later(HANGS_AFTER + 10, exit=True)

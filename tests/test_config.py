@@ -25,7 +25,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("on_apply_error", {"on_apply_error": "ignore"}),
     ("raft_config", {"raft_config": {}}),
     ("peers", {"initial_peers": 5}),
-    ("addr", {"initial_peers": {1: "nonsense"}}),
+    ("peers", {"initial_peers": {1: "nonsense"}}),
     ("election_tick", {"raft_config": RaftConfig(election_timeout=0.1, heartbeat_interval=0.1), "tick_interval": 0.1}),
     ("bootstrap_from_snapshot", {"bootstrap_from_snapshot": "x"}),
 ]

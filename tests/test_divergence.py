@@ -51,6 +51,7 @@ async def test_a_follower_on_which_a_command_raises_stops_and_names_it(tmp_path:
         await leader.propose(b"a=0")
         wrong, right = [raft for raft in rafts if raft is not leader]
         events = leader.events()
+        await wrong.read()  # it has applied that too
         wrong.store.raises = True
         first = leader.status.last_index + 1
         error = await found_out(wrong, [leader])

@@ -31,9 +31,9 @@ def disk_use(directory: Path) -> int:
 
 
 @pytest.mark.parametrize("by_snapshot", [False, True], ids=["by log", "by snapshot"])
-async def test_a_restarted_member_catches_up(tmp_path: Path, by_snapshot: bool) -> None:
+async def test_a_restarted_member_catches_up(tmp_path: Path, by_snapshot: bool, log_engine: str) -> None:
     settings: dict[str, Any] = {"snapshot_entries": 200, "trailing_entries": 20} if by_snapshot else {}
-    async with cluster_of(tmp_path, **settings) as cluster:
+    async with cluster_of(tmp_path, log_engine=log_engine, **settings) as cluster:
         away = (await cluster.followers())[0]
         rest = [member for member in cluster.members if member is not away]
         await rest[0].load(writers=8)
@@ -96,7 +96,7 @@ async def test_a_snapshot_of_200_mib_reaches_a_member_that_was_away(tmp_path: Pa
 
 
 @pytest.mark.parametrize("by", ["entries", "bytes"])
-async def test_the_log_stays_short_under_a_steady_load(tmp_path: Path, by: str) -> None:
+async def test_the_log_stays_short_under_a_steady_load(tmp_path: Path, by: str, log_engine: str) -> None:
     """Nobody asks for a snapshot, and the disk does not fill."""
     settings: dict[str, Any] = (
         {"snapshot_entries": 100, "trailing_entries": 20, "snapshot_bytes": 0}
@@ -104,9 +104,9 @@ async def test_the_log_stays_short_under_a_steady_load(tmp_path: Path, by: str) 
         else {"snapshot_entries": 0, "trailing_entries": 20, "snapshot_bytes": MIB}
     )
     size = 20_000
-    async with cluster_of(tmp_path, **settings) as cluster:
+    async with cluster_of(tmp_path, log_engine=log_engine, **settings) as cluster:
         # What the configuration lets a directory hold: the entries between two snapshots and the trailing ones, as often again for what
-        # is written while a snapshot is made and for pages that LMDB keeps to use again, and a few MiB of its own.
+        # is written while a snapshot is made and for pages or segments that are kept to use again, and a few MiB of its own.
         entries = (100 if by == "entries" else MIB // size) + 20
         bound = 8 * entries * size + 8 * MIB
         most = 0

@@ -40,13 +40,13 @@ async def strike(cluster: Cluster, blow: str, rng: random.Random) -> None:
     await asyncio.gather(*(victim.load(writers=3) for victim in victims))
 
 
-async def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+async def test_kills_at_random_moments_lose_nothing(tmp_path: Path, log_engine: str) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     rng = random.Random(seed)
     blows = rng.sample(BLOWS, len(BLOWS))
     # Small numbers: snapshots, compaction and catching up by either happen within the test.
-    async with cluster_of(tmp_path, snapshot_entries=400, trailing_entries=100) as cluster:
+    async with cluster_of(tmp_path, snapshot_entries=400, trailing_entries=100, log_engine=log_engine) as cluster:
         async with RaftServiceClient.connect(*cluster.addrs) as client:
 
             async def propose(data: bytes) -> bytes:
@@ -72,9 +72,11 @@ async def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
         assert await cluster.same_state() == journal
 
 
-async def test_every_member_can_be_the_one_that_is_killed_with_proposals_under_way(tmp_path: Path) -> None:
+async def test_every_member_can_be_the_one_that_is_killed_with_proposals_under_way(
+    tmp_path: Path, log_engine: str
+) -> None:
     """Proposals on followers while the leader is killed: each ends, and what its error says of the outcome is so."""
-    async with cluster_of(tmp_path) as cluster:
+    async with cluster_of(tmp_path, log_engine=log_engine) as cluster:
         for round_ in range(4):
             leader = await cluster.leader()
             followers: list[Member] = [member for member in cluster.members if member is not leader]

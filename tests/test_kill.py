@@ -17,8 +17,8 @@ ROUNDS = 6
 class Member:
     """One member's process, started again and again in the same directory; what was ever acknowledged to it."""
 
-    def __init__(self, directory: Path, node_id: int, peers: dict[int, str]) -> None:
-        self._command = [sys.executable, str(PROGRAM), str(node_id), str(directory), json.dumps(peers)]
+    def __init__(self, directory: Path, node_id: int, peers: dict[int, str], log_engine: str) -> None:
+        self._command = [sys.executable, str(PROGRAM), str(node_id), str(directory), json.dumps(peers), log_engine]
         self._directory = directory
         self.outputs: list[list[str]] = []
 
@@ -50,9 +50,9 @@ class Member:
         return self.process.wait_for_line(answer, PATIENCE).removeprefix(answer)
 
 
-def test_no_acknowledged_write_is_lost_by_kill_9(tmp_path: Path) -> None:
+def test_no_acknowledged_write_is_lost_by_kill_9(tmp_path: Path, log_engine: str) -> None:
     peers = {node_id: f"127.0.0.1:{port}" for node_id, port in enumerate(free_ports(3), start=1)}
-    members = [Member(tmp_path, node_id, peers) for node_id in peers]
+    members = [Member(tmp_path, node_id, peers, log_engine) for node_id in peers]
     try:
         for member in members:
             member.start()

@@ -20,6 +20,7 @@ from raftify_ffi import (
     ProposalTooLarge,
     Raft,
     RaftTimeout,
+    Removed,
     Role,
     SnapshotTaken,
     wait_for_termination,
@@ -85,6 +86,22 @@ async def test_who_leaves_is_told_that_it_has_left(tmp_path: Path, leads: bool) 
         rest = [raft for raft in rafts if raft is not leaving]
         await rest[0].propose(b"a=1", timeout=30)
         assert set(rest[0].status.voters) == {raft.node_id for raft in rest}
+
+
+async def test_who_leaves_while_it_joins_has_left_in_the_end(tmp_path: Path) -> None:
+    async with nodes_in_one_loop(tmp_path, 1, KeyValue) as rafts:
+        addr = free_addrs(1)[0]
+        ticket = await Raft.request_id(addr, rafts[0].addr)
+        async with Raft.build(ticket.reserved_id, addr, KeyValue(), quick_config(tmp_path)) as joiner:
+            join = asyncio.create_task(joiner.join(ticket))
+            await asyncio.sleep(0)
+            await joiner.leave(timeout=30)
+            # It may have become a voter before it left.
+            (outcome,) = await asyncio.gather(join, return_exceptions=True)
+            assert outcome is None or (isinstance(outcome, Removed) and "leave() was called" in str(outcome))
+            assert rafts[0].status.voters == (1,)
+            assert rafts[0].status.learners == ()
+            await rafts[0].propose(b"a=1", timeout=30)
 
 
 async def test_leadership_moves_on_request(tmp_path: Path) -> None:

@@ -65,6 +65,13 @@ def test_a_peer_that_cannot_be_is_refused(entry: tuple[Any, Any]) -> None:
         Peers(dict([entry]))
 
 
+@pytest.mark.parametrize("addr", ["bad", "b:99999", 5])
+def test_an_address_among_peers_that_cannot_be_is_told_with_its_node(addr: Any) -> None:
+    with pytest.raises(InvalidConfig, match=f"^peers: node 2 has {addr!r}, which is not") as caught:
+        Peers({1: "a:1", 2: addr})
+    assert (caught.value.field, caught.value.value) == ("peers", addr)
+
+
 def test_a_ticket_travels_as_json() -> None:
     ticket = ClusterJoinTicket(4, "d:4", "a:1", Peers({1: "a:1"}), leader_id=1, incarnation="ab")
     assert ClusterJoinTicket.from_json(ticket.to_json()) == ticket

@@ -99,6 +99,31 @@ pub unsafe extern "C" fn raftify_apply_done_packed(
     }
 }
 
+/// As raftify_apply_done_packed, where the program has itself given their results to those who waited for commands with a
+/// `token` that `outcomes` does not name: these proposals end here, and no COMPLETION comes for their tokens (one that
+/// had failed before, by its deadline for instance, has had its own). Saves the way of each result through the library.
+///
+/// outcomes, len: copied. request, error: as for raftify_apply_done.
+/// Threads: any. Blocks: no. Errors: INVALID_ARGUMENT (also if no such request is open), CLOSED, FORKED. Since: ABI
+///   1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_apply_told_packed(
+    node: *mut NodeHandle,
+    request: u64,
+    outcomes: *const u8,
+    len: usize,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe {
+        call(node, error, |node| {
+            let outcomes = unpack(slice(outcomes, len, "outcomes")?)?;
+            node.open().answered(request, &[Kind::Apply])?;
+            node.node().answer(MachineAnswer::AppliedAndTold { id: request, outcomes })
+        })
+    }
+}
+
 /// Answers SNAPSHOT, first part: the next bytes of the state, in pieces of any size (64 KiB or more is best).
 ///
 /// request: the record's token. data: copied or written before the call returns; NULL is right for len 0. error:

@@ -1,7 +1,7 @@
 //! A forked child has our memory but not our threads: what was made before the fork is dead in it, and must neither
 //! hang nor touch what the parent goes on using.
 
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use raftify_engine::{Error, ErrorCode, Result};
 
@@ -28,29 +28,6 @@ impl Owner {
     }
 }
 
-const NONE: i32 = -1;
-
-/// Descriptors of ours that a child inherits. No lock: the thread that held it at the fork does not exist in the
-/// child. One that finds no slot is merely not closed in children.
-static DESCRIPTORS: [AtomicI32; 1024] = [const { AtomicI32::new(NONE) }; 1024];
-
-pub(crate) fn register(descriptor: i32) {
-    for slot in &DESCRIPTORS {
-        if slot.compare_exchange(NONE, descriptor, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            return;
-        }
-    }
-}
-
-/// Before the descriptor is closed, so that its number is not closed again when it belongs to something else.
-pub(crate) fn unregister(descriptor: i32) {
-    for slot in &DESCRIPTORS {
-        if slot.compare_exchange(descriptor, NONE, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            return;
-        }
-    }
-}
-
 /// The process in which the inherited descriptors were closed last: there their numbers may already stand for others.
 static CLOSED_IN: AtomicU32 = AtomicU32::new(0);
 
@@ -61,8 +38,9 @@ fn close_raw(descriptor: i32) {
 }
 
 /// To be called in a child right after fork(), when the parent had used this library (`pthread_atfork`, Python's
-/// `os.register_at_fork`). Closes the descriptors that the child inherited from queues and from the locks of
-/// directories. Needless before an exec: every descriptor of this library is close-on-exec. Also without this call
+/// `os.register_at_fork`). Closes the descriptors that the child inherited from queues, from the locks of directories,
+/// and of every socket: without it a port stays taken, and a peer's connection open, after the parent has closed them,
+/// until the child ends. Needless before an exec: every descriptor of this library is close-on-exec. Also without this call
 /// every handle of the parent is dead in the child: calls return `RAFTIFY_ERR_FORKED`, a free returns it too and
 /// leaks, and no thread is waited for. Called again: no effect.
 ///
@@ -74,11 +52,8 @@ pub extern "C" fn raftify_after_fork_in_child() {
     if CLOSED_IN.swap(here, Ordering::AcqRel) == here {
         return;
     }
-    for slot in &DESCRIPTORS {
-        let descriptor = slot.swap(NONE, Ordering::AcqRel);
-        if descriptor != NONE {
-            close_raw(descriptor);
-        }
+    for descriptor in raftify_engine::descriptors::take_inherited() {
+        close_raw(descriptor);
     }
     // The locks are POSIX record locks, which the child does not hold: closing its copy leaves the parent's lock alone.
     for descriptor in raftify_engine::log::lock_descriptors() {

@@ -14,7 +14,7 @@ macro_rules! layout {
 /// Number of the struct is its place here: only ever appended to.
 const LAYOUTS: [&[usize]; 7] = [
     layout!(Event: token index term data len source kind status count reserved),
-    layout!(Entry: index term time_us offset len wanted),
+    layout!(Entry: index term time_us offset len wanted token),
     layout!(Proposal: token data len),
     layout!(Peer: id addr addr_len),
     layout!(MemberChange: kind reserved id addr addr_len),

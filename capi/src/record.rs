@@ -17,7 +17,7 @@ pub const RAFTIFY_EVENT_COMPLETION: i32 = 1;
 /// Pull form: apply `count` commands. `token` is the request's number, `index` and `term` are where the machine then
 /// stands. `data`: `count` times raftify_entry, then the commands' bytes; `offset` counts from the start of `data`,
 /// which is aligned for raftify_entry. May be of no commands: to be answered all the same. Answer with
-/// raftify_apply_done or raftify_apply_done_packed, or raftify_machine_failed.
+/// raftify_apply_done, raftify_apply_done_packed or raftify_apply_told_packed, or raftify_machine_failed.
 pub const RAFTIFY_EVENT_APPLY: i32 = 2;
 /// Pull form: hand over the state at exactly `index`. `token` is the request's number. Answer with
 /// raftify_snapshot_chunk and raftify_snapshot_done.
@@ -76,6 +76,9 @@ pub struct Entry {
     /// 1 if its result is asked for: somebody waits for it on this node, or the cluster compares results (`verify_results`). 0: only its
     /// failure is.
     pub wanted: u32,
+    /// The token of the proposal whose result it is, if that was accepted by this node of this process; 0: there is none, or its result
+    /// has to be given back. See raftify_apply_told_packed.
+    pub token: u64,
 }
 
 impl Entry {
@@ -88,6 +91,8 @@ impl Entry {
             // A command is at most 1 GiB (Config::validate).
             len: u32::try_from(entry.len).unwrap_or(u32::MAX),
             wanted: u32::from(entry.wanted),
+            // The upper half is the engine's own.
+            token: if entry.token < 1 << 63 { entry.token } else { 0 },
         }
     }
 }
@@ -240,10 +245,11 @@ fn table_and_bytes(batch: &ApplyBatch) -> Payload {
     let len = table.saturating_add(batch.data.len());
     let mut words = Vec::with_capacity(len.div_ceil(size_of::<u64>()));
     for entry in &batch.entries {
-        let Entry { index, term, time_us, offset, len, wanted } = Entry::new(entry, table);
+        let Entry { index, term, time_us, offset, len, wanted, token } = Entry::new(entry, table);
         let [a, b, c, d] = len.to_ne_bytes();
         let [e, f, g, h] = wanted.to_ne_bytes();
-        let row: [u64; ENTRY_WORDS] = [index, term, time_us, offset, u64::from_ne_bytes([a, b, c, d, e, f, g, h])];
+        let row: [u64; ENTRY_WORDS] =
+            [index, term, time_us, offset, u64::from_ne_bytes([a, b, c, d, e, f, g, h]), token];
         words.extend_from_slice(&row);
     }
     let mut eights = batch.data.chunks_exact(size_of::<u64>());
@@ -274,6 +280,7 @@ mod tests {
                     offset: batch.data.len(),
                     len: command.len(),
                     wanted: i == 1,
+                    token: [0, 5, 1 << 63][i % 3],
                 });
                 batch.data.extend_from_slice(command.as_bytes());
             }
@@ -291,7 +298,7 @@ mod tests {
             let all = unsafe { std::slice::from_raw_parts(event.data, event.len) };
             for (i, (entry, command)) in table.iter().zip(&commands).enumerate() {
                 assert_eq!((entry.index, entry.term, entry.time_us), (10 + i as u64, 2, 77));
-                assert_eq!(entry.wanted, u32::from(i == 1));
+                assert_eq!((entry.wanted, entry.token), (u32::from(i == 1), [0, 5, 0][i % 3]));
                 let from = usize::try_from(entry.offset).unwrap();
                 assert_eq!(&all[from..from + entry.len as usize], command.as_bytes());
             }

@@ -3,10 +3,10 @@
 use std::ffi::c_void;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use raftify_engine::descriptors::Inherited;
 use raftify_engine::{Error, ErrorCode, Result};
 use rustix::io::Errno;
 
-use crate::fork;
 use crate::panic::CallbackScope;
 
 pub(crate) type WakeFn = unsafe extern "C" fn(user_data: *mut c_void);
@@ -50,6 +50,8 @@ pub(crate) enum Wake {
 
 /// A descriptor that is readable while it is set. Set and reset only under the queue's lock.
 pub(crate) struct Descriptor {
+    /// First of all, so that it is given up before the descriptors are closed.
+    _inherited: Vec<Inherited>,
     read: OwnedFd,
     /// None where one descriptor is both ends (eventfd).
     write: Option<OwnedFd>,
@@ -57,22 +59,23 @@ pub(crate) struct Descriptor {
 
 impl Descriptor {
     pub(crate) fn new() -> Result<Self> {
-        let made = Self::open().map_err(|e| {
+        Self::open().map_err(|e| {
             Error::not_done(
                 ErrorCode::Internal,
                 format!("cannot make a descriptor to wake the queue's owner with: {e}"),
             )
-        })?;
-        for end in [Some(&made.read), made.write.as_ref()].into_iter().flatten() {
-            fork::register(end.as_raw_fd());
-        }
-        Ok(made)
+        })
+    }
+
+    fn of(read: OwnedFd, write: Option<OwnedFd>) -> Self {
+        let ends = [Some(&read), write.as_ref()].into_iter().flatten();
+        Descriptor { _inherited: ends.map(Inherited::note).collect(), read, write }
     }
 
     #[cfg(any(target_os = "linux", target_os = "android"))]
     fn open() -> Result<Self, Errno> {
         use rustix::event::{eventfd, EventfdFlags};
-        Ok(Descriptor { read: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?, write: None })
+        Ok(Self::of(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?, None))
     }
 
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -89,7 +92,7 @@ impl Descriptor {
             fcntl_setfd(end, FdFlags::CLOEXEC)?;
             fcntl_setfl(end, OFlags::NONBLOCK)?;
         }
-        Ok(Descriptor { read, write: Some(write) })
+        Ok(Self::of(read, Some(write)))
     }
 
     pub(crate) fn number(&self) -> i32 {
@@ -112,14 +115,6 @@ impl Descriptor {
                 Ok(n) if n == bytes.len() => {}
                 _ => return,
             }
-        }
-    }
-}
-
-impl Drop for Descriptor {
-    fn drop(&mut self) {
-        for end in [Some(&self.read), self.write.as_ref()].into_iter().flatten() {
-            fork::unregister(end.as_raw_fd());
         }
     }
 }

@@ -54,6 +54,7 @@ fn every_function_that_takes_a_handle_takes_null_for_a_mistake_and_not_for_a_cra
         raftify_send_message(n, 1, d, 1, -2, e);
         raftify_apply_done(n, 1, null(), 0, e);
         raftify_apply_done_packed(n, 1, null(), 0, e);
+        raftify_apply_told_packed(n, 1, null(), 0, e);
         raftify_snapshot_chunk(n, 1, d, 1, e);
         raftify_snapshot_done(n, 1, 0, null(), 0, e);
         raftify_restore_read(n, 1, 0, buffer.as_mut_ptr(), 4, &mut size, e);

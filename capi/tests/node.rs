@@ -78,6 +78,31 @@ fn every_accepted_request_completes_exactly_once_and_closed_comes_last() {
 }
 
 #[test]
+fn a_program_may_give_out_the_results_of_its_own_proposals_itself() {
+    let mut rig = Rig::new();
+    rig.start(null());
+    rig.propose(1, b"first");
+    assert_eq!(rig.completion(1).status, 0);
+    rig.tells = Some(Vec::new());
+    for token in 2..=300 {
+        rig.propose(token, &command(token));
+    }
+    // A failure comes as a completion; so does what is no command.
+    rig.propose(301, b"refuse me");
+    assert_eq!(rig.completion(301).status, RAFTIFY_ERR_APPLY_FAILED);
+    let mut error = null_mut();
+    ok(unsafe { raftify_read(rig.node, 302, -2, &mut error) }, error);
+    assert_eq!(rig.completion(302).status, 0);
+    assert_eq!(rig.tells, Some((2..=300).collect()), "each once, in order");
+    // Answered the other way again: one completion each.
+    rig.tells = None;
+    rig.propose(303, &command(303));
+    assert_eq!(rig.completion(303).data, command(303));
+    let rest = rig.stop();
+    assert!(rest.iter().all(|record| record.kind != RAFTIFY_EVENT_COMPLETION), "none was told twice");
+}
+
+#[test]
 fn a_node_that_was_freed_hard_comes_back_with_all_that_was_acknowledged() {
     let mut rig = Rig::new();
     rig.start(null());
@@ -145,6 +170,7 @@ fn wrong_arguments_on_a_live_node_are_refused_without_a_completion() {
         "timeout_ms" raftify_snapshot(1, -9);
         "outcomes is NULL" raftify_apply_done(1, null(), 1);
         "outcomes end within" raftify_apply_done_packed(1, good.cast(), 5);
+        "outcomes end within" raftify_apply_told_packed(1, good.cast(), 5);
         "data is NULL" raftify_snapshot_chunk(1, null(), 1);
         "reason is not UTF-8" raftify_snapshot_done(1, 1, bad, 1);
         "n is NULL" raftify_restore_read(1, 0, buffer.as_mut_ptr(), 4, null_mut());

@@ -199,6 +199,21 @@ fn s11_no_change_is_planned_before_it_is_known_who_has_joined() {
 }
 
 #[test]
+fn s11_every_member_knows_which_founding_the_cluster_is_of_also_one_that_joined() {
+    let mut world = World::scripted(5, snapshotting(3));
+    let leader = world.settle();
+    world.done(leader, 30);
+    let joined = world.grow(leader, "host:4");
+    world.settle();
+    let founding = raftify_engine::core::founding_digest("sim", &world.hosts[&1].initial);
+    for id in [1, 2, 3, joined] {
+        let core = &world.hosts[&id].life.as_ref().unwrap().core;
+        assert_eq!(core.cluster().founding_digest, founding, "node {id}");
+    }
+    finish(&mut world);
+}
+
+#[test]
 fn s11_a_wiped_directory_neither_votes_nor_acknowledges() {
     let mut world = quiet(3);
     world.profile.wipes = 1;

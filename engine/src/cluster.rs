@@ -76,6 +76,9 @@ pub struct ClusterState {
     /// The bytes that commands above this index return are compared (S17). 0: only whether they raised.
     #[prost(uint64, tag = "11")]
     pub verify_results_after: u64,
+    /// Digest that the initial members were founded with: also a member that joined later knows a stranger among them (S11). 0: not known.
+    #[prost(uint64, tag = "12")]
+    pub founding_digest: u64,
 }
 
 impl ClusterState {

@@ -9,9 +9,13 @@ use crate::error::{Error, Result};
 pub const DEFAULT_MAX_PROPOSAL_SIZE: u64 = 16 << 20;
 
 /// Which engine keeps the log of a new directory. A directory that exists is opened as what it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogEngine {
+    /// A B+tree in one file; two flushes a commit.
+    #[default]
     Lmdb,
+    /// Recycled segments of checksummed frames; one flush a commit.
+    Segment,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -58,7 +62,8 @@ pub struct Config {
     pub snapshot_bytes: u64,
     /// A snapshot is taken after this time, if anything was applied.
     pub snapshot_interval: Option<Duration>,
-    /// Entries kept before the newest snapshot, for followers that lag.
+    /// Entries kept before the newest snapshot, for followers that lag. Where they reach back to the snapshot before it, that one's file
+    /// is kept too, and stands in for the newest one should it be damaged (S6).
     pub trailing_entries: u64,
     pub log_engine: LogEngine,
     /// Bytes the log may take on disk; `None`: what the disk has.
@@ -112,7 +117,7 @@ impl Default for Config {
             snapshot_bytes: 64 << 20,
             snapshot_interval: None,
             trailing_entries: 10_000,
-            log_engine: LogEngine::Lmdb,
+            log_engine: LogEngine::default(),
             disk_quota: None,
             hung_write: Duration::ZERO,
             terminate_on_remove: false,
@@ -183,7 +188,13 @@ impl Config {
             "trailing_entries" => self.trailing_entries = number(name, value)?,
             "log_engine" => match value {
                 "lmdb" => self.log_engine = LogEngine::Lmdb,
-                _ => return Err(Error::config(name, format!("{value:?} is not a log engine; use \"lmdb\""))),
+                "segment" => self.log_engine = LogEngine::Segment,
+                _ => {
+                    return Err(Error::config(
+                        name,
+                        format!("{value:?} is not a log engine; use \"lmdb\" or \"segment\""),
+                    ));
+                }
             },
             "disk_quota" => {
                 let bytes = number(name, value)?;

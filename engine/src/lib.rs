@@ -8,6 +8,7 @@ pub mod client;
 pub mod cluster;
 pub mod config;
 pub mod core;
+pub mod descriptors;
 pub mod error;
 pub mod log;
 pub mod machine;

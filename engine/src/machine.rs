@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::error::Error;
+use crate::request::Token;
 
 /// One command within an [`ApplyBatch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct ApplyEntry {
     pub len: usize,
     /// Somebody waits for the result on this node, or the cluster compares results; the others' results are not needed.
     pub wanted: bool,
+    /// Of the request that waits for the result on this node, if `wanted`; 0 when none does.
+    pub token: Token,
 }
 
 /// Committed commands, in order, with all their bytes in one buffer.
@@ -67,6 +70,12 @@ pub type Outcome = Result<Vec<u8>, String>;
 pub enum MachineAnswer {
     /// Outcomes of every command that raised, and of every `wanted` one; ascending by index. The others returned normally.
     Applied {
+        id: u64,
+        outcomes: Vec<(u64, Outcome)>,
+    },
+    /// The same, where the machine's side has itself told those who waited for commands that `outcomes` does not name: their
+    /// requests end here, without a completion.
+    AppliedAndTold {
         id: u64,
         outcomes: Vec<(u64, Outcome)>,
     },

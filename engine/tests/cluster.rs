@@ -10,7 +10,7 @@ use raftify_engine::machine::{MachineAnswer, MachineRequest};
 use raftify_engine::node::{LogRecord, Node, NodeOptions, Sink};
 use raftify_engine::request::{Completion, Reply, Request, Ticket, Timeout};
 use raftify_engine::status::{Event, Role};
-use raftify_engine::{Config, Error, ErrorCode, Runtime};
+use raftify_engine::{Config, Error, ErrorCode, LogEngine, Runtime};
 
 /// A machine that keeps every command, and answers with its number.
 #[derive(Default)]
@@ -183,8 +183,9 @@ fn free_addrs(count: usize) -> Vec<String> {
     held.iter().map(|l| l.local_addr().unwrap().to_string()).collect()
 }
 
-fn config(dir: &std::path::Path) -> Config {
+fn config(dir: &std::path::Path, log_engine: LogEngine) -> Config {
     Config {
+        log_engine,
         log_dir: dir.into(),
         tick_interval: Duration::from_millis(20),
         snapshot_entries: 50,
@@ -197,13 +198,28 @@ fn peers(addrs: &[String]) -> BTreeMap<u64, String> {
     (1..).zip(addrs.iter().cloned()).collect()
 }
 
-#[test]
-fn three_nodes_elect_serve_everywhere_and_come_back_complete() {
+macro_rules! with_both_engines {
+    ($($name:ident),* $(,)?) => {
+        mod lmdb {
+            $(#[test] fn $name() { super::$name(super::LogEngine::Lmdb) })*
+        }
+        mod segment {
+            $(#[test] fn $name() { super::$name(super::LogEngine::Segment) })*
+        }
+    };
+}
+
+with_both_engines!(
+    three_nodes_elect_serve_everywhere_and_come_back_complete,
+    a_node_joins_by_ticket_and_gets_everything,
+);
+
+fn three_nodes_elect_serve_everywhere_and_come_back_complete(log_engine: LogEngine) {
     let dir = tempfile::tempdir().unwrap();
     let runtime = Runtime::new().unwrap();
     let addrs = free_addrs(3);
     let map = peers(&addrs);
-    let begin = |id: u64| start(&runtime, config(dir.path()), id, &map[&id], Some(map.clone())).unwrap();
+    let begin = |id: u64| start(&runtime, config(dir.path(), log_engine), id, &map[&id], Some(map.clone())).unwrap();
     let mut nodes: Vec<Running> = (1..=3).map(begin).collect();
     let mut expected = Vec::new();
     for round in 0..40 {
@@ -228,11 +244,10 @@ fn three_nodes_elect_serve_everywhere_and_come_back_complete() {
     nodes.into_iter().for_each(Running::close);
 }
 
-#[test]
-fn a_node_joins_by_ticket_and_gets_everything() {
+fn a_node_joins_by_ticket_and_gets_everything(log_engine: LogEngine) {
     let dir = tempfile::tempdir().unwrap();
     let runtime = Runtime::new().unwrap();
-    let mut first = start(&runtime, config(dir.path()), 1, "127.0.0.1:0", None).unwrap();
+    let mut first = start(&runtime, config(dir.path(), log_engine), 1, "127.0.0.1:0", None).unwrap();
     let expected: Vec<String> = (0..120).map(|i| format!("c{i}")).collect();
     for command in &expected {
         first.propose(command);
@@ -244,7 +259,8 @@ fn a_node_joins_by_ticket_and_gets_everything() {
             other => panic!("{other:?}"),
         };
         let contacts = BTreeMap::from([(1, first.addr.clone())]);
-        let joiner = start(&runtime, config(dir.path()), ticket.reserved_id, &addr, Some(contacts)).unwrap();
+        let joiner =
+            start(&runtime, config(dir.path(), log_engine), ticket.reserved_id, &addr, Some(contacts)).unwrap();
         assert_eq!(joiner.node.status().role, Role::Waiting);
         joiner.node.join(1, ticket, Timeout::After(Duration::from_secs(60))).unwrap();
         let joined = joiner.completions.recv_timeout(Duration::from_secs(90)).unwrap();
@@ -266,11 +282,11 @@ fn a_port_in_use_and_a_directory_in_use_are_told() {
     let runtime = Runtime::new().unwrap();
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = held.local_addr().unwrap().to_string();
-    let error = start(&runtime, config(dir.path()), 1, &addr, None).err().unwrap();
+    let error = start(&runtime, config(dir.path(), LogEngine::default()), 1, &addr, None).err().unwrap();
     assert_eq!(error.code, ErrorCode::InvalidConfig);
     assert!(error.message.contains(&addr), "{error}");
-    let node = start(&runtime, config(dir.path()), 1, "127.0.0.1:0", None).unwrap();
-    let error = start(&runtime, config(dir.path()), 1, "127.0.0.1:0", None).err().unwrap();
+    let node = start(&runtime, config(dir.path(), LogEngine::default()), 1, "127.0.0.1:0", None).unwrap();
+    let error = start(&runtime, config(dir.path(), LogEngine::default()), 1, "127.0.0.1:0", None).err().unwrap();
     assert_eq!(error.code, ErrorCode::DirectoryInUse, "{error}");
     node.close();
 }

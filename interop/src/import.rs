@@ -264,7 +264,7 @@ fn build(
     (cluster, incarnation, uid): (ClusterState, Uid, Uid),
     plan: Plan,
 ) -> Result<()> {
-    let log_options = LogOptions { node_id, disk_quota: None };
+    let log_options = LogOptions::of(node_id);
     let OpenedLog { mut writer, reader, .. } = log::open_or_create(directory, &log_options, || {
         let identity = Identity {
             node_id,

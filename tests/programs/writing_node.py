@@ -1,7 +1,7 @@
 """A member that writes all the time and says what was acknowledged: `ack KEY`. On stdin, `stop` ends the
 writing (`stopped`), `dump` prints `all [KEYS]`.
 
-writing_node.py NODE_ID LOG_DIR PEERS_JSON
+writing_node.py NODE_ID LOG_DIR PEERS_JSON LOG_ENGINE
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ async def write(raft: Raft[KeyValue], writer: int) -> None:
 
 
 async def main() -> None:
-    node_id, log_dir, peers_json = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    node_id, log_dir, peers_json, log_engine = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
     peers = {int(peer): addr for peer, addr in json.loads(peers_json).items()}
     # Small numbers: snapshots and compaction happen within the test.
-    config = quick_config(Path(log_dir), snapshot_entries=300, trailing_entries=50)
+    config = quick_config(Path(log_dir), snapshot_entries=300, trailing_entries=50, log_engine=log_engine)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

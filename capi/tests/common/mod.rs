@@ -20,8 +20,8 @@ pub struct Seen {
     pub source: u64,
     pub count: u32,
     pub data: Vec<u8>,
-    /// Of APPLY: index, whether wanted, the command.
-    pub commands: Vec<(u64, bool, Vec<u8>)>,
+    /// Of APPLY: index, whether wanted, the token, the command.
+    pub commands: Vec<(u64, bool, u64, Vec<u8>)>,
 }
 
 impl Seen {
@@ -39,7 +39,8 @@ unsafe fn seen(event: &Event) -> Seen {
     if event.kind == RAFTIFY_EVENT_APPLY && event.count > 0 {
         for entry in std::slice::from_raw_parts(event.data.cast::<Entry>(), event.count as usize) {
             let from = usize::try_from(entry.offset).unwrap();
-            commands.push((entry.index, entry.wanted == 1, data[from..from + entry.len as usize].to_vec()));
+            let command = data[from..from + entry.len as usize].to_vec();
+            commands.push((entry.index, entry.wanted == 1, entry.token, command));
         }
     }
     Seen {
@@ -95,6 +96,8 @@ pub fn set(config: *mut ConfigHandle, name: &str, value: &str) {
 
 /// A cluster of one in a directory of its own; the state machine of the pull form is here: it keeps the commands.
 pub struct Rig {
+    /// Tokens of commands whose results this program gave out itself; `None`: it gives them back.
+    pub tells: Option<Vec<u64>>,
     pub dir: tempfile::TempDir,
     pub runtime: *mut RuntimeHandle,
     pub queue: *mut QueueHandle,
@@ -116,6 +119,7 @@ impl Rig {
         // A port that was free a moment ago.
         let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         Rig {
+            tells: None,
             dir,
             runtime: new_runtime(),
             queue: new_queue(RAFTIFY_WAKE_FD),
@@ -178,12 +182,14 @@ impl Rig {
 
     fn apply(&mut self, record: &Seen) {
         let mut packed = Vec::new();
-        for (index, wanted, command) in &record.commands {
+        for (index, wanted, token, command) in &record.commands {
             let refused = command == b"refuse me";
             if !refused {
                 self.state.push(command.clone());
             }
-            if *wanted || refused {
+            if self.tells.is_some() && *token != 0 && !refused {
+                self.tells.get_or_insert_default().push(*token);
+            } else if *wanted || refused {
                 packed.extend(index.to_le_bytes());
                 packed.extend(u32::from(refused).to_le_bytes());
                 packed.extend(u32::try_from(command.len()).unwrap().to_le_bytes());
@@ -191,8 +197,8 @@ impl Rig {
             }
         }
         let mut error = null_mut();
-        let status =
-            unsafe { raftify_apply_done_packed(self.node, record.token, packed.as_ptr(), packed.len(), &mut error) };
+        let answer = if self.tells.is_some() { raftify_apply_told_packed } else { raftify_apply_done_packed };
+        let status = unsafe { answer(self.node, record.token, packed.as_ptr(), packed.len(), &mut error) };
         if status == RAFTIFY_ERR_CLOSED {
             // It is closing: nobody waits for the answer any more.
             message(error);

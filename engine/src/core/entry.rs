@@ -66,6 +66,9 @@ pub struct Founding {
     /// From here on the bytes that commands return are compared (S17).
     #[prost(bool, tag = "3")]
     pub verify_results: bool,
+    /// What the initial members agree on.
+    #[prost(uint64, tag = "4")]
+    pub digest: u64,
 }
 
 /// The context of an entry of ours. Entries of raft's own (no-op, leaving a joint configuration) have none.

@@ -106,6 +106,14 @@ impl Core {
         hard_state.term <= FOUNDING_TERM && hard_state.vote == 0 && log.last_index() <= FOUNDING_INDEX
     }
 
+    /// Of the cluster that this node was born to, or has joined; 0: not known.
+    fn digest(&self) -> u64 {
+        match self.identity.digest {
+            0 => self.cluster.founding_digest,
+            own => own,
+        }
+    }
+
     /// May campaign and vote.
     pub(super) fn may_take_part(&self) -> bool {
         if self.identity.incarnation.is_some() {
@@ -123,7 +131,7 @@ impl Core {
             to,
             addr: self.addr.clone(),
             directory: self.identity.directory.to_bytes(),
-            digest: self.identity.digest,
+            digest: self.digest(),
             incarnation: self.identity.incarnation.map(Uid::to_bytes).unwrap_or_default(),
             fresh: self.is_fresh(),
             recorded: self.cluster.recorded_directory(to).map(Uid::to_bytes).unwrap_or_default(),
@@ -172,8 +180,8 @@ impl Core {
                 (Some(_), None)
                     if theirs.is_none()
                         && hello.digest != 0
-                        && self.identity.digest != 0
-                        && hello.digest != self.identity.digest =>
+                        && self.digest() != 0
+                        && hello.digest != self.digest() =>
                 {
                     (
                         Verdict::ClusterMismatch,
@@ -338,6 +346,7 @@ impl Core {
                 .map(|(id, directory)| Member { id: *id, directory: directory.to_bytes(), ..Default::default() })
                 .collect(),
             verify_results: self.config.verify_results,
+            digest: self.identity.digest,
         };
         if self.append_own(Kind::Founding, founding.encode_to_vec()) {
             self.greetings.heard = Some(heard);

@@ -164,6 +164,7 @@ impl Core {
         }
         let mut cluster = (*self.cluster).clone();
         cluster.incarnation = founding.incarnation;
+        cluster.founding_digest = founding.digest;
         if founding.verify_results {
             cluster.verify_results_after = entry.index;
         }

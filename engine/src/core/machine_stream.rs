@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::error::{Committed, Error, ErrorCode};
 use crate::log::SnapshotMeta;
 use crate::machine::{ApplyBatch, ApplyEntry, MachineAnswer, MachineRequest, Outcome};
-use crate::request::Reply;
+use crate::request::{Reply, Token};
 
 enum Outstanding {
     Apply {
@@ -177,7 +177,7 @@ impl Core {
         let mut batch = BatchMaker::new(self.id, self.start, self.cluster.verify_results_after, &self.config);
         if self.raw.store().tail_first() <= low {
             let requests = &self.requests.pending;
-            self.raw.store().for_each(low, high, |entry| batch.add(entry, |r| requests.contains_key(&r)));
+            self.raw.store().for_each(low, high, |entry| batch.add(entry, |r| requests.get(&r).map(|p| p.token)));
         } else {
             let fetched = std::mem::take(&mut self.machine.fetched);
             if fetched.first().map(|e| e.index) != Some(low) {
@@ -191,7 +191,7 @@ impl Core {
             }
             let requests = &self.requests.pending;
             for entry in fetched.iter().take_while(|e| e.index <= high) {
-                if !batch.add(entry, |r| requests.contains_key(&r)) {
+                if !batch.add(entry, |r| requests.get(&r).map(|p| p.token)) {
                     break;
                 }
             }
@@ -246,10 +246,8 @@ impl Core {
             return;
         }
         match answer {
-            MachineAnswer::Applied { id, outcomes } => match self.machine.outstanding.front() {
-                Some(Outstanding::Apply { id: expected, .. }) if *expected == id => self.machine_applied(outcomes),
-                _ => self.machine_out_of_turn(id),
-            },
+            MachineAnswer::Applied { id, outcomes } => self.batch_applied(id, outcomes, false),
+            MachineAnswer::AppliedAndTold { id, outcomes } => self.batch_applied(id, outcomes, true),
             MachineAnswer::Restored { id } => match self.machine.outstanding.front() {
                 Some(Outstanding::Restore { id: expected, index, outcomes }) if *expected == id => {
                     self.machine.applied = *index;
@@ -273,6 +271,13 @@ impl Core {
         self.note_outcomes();
     }
 
+    fn batch_applied(&mut self, id: u64, outcomes: Vec<(u64, Outcome)>, told: bool) {
+        match self.machine.outstanding.front() {
+            Some(Outstanding::Apply { id: expected, .. }) if *expected == id => self.machine_applied(outcomes, told),
+            _ => self.machine_out_of_turn(id),
+        }
+    }
+
     fn machine_out_of_turn(&mut self, id: u64) {
         self.fail(Error::unknown(
             ErrorCode::MachineFailed,
@@ -280,7 +285,7 @@ impl Core {
         ));
     }
 
-    fn machine_applied(&mut self, outcomes: Vec<(u64, Outcome)>) {
+    fn machine_applied(&mut self, outcomes: Vec<(u64, Outcome)>, told: bool) {
         let Some(Outstanding::Apply { last_index, wanted, .. }) = self.machine.outstanding.pop_front() else { return };
         self.machine.applied = last_index;
         self.sum_up(&outcomes, last_index);
@@ -289,7 +294,14 @@ impl Core {
             while outcomes.peek().is_some_and(|(at, _)| *at < index) {
                 outcomes.next();
             }
-            let outcome = outcomes.next_if(|(at, _)| *at == index).map_or(Ok(Vec::new()), |(_, outcome)| outcome);
+            let outcome = match outcomes.next_if(|(at, _)| *at == index) {
+                Some((_, outcome)) => outcome,
+                None if told => {
+                    self.forget(request);
+                    continue;
+                }
+                None => Ok(Vec::new()),
+            };
             let result = match outcome {
                 Ok(data) => Ok(Reply::Applied { index, term, data }),
                 Err(text) => Err(Error::new(ErrorCode::ApplyFailed, Committed::Yes, text).with_index(index)),
@@ -346,7 +358,7 @@ impl BatchMaker {
     }
 
     /// Takes one entry; false when it belongs into the next batch.
-    fn add(&mut self, entry: &Entry, is_pending: impl Fn(u64) -> bool) -> bool {
+    fn add(&mut self, entry: &Entry, token_of: impl Fn(u64) -> Option<Token>) -> bool {
         let context = (entry.entry_type == EntryType::EntryNormal as i32).then(|| Context::of(entry)).flatten();
         if let Some(context) = context.filter(|c| c.kind == Kind::Command) {
             let bytes = self.batch.data.len().saturating_add(entry.data.len()) as u64;
@@ -356,17 +368,20 @@ impl BatchMaker {
             }
             let origin = context.origin;
             let ours = (origin.node == self.node && origin.start == self.start) || bugs::on(Bug::RepliesByBareCounter);
-            let wanted = ours && is_pending(origin.sequence);
-            if wanted {
+            let token = ours.then(|| token_of(origin.sequence)).flatten();
+            if token.is_some() {
                 self.wanted.push((entry.index, entry.term, origin.sequence));
             }
+            let verified = verified_after(self.verify_results_after)(entry.index);
             self.batch.entries.push(ApplyEntry {
                 index: entry.index,
                 term: entry.term,
                 time_us: context.time_us,
                 offset: self.batch.data.len(),
                 len: entry.data.len(),
-                wanted: wanted || verified_after(self.verify_results_after)(entry.index),
+                wanted: token.is_some() || verified,
+                // A result that is compared has to come here (S17).
+                token: token.filter(|_| !verified).unwrap_or(0),
             });
             self.batch.data.extend_from_slice(&entry.data);
         }

@@ -27,7 +27,11 @@ mod divergence;
 mod durable_machine_tests;
 mod entry;
 mod greeting;
+#[cfg(test)]
+mod greeting_tests;
 mod handover;
+#[cfg(test)]
+mod leave_tests;
 mod machine_stream;
 mod membership;
 mod outcomes;
@@ -338,6 +342,11 @@ impl Core {
     fn leader_hint(&self) -> Option<(NodeId, String)> {
         let id = self.leader_id();
         (id != 0).then(|| (id, self.cluster.member(id).map(|m| m.addr.clone()).unwrap_or_default()))
+    }
+
+    /// First index that the log holds.
+    pub fn first_index(&self) -> u64 {
+        self.raw.store().first()
     }
 
     /// Where the state machine stands. A durable one may know more than the core has acted on since the start: that does not count yet.
@@ -662,6 +671,12 @@ impl Core {
         self.abdicate();
         // Who asked to leave hears that it has.
         self.requests_to_leave().into_iter().for_each(|request| self.complete(request, Ok(Reply::Done)));
+        if self.requests.leaving {
+            let error = self.left_while_joining();
+            for request in std::mem::take(&mut self.requests.joining) {
+                self.complete(request, Err(error.clone()));
+            }
+        }
         let error = Error::unknown(ErrorCode::Removed, format!("node {}: {reason}", self.id));
         self.end_requests(&error);
         if self.config.terminate_on_remove {

@@ -98,6 +98,8 @@ pub(super) struct Requests {
     pub goals: BTreeMap<u64, Awaited>,
     /// Those that wait to become members.
     pub joining: Vec<u64>,
+    /// This node was told to leave since the newest of them came.
+    pub leaving: bool,
     pub transfers: Vec<Transfer>,
 }
 
@@ -135,6 +137,8 @@ impl Core {
             }
             Request::ChangeMembers(changes) => self.accept(token, What::Change(Change::of(&changes)), timeout),
             Request::Leave => {
+                // A join that is under way goes on until this node is a member: then it can leave.
+                self.requests.leaving = true;
                 let change = Change::of(&[crate::request::MemberChange::Remove { id: self.id }]);
                 self.accept(token, What::Change(change), timeout);
             }
@@ -181,8 +185,18 @@ impl Core {
         let found =
             self.requests.pending.iter().find(|(_, p)| p.token == token && matches!(p.what, What::BecomeMember));
         if let Some(request) = found.map(|(request, _)| *request) {
+            let refused = matches!(error.code, ErrorCode::Removed | ErrorCode::Membership);
+            let error = if refused && self.requests.leaving { self.left_while_joining() } else { error };
             self.complete(request, Err(error));
         }
+    }
+
+    /// The end of a join that this node's own leave has overtaken.
+    pub(super) fn left_while_joining(&self) -> Error {
+        Error::unknown(
+            ErrorCode::Removed,
+            format!("node {} has left: leave() was called while its join() was under way", self.id),
+        )
     }
 
     /// Why this node takes no requests.
@@ -213,7 +227,10 @@ impl Core {
         match &what {
             What::Read => self.reads.add(request),
             What::Snapshot => self.snapshots.ask(request),
-            What::BecomeMember => self.requests.joining.push(request),
+            What::BecomeMember => {
+                self.requests.joining.push(request);
+                self.requests.leaving = false;
+            }
             _ => self.requests.unsent.push_back(request),
         }
         self.requests.pending.insert(request, Pending { token, what, state: State::Unsent, bytes });
@@ -226,14 +243,20 @@ impl Core {
 
     /// The one place where a pending request ends.
     pub(super) fn complete(&mut self, request: u64, result: Result<Reply>) {
-        if let Some(pending) = self.requests.pending.remove(&request) {
-            self.requests.bytes = self.requests.bytes.saturating_sub(pending.bytes);
-            if let State::Placed { index, .. } = pending.state {
-                self.requests.placed.remove(&index);
-            }
-            self.requests.goals.remove(&request);
-            self.answer(pending.token, result);
+        if let Some(token) = self.forget(request) {
+            self.answer(token, result);
         }
+    }
+
+    /// Ends a request without a completion: it has been told.
+    pub(super) fn forget(&mut self, request: u64) -> Option<Token> {
+        let pending = self.requests.pending.remove(&request)?;
+        self.requests.bytes = self.requests.bytes.saturating_sub(pending.bytes);
+        if let State::Placed { index, .. } = pending.state {
+            self.requests.placed.remove(&index);
+        }
+        self.requests.goals.remove(&request);
+        Some(pending.token)
     }
 
     /// Those that ask for nothing but that this node be removed.

@@ -1,8 +1,9 @@
-//! A node's directory on disk: what lies where, who it belongs to, and the small files beside the database.
+//! A node's directory on disk: what lies where, who it belongs to, and the small files beside the log.
 //!
 //! ```text
 //! <node directory>/lock          held while the node runs (see `lock`)
-//!                  log/data.mdb  the log; log/lock.mdb is LMDB's own
+//!                  log/data.mdb  the log kept by LMDB; log/lock.mdb is LMDB's own
+//!                  log/*.seg     or the log kept in segments (see `segment`)
 //!                  log/durable   number of the newest durable commit, unsynced (S8)
 //!                  log/clean     number of the commit at which the node was stopped in order
 //!                  log.new/      a log that is just being made; renamed to log/ when whole
@@ -15,8 +16,10 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, ErrorCode, Result};
+use crate::config::LogEngine;
+use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::log::lock::LOCK_FILE;
+use crate::log::segment::is_segment_log;
 
 pub(crate) const LOG_DIR: &str = "log";
 pub(crate) const NEW_LOG_DIR: &str = "log.new";
@@ -40,6 +43,45 @@ pub(crate) fn too_new(path: &Path, format: u32) -> Error {
         path,
         format_args!("written in format {format} by a newer version; use that version, or a later one"),
     )
+}
+
+/// A failure of a write: nobody can say what of it has reached the disk.
+pub(crate) fn write_error(path: &Path, attempted: &str, source: &std::io::Error) -> Error {
+    outcome_unknown(Error::io(path, attempted, source))
+}
+
+/// The error of a write that was begun (S10).
+pub(crate) fn outcome_unknown(mut error: Error) -> Error {
+    error.committed = Committed::Unknown;
+    if error.code == ErrorCode::Storage {
+        error.message.push_str("; the node has stopped, because a failed write cannot be repeated safely (S10): check the disk and start the node again");
+    }
+    error
+}
+
+/// Bytes that may still be written to the file system of `path`, and its size. `None`: it does not say.
+pub(crate) fn disk_space(path: &Path) -> Option<(u64, u64)> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    let unit = if stat.f_frsize == 0 { stat.f_bsize } else { stat.f_frsize };
+    Some((stat.f_bavail.saturating_mul(unit), stat.f_blocks.saturating_mul(unit)))
+}
+
+/// Which engine keeps the log in `log_dir`: what lies there decides, never a setting.
+pub(crate) fn engine_of(log_dir: &Path) -> Result<LogEngine> {
+    match (log_dir.join(DATA_FILE).is_file(), is_segment_log(log_dir)) {
+        (true, false) => Ok(LogEngine::Lmdb),
+        (false, true) => Ok(LogEngine::Segment),
+        (true, true) => Err(corrupt(log_dir, "an LMDB log and a segment log lie in the same directory")),
+        (false, false) => Err(corrupt(log_dir, "the file of the log is missing")),
+    }
+}
+
+/// The log was stopped in order at this commit. Any later commit makes the marker void by its number.
+pub(crate) fn mark_clean(log_dir: &Path, number: u64) -> Result<()> {
+    let marker = NumberFile::open(NumberFile::clean(log_dir))?;
+    marker.write(number)?;
+    marker.sync()?;
+    sync_directory(log_dir)
 }
 
 /// What a node's directory holds.

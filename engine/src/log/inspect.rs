@@ -1,39 +1,44 @@
 //! What a log holds, as JSON, beside a live node: read with pread only. Takes no lock, writes nothing, opens no file that
 //! carries a lock (closing it would give up the lock of a node in this process).
 //!
-//! How it stays consistent without LMDB's reader table: pages of commit T are reused by commit T + 3 at the earliest. A
-//! part that was read while the newest commit was still T or T + 1 is whole; otherwise it is read again. The small
-//! records are one such part, entries come in parts of a few pages, so they may be a little younger.
+//! How it stays consistent is each engine's affair (`lmdb_view`, `segment::inspect`). The small records are of one moment;
+//! entries come in parts, so they may be a little younger.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use raft::eraftpb::{Entry, EntryType, HardState};
 use serde_json::{json, Value as Json};
 
 use crate::cluster::ClusterState;
+use crate::config::LogEngine;
 use crate::core::{Context, Kind};
 use crate::error::{Error, ErrorCode, Result};
-use crate::log::files::{self, corrupt};
-use crate::log::lmdb_format::{PageFile, Root, Value};
-use crate::log::load::record_error;
-use crate::log::record::{self, Bounds, Key, Meta};
-use crate::log::{lmdb_pages, ClusterRecord, Identity, SnapshotMeta};
+use crate::log::files;
+use crate::log::lmdb_view::LmdbView;
+use crate::log::segment::{is_segment_log, SegmentView};
+use crate::log::{ClusterRecord, Identity, SnapshotMeta};
 
 /// Entries read as one part.
 const PART: u64 = 64;
-/// Tries per part; each needs to be faster than two commits.
-const TRIES: usize = 1000;
 /// Data in one answer, roughly; the rest is named by `next_index`.
 const MAX_DATA: u64 = 64 << 20;
 
-#[derive(Default)]
-struct Records {
-    identity: Option<Identity>,
-    hard_state: Option<HardState>,
-    cluster: Option<ClusterRecord>,
-    snapshot: Option<SnapshotMeta>,
-    bounds: Option<Bounds>,
+/// The small records, and the bounds of what can be read.
+pub(crate) struct Small {
+    pub identity: Identity,
+    pub hard_state: HardState,
+    pub cluster: ClusterRecord,
+    pub snapshot: Option<SnapshotMeta>,
+    pub first: u64,
+    pub last: u64,
+}
+
+/// A log as it can be read beside its writer.
+pub(crate) trait View {
+    fn small(&mut self) -> Result<Small>;
+
+    /// Entries `low..high`; none if they have been compacted meanwhile.
+    fn entries(&mut self, low: u64, high: u64) -> Result<Vec<Entry>>;
 }
 
 /// Shows the log in `directory`: a node's directory, or a `log_dir` that holds exactly one. Entries begin at `from` (0: the
@@ -44,25 +49,18 @@ struct Records {
 /// (each `{index, term, type, kind, time_us, proposer, size, data, context}`, bytes in hex; see [`entry_json`]),
 /// `next_index`.
 pub fn inspect(directory: &Path, from: u64, limit: u64) -> Result<Json> {
-    let data_path = find(directory)?;
-    let pages = PageFile::open(&data_path)?;
-    let records = consistent(&pages, small_records)?;
-    let (Some(identity), Some(hard_state), Some(cluster), Some(bounds)) =
-        (records.identity, records.hard_state, records.cluster, records.bounds)
-    else {
-        return Err(Error::storage(
-            ErrorCode::WrongDirectory,
-            &data_path,
-            "an LMDB database, but not of this library: its own records are not in it",
-        ));
+    let log_dir = find(directory)?;
+    let mut view: Box<dyn View> = match files::engine_of(&log_dir)? {
+        LogEngine::Lmdb => Box::new(LmdbView::open(&log_dir)?),
+        LogEngine::Segment => Box::new(SegmentView::open(&log_dir)?),
     };
-    let first = from.max(bounds.first);
-    let end = bounds.last.saturating_add(1).min(first.saturating_add(limit));
+    let Small { identity, hard_state, cluster, snapshot, first: first_index, last } = view.small()?;
+    let first = from.max(first_index);
+    let end = last.saturating_add(1).min(first.saturating_add(limit));
     let mut entries = Vec::new();
     let (mut next, mut bytes) = (first, 0u64);
     while next < end && bytes < MAX_DATA {
-        let part =
-            consistent(&pages, |pages, root| some_entries(pages, root, next, end.min(next.saturating_add(PART))))?;
+        let part = view.entries(next, end.min(next.saturating_add(PART)))?;
         if part.is_empty() {
             break;
         }
@@ -78,24 +76,26 @@ pub fn inspect(directory: &Path, from: u64, limit: u64) -> Result<Json> {
             "incarnation": identity.incarnation.map(|i| i.to_string()),
         },
         "hard_state": {"term": hard_state.term, "vote": hard_state.vote, "commit": hard_state.commit},
-        "snapshot": records.snapshot.map(|s| json!({
+        "snapshot": snapshot.map(|s| json!({
             "index": s.index, "term": s.term, "size": s.size, "has_file": s.has_file,
         })),
         "membership": membership_json(cluster.index, &cluster.cluster),
-        "first_index": bounds.first,
-        "last_index": bounds.last,
+        "first_index": first_index,
+        "last_index": last,
         "entries": entries,
-        "next_index": (next <= bounds.last).then_some(next),
+        "next_index": (next <= last).then_some(next),
     }))
 }
 
-/// The data file meant by `directory`.
+/// The directory of the log meant by `directory`.
 fn find(directory: &Path) -> Result<PathBuf> {
     let wrong = |what: &str| Err(Error::storage(ErrorCode::WrongDirectory, directory, what));
-    let data_of = |node: &Path| node.join(files::LOG_DIR).join(files::DATA_FILE);
-    let direct = data_of(directory);
-    if direct.is_file() {
-        return Ok(direct);
+    let holds_log = |node: &Path| {
+        let log_dir = node.join(files::LOG_DIR);
+        log_dir.join(files::DATA_FILE).is_file() || is_segment_log(&log_dir)
+    };
+    if holds_log(directory) {
+        return Ok(directory.join(files::LOG_DIR));
     }
     let listing = match std::fs::read_dir(directory) {
         Ok(listing) => listing,
@@ -109,78 +109,16 @@ fn find(directory: &Path) -> Result<PathBuf> {
     let mut empty = true;
     for item in listing.flatten() {
         empty = false;
-        if data_of(&item.path()).is_file() {
+        if holds_log(&item.path()) {
             found.push(item.file_name().to_string_lossy().into_owned());
         }
     }
     found.sort();
     match found.as_slice() {
-        [node] => Ok(data_of(&directory.join(node))),
+        [node] => Ok(directory.join(node).join(files::LOG_DIR)),
         [] if empty => wrong("the directory is empty; name a node's directory, <log_dir>/node-<id>"),
         [] => wrong("no log of this library lies there; name a node's directory, <log_dir>/node-<id>"),
         several => wrong(&format!("several nodes lie there ({}); name one of them", several.join(", "))),
-    }
-}
-
-/// Reads a part until no commit can have changed its pages meanwhile.
-fn consistent<T>(pages: &PageFile, mut read: impl FnMut(&PageFile, &Root) -> Result<T>) -> Result<T> {
-    let mut last = None;
-    for _ in 0..TRIES {
-        let outcome = pages.newest_root().and_then(|root| Ok((root.txn, read(pages, &root)?)));
-        let now = pages.newest_root();
-        match (outcome, now) {
-            (Ok((txn, part)), Ok(now)) if now.txn <= txn.saturating_add(1) => return Ok(part),
-            // Damage that stays is damage; under a busy node it may be a page that was just reused.
-            (Err(error), _) | (_, Err(error)) => last = Some(error),
-            _ => {}
-        }
-    }
-    Err(last.unwrap_or_else(|| {
-        Error::storage(ErrorCode::Overloaded, pages.path(), "the node writes too fast to be read beside it; try again")
-    }))
-}
-
-fn whole(pages: &PageFile, value: Value<'_>) -> Result<Vec<u8>> {
-    match value {
-        Value::Here(bytes) => Ok(bytes.to_vec()),
-        Value::Far { page, size, .. } => pages.far_value(page, size),
-    }
-}
-
-fn small_records(pages: &PageFile, root: &Root) -> Result<Records> {
-    let mut records = Records::default();
-    lmdb_pages::scan(pages, root, &[], &mut |key, value| {
-        let Some(Key::Meta(meta)) = record::parse_key(key) else { return Ok(ControlFlow::Break(())) };
-        let value = whole(pages, value)?;
-        let decoded = match meta {
-            Meta::Identity => record::decode_identity(&value).map(|v| records.identity = Some(v)),
-            Meta::HardState => record::decode_hard_state(&value).map(|v| records.hard_state = Some(v)),
-            Meta::Cluster => record::decode_cluster(&value).map(|v| records.cluster = Some(v)),
-            Meta::Snapshot => record::decode_snapshot(&value).map(|v| records.snapshot = Some(v)),
-            Meta::Bounds => record::decode_bounds(&value).map(|v| records.bounds = Some(v)),
-        };
-        decoded.map_err(|fault| record_error(pages.path(), None, fault))?;
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(records)
-}
-
-/// Entries `low..high`; none if they have been compacted meanwhile.
-fn some_entries(pages: &PageFile, root: &Root, low: u64, high: u64) -> Result<Vec<Entry>> {
-    let mut entries: Vec<Entry> = Vec::new();
-    lmdb_pages::scan(pages, root, &record::entry_key(low), &mut |key, value| {
-        let expected = low.saturating_add(entries.len() as u64);
-        if expected >= high || record::parse_key(key) != Some(Key::Entry(expected)) {
-            return Ok(ControlFlow::Break(()));
-        }
-        let value = whole(pages, value)?;
-        let entry = record::decode_entry(expected, &value);
-        entries.push(entry.map_err(|fault| record_error(pages.path(), Some(expected), fault))?);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    match entries.last() {
-        Some(last) if last.index >= high => Err(corrupt(pages.path(), "entries out of order")),
-        _ => Ok(entries),
     }
 }
 

@@ -8,8 +8,8 @@ use std::path::Path;
 use heed::types::Bytes;
 use heed::{Database, Env, EnvOpenOptions, MdbError, WithoutTls};
 
-use crate::error::{Committed, Error, ErrorCode, Result};
-use crate::log::files::{corrupt, too_new};
+use crate::error::{Error, ErrorCode, Result};
+use crate::log::files::{corrupt, disk_space, outcome_unknown, too_new};
 
 /// Address space for the map; the file itself grows only as it is filled. LMDB fixes it at open.
 const MAP_SIZE: usize = if size_of::<usize>() >= 8 { 64 << 30 } else { 1 << 30 };
@@ -56,13 +56,6 @@ pub(crate) fn open(log_dir: &Path, at_least: u64) -> Result<Opened> {
     Ok(Opened { env, records, map_size: size as u64 })
 }
 
-/// Bytes that may still be written to the file system of `path`, and its size. `None`: it does not say.
-pub(crate) fn disk_space(path: &Path) -> Option<(u64, u64)> {
-    let stat = rustix::fs::statvfs(path).ok()?;
-    let unit = if stat.f_frsize == 0 { stat.f_bsize } else { stat.f_frsize };
-    Some((stat.f_bavail.saturating_mul(unit), stat.f_blocks.saturating_mul(unit)))
-}
-
 /// An error of LMDB as one of ours.
 pub(crate) fn translate(path: &Path, attempted: &str, error: heed::Error) -> Error {
     let storage =
@@ -101,10 +94,5 @@ pub(crate) fn translate(path: &Path, attempted: &str, error: heed::Error) -> Err
 
 /// A failure of a write: nobody can say what of it has reached the disk.
 pub(crate) fn write_error(path: &Path, attempted: &str, error: heed::Error) -> Error {
-    let mut error = translate(path, attempted, error);
-    error.committed = Committed::Unknown;
-    if error.code == ErrorCode::Storage {
-        error.message.push_str("; the node has stopped, because a failed write cannot be repeated safely (S10): check the disk and start the node again");
-    }
-    error
+    outcome_unknown(translate(path, attempted, error))
 }

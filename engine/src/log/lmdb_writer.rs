@@ -1,6 +1,6 @@
 //! The writing half of the LMDB log: what is queued becomes one transaction with one commit.
 //!
-//! Invariants: all of a batch or nothing of it; after the first failed write nothing is written any more (S10); the
+//! Invariants: all of a batch or nothing of it; the
 //! stored commit index is never below what is compacted, named by a snapshot or applied to the cluster record (S7).
 //! A write that contradicts the log is a fault of the caller's and stops the log too: it would break a promise.
 
@@ -9,20 +9,19 @@ use std::sync::Arc;
 use heed::{PutFlags, RwTxn};
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::log::batching::{Failure, Store};
 use crate::log::draft::{Draft, Step};
-use crate::log::files::NumberFile;
+use crate::log::files::{self, disk_space, NumberFile};
 use crate::log::lmdb::Shared;
-use crate::log::lmdb_env::{disk_space, write_error};
+use crate::log::lmdb_env::write_error;
 use crate::log::record::{self, Meta};
-use crate::log::{LogWrite, LogWriter};
+use crate::log::LogWrite;
 
 /// Compacted entries deleted by one commit, at least; a commit that appends more deletes twice as many as it appends.
 /// A thousand take about a millisecond, which the entries waiting for this commit wait too.
 const DELETIONS: u64 = 256;
 /// The same for commits that only make room.
 const DELETIONS_FOR_ROOM: u64 = 4096;
-/// Writes that promise nothing and wait for the next one, at most.
-const WAITING: usize = 256;
 /// Of a byte quota, or of the disk, what only compaction may use: LMDB copies pages in order to delete.
 const RESERVE: u64 = 8 << 20;
 /// Pages that one commit copies beside the data itself, generously.
@@ -34,16 +33,12 @@ pub(crate) struct LmdbWriter {
     state: Draft,
     durable: NumberFile,
     quota: Option<u64>,
-    /// Writes that promise nothing, for the next transaction.
-    waiting: Vec<LogWrite>,
-    /// The first failure; for good.
-    poison: Option<Error>,
     buffer: Vec<u8>,
 }
 
 impl LmdbWriter {
     pub(crate) fn new(shared: Arc<Shared>, state: Draft, durable: NumberFile, quota: Option<u64>) -> Self {
-        LmdbWriter { shared, state, durable, quota, waiting: Vec::new(), poison: None, buffer: Vec::new() }
+        LmdbWriter { shared, state, durable, quota, buffer: Vec::new() }
     }
 
     fn failed(&self, attempted: &str, error: heed::Error) -> Error {
@@ -51,7 +46,7 @@ impl LmdbWriter {
     }
 
     /// One transaction. Nothing of `self.state` changes unless it is durable.
-    fn commit(&mut self, writes: &[LogWrite], deletions: u64) -> Result<()> {
+    fn transact(&mut self, writes: &[LogWrite], deletions: u64) -> Result<()> {
         let mut draft = self.state.clone();
         let mut buffer = std::mem::take(&mut self.buffer);
         let env = self.shared.db.env.clone();
@@ -73,7 +68,7 @@ impl LmdbWriter {
         draft.all_stored();
         self.state = draft;
         // After the commit, and unsynced (S8): what this names was durable before.
-        self.durable.write(self.state.bounds.number)
+        self.durable.write(self.state.bounds.number).map_err(files::outcome_unknown)
     }
 
     fn carry_out(&self, txn: &mut RwTxn<'_>, step: &Step, write: &LogWrite, buffer: &mut Vec<u8>) -> Result<()> {
@@ -150,7 +145,7 @@ impl LmdbWriter {
                 return Ok(refusal);
             }
             // What is compacted already can go now.
-            self.commit(&[], DELETIONS_FOR_ROOM)?;
+            self.transact(&[], DELETIONS_FOR_ROOM)?;
         }
     }
 
@@ -188,43 +183,6 @@ impl LmdbWriter {
         }
         Ok(None)
     }
-
-    fn write_all(&mut self, writes: &[LogWrite]) -> Result<()> {
-        if writes.iter().all(|w| self.state.may_wait(w)) && self.waiting.len() + writes.len() <= WAITING {
-            self.waiting.extend_from_slice(writes);
-            return Ok(());
-        }
-        match self.check_room(writes) {
-            Ok(None) => {}
-            Ok(Some(refusal)) => return Err(refusal),
-            Err(error) => {
-                self.poison = Some(error.clone());
-                return Err(error);
-            }
-        }
-        let waiting = std::mem::take(&mut self.waiting);
-        let appended: usize = writes.iter().filter_map(|w| w.entries.as_ref()).map(|e| e.len()).sum();
-        let deletions = DELETIONS.max((appended as u64).saturating_mul(2));
-        let result = if waiting.is_empty() {
-            self.commit(writes, deletions)
-        } else {
-            let all: Vec<LogWrite> = waiting.into_iter().chain(writes.iter().cloned()).collect();
-            self.commit(&all, deletions)
-        };
-        if let Err(error) = &result {
-            self.poison = Some(error.clone());
-        }
-        result
-    }
-
-    /// In order: what waits is written, and the marker that tells a clean stop.
-    fn stop(&mut self) -> Result<()> {
-        if !self.waiting.is_empty() {
-            let waiting = std::mem::take(&mut self.waiting);
-            self.commit(&waiting, DELETIONS)?;
-        }
-        self.shared.mark_clean(self.state.bounds.number)
-    }
 }
 
 /// Bytes of pages that an entry may take: its own pages if large, else its share of a leaf.
@@ -237,21 +195,21 @@ fn entry_room(entry: &raft::eraftpb::Entry) -> u64 {
     }
 }
 
-impl LogWriter for LmdbWriter {
-    fn write(&mut self, writes: &[LogWrite]) -> Result<()> {
-        match &self.poison {
-            Some(error) => Err(error.clone()),
-            None if writes.is_empty() => Ok(()),
-            None => self.write_all(writes),
-        }
+impl Store for LmdbWriter {
+    fn state(&self) -> &Draft {
+        &self.state
     }
-}
 
-impl Drop for LmdbWriter {
-    fn drop(&mut self) {
-        // A log that has failed is not clean, whatever is on the disk.
-        if self.poison.is_none() {
-            let _ = self.stop();
+    fn commit(&mut self, writes: &[LogWrite]) -> Result<(), Failure> {
+        if let Some(refusal) = self.check_room(writes)? {
+            return Err(Failure::Refused(refusal));
         }
+        let appended: usize = writes.iter().filter_map(|w| w.entries.as_ref()).map(|e| e.len()).sum();
+        self.transact(writes, DELETIONS.max((appended as u64).saturating_mul(2)))?;
+        Ok(())
+    }
+
+    fn mark_clean(&mut self) -> Result<()> {
+        files::mark_clean(&self.shared.log_dir, self.state.bounds.number)
     }
 }

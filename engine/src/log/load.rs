@@ -154,15 +154,6 @@ impl Loader {
             let last = self.entries.map_or(bounds.floor, |(_, last)| last.saturating_add(1));
             return Err(corrupt(path, format_args!("entry {last} is missing")).with_index(last));
         }
-        let snapshot = self.snapshot.as_ref().map_or(0, |s| s.index);
-        let compacted = bounds.first.saturating_sub(1);
-        let whole = hard_state.commit <= bounds.last
-            && hard_state.commit >= compacted.max(snapshot).max(cluster.index)
-            && compacted <= snapshot
-            && hard_state.term >= self.last_term;
-        if !whole {
-            return Err(corrupt(path, "commit index, snapshot and entries contradict each other"));
-        }
         let state = LogState {
             identity,
             hard_state,
@@ -174,8 +165,22 @@ impl Loader {
             terms: self.terms,
             bytes: self.bytes,
         };
+        if !is_consistent(&state) {
+            return Err(corrupt(path, "commit index, snapshot and entries contradict each other"));
+        }
         Ok(Loaded { state, bounds })
     }
+}
+
+/// What must hold between the parts of every log (S7).
+pub(crate) fn is_consistent(state: &LogState) -> bool {
+    let snapshot = state.snapshot.as_ref().map_or(0, |s| s.index);
+    let compacted = state.first_index.saturating_sub(1);
+    let commit = state.hard_state.commit;
+    commit <= state.last_index
+        && commit >= compacted.max(snapshot).max(state.cluster.index)
+        && compacted <= snapshot
+        && state.terms.last().is_none_or(|(_, term)| state.hard_state.term >= *term)
 }
 
 /// The running number of the commit at `root`, as far as it can be read; what the whole check finds is not found here.

@@ -1,33 +1,39 @@
 //! The durable log: one trait for writing, one for reading, and what a log says when it is opened.
 //!
-//! Lives here: [`LogWriter`] and [`LogReader`], the record codec, the LMDB log. The simulated log lives in `engine/sim`.
+//! Lives here: [`LogWriter`] and [`LogReader`], the record codec, the LMDB log, the segment log. The simulated log lives in `engine/sim`.
 //! May not live here: any rule of Raft. A log stores what the core says, all of a [`LogWrite`] or nothing of it.
 //!
 //! Invariants: entries are contiguous; an append at index `i` removes every entry at or above `i` first, in the same
 //! transaction; a batch of writes is one transaction with one sync; after the first error nothing is written any more (S10).
 
+mod batching;
 #[cfg(test)]
 mod crash_tests;
 mod draft;
 pub(crate) mod files;
 mod inspect;
-pub mod lmdb;
+mod lmdb;
 mod lmdb_env;
 mod lmdb_format;
 mod lmdb_pages;
 mod lmdb_reader;
+#[cfg(test)]
+mod lmdb_tests;
+mod lmdb_view;
 mod lmdb_writer;
 mod load;
 mod lock;
 #[cfg(test)]
 mod model_tests;
+mod open;
 pub(crate) mod record;
+mod segment;
 #[cfg(test)]
 mod tests;
 
 pub use inspect::inspect;
-pub use lmdb::{check, open_or_create, LogOptions, NewLog, OpenedLog};
 pub use lock::{lock_descriptors, DirectoryLock};
+pub use open::{check, open_or_create, LogOptions, NewLog, OpenedLog};
 
 use std::sync::Arc;
 
@@ -113,6 +119,18 @@ pub struct LogState {
     pub terms: Vec<(u64, u64)>,
     /// Bytes of all entries' data.
     pub bytes: u64,
+}
+
+impl LogState {
+    /// The term of the entry at `index`, from the one before the first that is held to the last.
+    pub fn term(&self, index: u64) -> Option<u64> {
+        if index.saturating_add(1) == self.first_index {
+            return Some(self.prev_term);
+        }
+        let held = self.first_index <= index && index <= self.last_index;
+        let begun = self.terms.iter().take_while(|(start, _)| *start <= index).last();
+        begun.filter(|_| held).map(|(_, term)| *term)
+    }
 }
 
 /// The writing half. Owned by the writer thread alone.

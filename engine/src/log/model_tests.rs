@@ -8,8 +8,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use raft::eraftpb::{Entry, HardState};
 
-use super::tests::{cluster, entry, founding, meta, open, options};
+use super::tests::{cluster, entry, founding, meta, open, options, with_both_engines};
 use super::*;
+use crate::config::LogEngine;
 use crate::error::ErrorCode;
 
 /// What a log must hold.
@@ -164,12 +165,15 @@ pub(super) fn write_of(op: &Op, model: &mut Model) -> LogWrite {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, ..Default::default() })]
     #[test]
-    fn a_log_equals_its_model(ops in proptest::collection::vec(op(), 1..60)) {
+    fn a_log_equals_its_model(
+        engine in prop_oneof![Just(LogEngine::Lmdb), Just(LogEngine::Segment)],
+        ops in proptest::collection::vec(op(), 1..60),
+    ) {
         let dir = tempfile::tempdir().unwrap();
         let mut model = Model::new();
-        let mut log = open(dir.path()).unwrap();
+        let mut log = open(engine, dir.path()).unwrap();
         let mut batch = Vec::new();
         for op in &ops {
             match op {
@@ -181,7 +185,7 @@ proptest! {
                 Op::Reopen => {
                     log.writer.write(&std::mem::take(&mut batch)).unwrap();
                     drop(log);
-                    log = open(dir.path()).unwrap();
+                    log = open(engine, dir.path()).unwrap();
                     model.equals(&log);
                 }
                 _ => batch.push(write_of(op, &mut model)),
@@ -189,18 +193,19 @@ proptest! {
         }
         log.writer.write(&batch).unwrap();
         drop(log);
-        model.equals(&open(dir.path()).unwrap());
+        model.equals(&open(engine, dir.path()).unwrap());
         check(dir.path()).unwrap();
     }
 }
 
 const CHILD_DIR: &str = "RAFTIFY_TEST_LOG_CHILD";
 
+with_both_engines!(child_that_writes_until_it_is_killed, what_a_killed_process_acknowledged_is_there);
+
 /// The process that is killed: writes for ever and says on its output what is durable. Does nothing as an ordinary test.
-#[test]
-fn child_that_writes_until_it_is_killed() {
+fn child_that_writes_until_it_is_killed(engine: LogEngine) {
     let Ok(dir) = std::env::var(CHILD_DIR) else { return };
-    let mut log = open(std::path::Path::new(&dir)).unwrap();
+    let mut log = open(engine, std::path::Path::new(&dir)).unwrap();
     let mut out = std::io::stdout();
     let mut last = log.state.last_index;
     let term = log.state.hard_state.term + 1;
@@ -222,13 +227,14 @@ fn child_that_writes_until_it_is_killed() {
     }
 }
 
-#[test]
-fn what_a_killed_process_acknowledged_is_there() {
+fn what_a_killed_process_acknowledged_is_there(engine: LogEngine) {
+    let module = if engine == LogEngine::Lmdb { "lmdb" } else { "segment" };
+    let child = format!("log::model_tests::{module}::child_that_writes_until_it_is_killed");
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged = (1, 1);
     for round in 0..12u64 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "log::model_tests::child_that_writes_until_it_is_killed", "--nocapture"])
+            .args(["--exact", &child, "--nocapture"])
             .env(CHILD_DIR, dir.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -249,7 +255,7 @@ fn what_a_killed_process_acknowledged_is_there() {
             wanted -= 1;
             if wanted == 0 {
                 // Another process cannot open it meanwhile.
-                let error = open_or_create(dir.path(), &options(), || Ok(founding(1))).unwrap_err();
+                let error = open_or_create(dir.path(), &options(engine), || Ok(founding(1))).unwrap_err();
                 assert_eq!(error.code, ErrorCode::DirectoryInUse);
                 assert!(error.message.contains(&format!("process {}", child.id())), "{error}");
                 child.kill().unwrap();
@@ -257,7 +263,7 @@ fn what_a_killed_process_acknowledged_is_there() {
         }
         child.wait().unwrap();
         assert_eq!(wanted, 0, "the child ended by itself");
-        let log = open(dir.path()).unwrap();
+        let log = open(engine, dir.path()).unwrap();
         assert!(!log.clean);
         let state = &log.state;
         assert!(state.last_index >= acknowledged.0, "{} of {acknowledged:?}", state.last_index);

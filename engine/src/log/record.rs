@@ -18,7 +18,7 @@ const PREFIX_META: u8 = 1;
 const PREFIX_ENTRY: u8 = 2;
 const COMMON: usize = 8;
 /// Header of an entry: the common part, index, term, context length, data length, payload CRC.
-const ENTRY_HEADER: usize = COMMON + 28;
+pub(crate) const ENTRY_HEADER: usize = COMMON + 28;
 
 /// Why a record cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,11 +146,11 @@ struct SnapshotBody {
     outcomes: Option<u64>,
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
@@ -284,28 +284,40 @@ impl EntryHeader {
     }
 }
 
-/// Writes the value of one entry into `out` (cleared first). Fails for what the format cannot hold.
-pub(crate) fn encode_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), Fault> {
+/// Writes the value of one entry behind what `out` holds. Fails for what the format cannot hold, and leaves `out` as it was.
+pub(crate) fn append_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), Fault> {
     let (Ok(context_len), Ok(data_len), Ok(entry_type)) =
         (u32::try_from(entry.context.len()), u32::try_from(entry.data.len()), u8::try_from(entry.entry_type))
     else {
         return damaged(format!("the entry at index {} is larger than 4 GiB or of an unknown type", entry.index));
     };
     let payload_crc = crc32c::crc32c_append(crc32c::crc32c(&entry.context), &entry.data);
-    out.clear();
+    let start = out.len();
     out.extend_from_slice(&[FORMAT, ENTRY_HEADER as u8, entry_type, u8::from(entry.sync_log), 0, 0, 0, 0]);
     out.extend_from_slice(&entry.index.to_le_bytes());
     out.extend_from_slice(&entry.term.to_le_bytes());
     out.extend_from_slice(&context_len.to_le_bytes());
     out.extend_from_slice(&data_len.to_le_bytes());
     out.extend_from_slice(&payload_crc.to_le_bytes());
-    let crc = crc_of(&entry_key(entry.index), out);
-    if let Some(field) = out.get_mut(4..8) {
+    let header = out.get_mut(start..).unwrap_or_default();
+    let crc = crc_of(&entry_key(entry.index), header);
+    if let Some(field) = header.get_mut(4..8) {
         field.copy_from_slice(&crc.to_le_bytes());
     }
     out.extend_from_slice(&entry.context);
     out.extend_from_slice(&entry.data);
     Ok(())
+}
+
+/// The value of one entry, into `out` (cleared first).
+pub(crate) fn encode_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), Fault> {
+    out.clear();
+    append_entry(entry, out)
+}
+
+/// The index that the value of an entry gives itself; nothing of it has been checked.
+pub(crate) fn stored_index(value: &[u8]) -> Option<u64> {
+    u64_at(value, 8)
 }
 
 /// Checks and reads the header of the entry stored under `index`; `value` may be cut off anywhere behind the header.

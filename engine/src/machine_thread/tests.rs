@@ -22,7 +22,9 @@ struct FakeNode {
 impl Answers for FakeNode {
     fn answer(&self, answer: MachineAnswer) -> Result<()> {
         let said = match answer {
-            MachineAnswer::Applied { id, outcomes } => Said::Applied(id, outcomes),
+            MachineAnswer::Applied { id, outcomes } | MachineAnswer::AppliedAndTold { id, outcomes } => {
+                Said::Applied(id, outcomes)
+            }
             MachineAnswer::Restored { id } => Said::Restored(id),
             MachineAnswer::Failed { id, index, error } => Said::Failed(id, index, error.code),
             MachineAnswer::Snapshot { id, result } => Said::SnapshotDone(id, result),
@@ -116,6 +118,7 @@ fn batch(id: u64, commands: &[&str]) -> MachineRequest {
             offset: batch.data.len(),
             len: command.len(),
             wanted: i % 2 == 0,
+            token: 0,
         });
         batch.data.extend_from_slice(command.as_bytes());
     }

@@ -167,6 +167,9 @@ impl Driver {
         driver.log(slog::Level::Info, "raft", || {
             format!("node {} listens at {} with {born}", driver.options.node_id, driver.addr)
         });
+        if let Some(told) = opened.spare_used {
+            driver.tell(told);
+        }
         driver.turn(|_| {});
         Ok((driver, outbox, incoming))
     }
@@ -564,7 +567,7 @@ impl Driver {
             self.transport.cancel_snapshot(peer);
         }
         if let Some(keep) = actions.prune {
-            let _ = self.threads.work.send(Work::Prune(keep));
+            let _ = self.threads.work.send(Work::Prune { keep, first_index: self.core.first_index() });
         }
         if let Some(peers) = actions.peers {
             self.transport.set_peers(&peers);

@@ -9,8 +9,10 @@ use super::NodeOptions;
 use crate::cluster::{NodeId, Uid};
 use crate::core::{founding_digest, new_log};
 use crate::error::{Error, ErrorCode, Result};
-use crate::log::{open_or_create, Identity, LogOptions, LogReader, LogState, LogWriter, NewLog};
+use crate::log::files::REMEDY;
+use crate::log::{open_or_create, Identity, LogOptions, LogReader, LogState, LogWriter, NewLog, SnapshotMeta};
 use crate::snapshots::SnapshotDir;
+use crate::status::Event;
 use crate::transport::address;
 
 pub(super) struct Opened {
@@ -23,6 +25,8 @@ pub(super) struct Opened {
     /// The log's entries above its stored configuration.
     pub entries: Vec<Entry>,
     pub created: bool,
+    /// The snapshot that the log names is damaged, and an older one stands in: to be told.
+    pub spare_used: Option<Event>,
 }
 
 /// A random number from the operating system.
@@ -71,6 +75,36 @@ fn initial_members(options: &NodeOptions) -> Result<BTreeMap<NodeId, String>> {
     }
 }
 
+/// S6: the snapshot that the log names is the one that is restored. When its file is damaged or missing, the newest older one that
+/// is whole stands in, but only where the log goes on from it without a gap: then the two together are all there ever was. The
+/// file stays as it is.
+fn check_snapshot(snapshots: &SnapshotDir, state: &mut LogState) -> Result<Option<Event>> {
+    let Some(named) = state.snapshot.clone() else { return Ok(None) };
+    let error = match snapshots.verify(&named) {
+        Ok(()) => return Ok(None),
+        Err(error) if error.code == ErrorCode::CorruptData => error,
+        Err(error) => return Err(error),
+    };
+    let continues = |older: &SnapshotMeta| {
+        older.index < named.index
+            && state.term(older.index) == Some(older.term)
+            && older.cluster.incarnation() == named.cluster.incarnation()
+    };
+    let spare = snapshots.list()?.into_iter().find(|older| continues(older) && snapshots.verify(older).is_ok());
+    let Some(spare) = spare else {
+        let message = format!(
+            "{} (the log names this snapshot, at index {}, and there is no older one that the log goes on from)",
+            error.message, named.index
+        );
+        return Err(Error { message, ..error });
+    };
+    // What to do about damage is not said where nothing has to be done.
+    let what = error.message.strip_suffix(REMEDY).unwrap_or(&error.message);
+    let reason = format!("{what} the one at index {} stands in, from which the log goes on", spare.index);
+    state.snapshot = Some(spare);
+    Ok(Some(Event::SnapshotFailed { index: named.index, reason }))
+}
+
 pub(super) fn directory(options: &NodeOptions) -> PathBuf {
     options.config.log_dir.join(format!("node-{}", options.node_id))
 }
@@ -85,7 +119,11 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
         address::split("listen_addr", &options.config.listen_addr)?;
     }
     let dir = directory(options);
-    let log_options = LogOptions { node_id: options.node_id, disk_quota: options.config.disk_quota };
+    let log_options = LogOptions {
+        disk_quota: options.config.disk_quota,
+        engine: options.config.log_engine,
+        ..LogOptions::of(options.node_id)
+    };
     let founding = initial.clone();
     let opened = open_or_create(&dir, &log_options, || {
         let directory = Uid((u128::from(random()?) << 64) | u128::from(random()?));
@@ -95,7 +133,7 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
         let (hard_state, cluster, snapshot) = new_log(&founding);
         Ok(NewLog { identity, cluster, hard_state, snapshot })
     })?;
-    let state = opened.state;
+    let mut state = opened.state;
     let (born, given) = (&state.identity.cluster_id, &options.config.cluster_id);
     if !born.is_empty() && born != given {
         return Err(Error::storage(
@@ -111,10 +149,7 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
         state.cluster.cluster.members().iter().map(|m| (m.id, m.addr.clone())).collect()
     };
     let snapshots = SnapshotDir::open(&dir)?;
-    if let Some(meta) = state.snapshot.as_ref().filter(|s| s.has_file) {
-        // S6: the snapshot that the log names is the one that is restored; without it this node has no state.
-        snapshots.verify(meta)?;
-    }
+    let spare_used = check_snapshot(&snapshots, &mut state)?;
     let mut entries = Vec::new();
     let mut next = state.cluster.index.saturating_add(1);
     while next <= state.last_index {
@@ -131,5 +166,109 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
         initial,
         entries,
         created: opened.created,
+        spare_used,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::HardState;
+
+    use super::*;
+    use crate::cluster::ClusterState;
+    use crate::log::ClusterRecord;
+
+    fn cluster(incarnation: u8) -> ClusterState {
+        let mut cluster = ClusterState::founding(&BTreeMap::from([(1, "a:1".into())]));
+        cluster.incarnation = vec![incarnation; 16];
+        cluster
+    }
+
+    fn written(snapshots: &SnapshotDir, index: u64, term: u64, incarnation: u8) -> SnapshotMeta {
+        let mut writer = snapshots.create(index, term, &cluster(incarnation)).unwrap();
+        writer.write(format!("the state at {index}").as_bytes()).unwrap();
+        writer.finish().unwrap()
+    }
+
+    /// Entries `first_index` to 40: those up to 19 of term 1, then of term 2. It names `named`.
+    fn log(first_index: u64, named: &SnapshotMeta) -> LogState {
+        let prev_term = if first_index > 20 { 2 } else { 1 };
+        LogState {
+            identity: Identity {
+                node_id: 1,
+                directory: Uid(1),
+                digest: 1,
+                cluster_id: String::new(),
+                incarnation: named.cluster.incarnation(),
+            },
+            hard_state: HardState { term: 2, vote: 0, commit: 40 },
+            cluster: ClusterRecord { index: 40, cluster: named.cluster.clone() },
+            snapshot: Some(named.clone()),
+            first_index,
+            prev_term,
+            last_index: 40,
+            terms: if first_index < 20 { vec![(first_index, 1), (20, 2)] } else { vec![(first_index, 2)] },
+            bytes: 0,
+        }
+    }
+
+    fn damage(path: &std::path::Path) {
+        let mut bytes = std::fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn s6_an_older_snapshot_stands_in_for_a_damaged_one_only_where_the_log_goes_on_from_it() {
+        // First index of the log; older snapshots as (index, term, incarnation, whole); which one stands in.
+        type Older = (u64, u64, u8, bool);
+        let cases: [(u64, &[Older], Option<u64>); 9] = [
+            (11, &[(10, 1, 7, true)], Some(10)),
+            (5, &[(10, 1, 7, true), (20, 2, 7, true)], Some(20)),
+            (5, &[(10, 1, 7, true), (20, 2, 7, false)], Some(10)),
+            (21, &[(20, 2, 7, true)], Some(20)),
+            (22, &[(20, 2, 7, true)], None),
+            (11, &[(10, 2, 7, true)], None),
+            (11, &[(10, 1, 8, true)], None),
+            (11, &[(10, 1, 7, false)], None),
+            (11, &[], None),
+        ];
+        for (number, (first_index, older, expected)) in cases.into_iter().enumerate() {
+            for missing in [false, true] {
+                let root = tempfile::tempdir().unwrap();
+                let snapshots = SnapshotDir::open(root.path()).unwrap();
+                for (index, term, incarnation, whole) in older {
+                    let meta = written(&snapshots, *index, *term, *incarnation);
+                    if !whole {
+                        damage(&snapshots.path(&meta));
+                    }
+                }
+                let named = written(&snapshots, 30, 2, 7);
+                // One that the log does not name is a leftover, however new.
+                written(&snapshots, 35, 2, 7);
+                let mut state = log(first_index, &named);
+                assert_eq!(check_snapshot(&snapshots, &mut state).unwrap(), None);
+                assert_eq!(state.snapshot.as_ref(), Some(&named));
+                let path = snapshots.path(&named);
+                if missing {
+                    std::fs::remove_file(&path).unwrap();
+                } else {
+                    damage(&path);
+                }
+                let checked = check_snapshot(&snapshots, &mut state);
+                let used = state.snapshot.map(|meta| meta.index).filter(|index| *index != 30);
+                assert_eq!(used, expected, "case {number}");
+                match (expected, checked) {
+                    (Some(_), Ok(Some(Event::SnapshotFailed { index: 30, .. }))) => {}
+                    (None, Err(error)) => {
+                        assert_eq!((error.code, error.path.as_ref()), (ErrorCode::CorruptData, Some(&path)));
+                        assert!(error.message.contains("join again"), "{error}");
+                    }
+                    (_, other) => panic!("case {number}: {other:?}"),
+                }
+                assert_eq!(path.exists(), !missing, "nothing is deleted");
+            }
+        }
+    }
 }

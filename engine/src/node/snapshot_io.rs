@@ -126,9 +126,9 @@ impl SnapshotFiles {
         self.dir.path(meta)
     }
 
-    pub fn prune(&self, keep: &SnapshotMeta) {
+    pub fn prune(&self, keep: &SnapshotMeta, first_index: u64) {
         // What cannot be removed now is tried again with the next snapshot.
-        let _ = self.dir.prune(keep, 0);
+        let _ = self.dir.prune(keep, first_index);
     }
 
     /// For the transport, which sends it.

@@ -18,7 +18,11 @@ const BATCH_BYTES: usize = 64 << 20;
 
 pub(super) enum Work {
     Fetch(Fetch),
-    Prune(Arc<SnapshotMeta>),
+    /// Snapshots before this one, of a log that begins there.
+    Prune {
+        keep: Arc<SnapshotMeta>,
+        first_index: u64,
+    },
 }
 
 /// Hands writes to the writer; when dropped, the writer ends after what it has.
@@ -109,7 +113,7 @@ fn do_work(
                 }
             }
             // Files that stay behind cost space, nothing else; the next snapshot tries again.
-            Work::Prune(keep) => files.prune(&keep),
+            Work::Prune { keep, first_index } => files.prune(&keep, first_index),
         }
     }
 }

@@ -96,15 +96,17 @@ impl SnapshotDir {
         Ok(found)
     }
 
-    /// Removes snapshots older than `keep` but for the `also_older` newest of them. Newer ones stay: the log may be about to
-    /// name one.
-    pub fn prune(&self, keep: &SnapshotMeta, also_older: usize) -> Result<()> {
+    /// Removes snapshots older than `keep`, but for the newest one that a log beginning at `first_index` goes on from without a
+    /// gap: it can stand in for a damaged `keep` (S6). Newer ones stay: the log may be about to name one.
+    pub fn prune(&self, keep: &SnapshotMeta, first_index: u64) -> Result<()> {
         let kept = self.path(keep);
         let mut older: Vec<_> =
             self.files(WHOLE)?.into_iter().filter(|(path, index)| *index <= keep.index && *path != kept).collect();
-        older.sort_by_key(|(_, index)| std::cmp::Reverse(*index));
-        for (path, _) in older.iter().skip(also_older) {
-            remove(path)?;
+        let continued = |index: u64| index < keep.index && index.saturating_add(1) >= first_index;
+        let spare = older.iter().map(|(_, index)| *index).filter(|index| continued(*index)).max();
+        older.retain(|(_, index)| Some(*index) != spare);
+        for (path, _) in older {
+            remove(&path)?;
         }
         Ok(())
     }

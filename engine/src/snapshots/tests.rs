@@ -76,7 +76,7 @@ fn a_second_snapshot_of_an_index_does_not_replace_the_first() {
     let second = written(&dir, 5, b"the same state, other bytes");
     assert_eq!(read_all(&dir, &first).unwrap(), b"one state");
     assert_eq!(read_all(&dir, &second).unwrap(), b"the same state, other bytes");
-    dir.prune(&second, 0).unwrap();
+    dir.prune(&second, 3).unwrap();
     assert_eq!(dir.list().unwrap(), [second]);
 }
 
@@ -125,18 +125,21 @@ fn a_newer_format_is_told_from_damage() {
 }
 
 #[test]
-fn pruning_keeps_the_named_one_some_older_and_all_newer() {
+fn pruning_keeps_the_named_one_all_newer_and_the_newest_older_one_that_the_log_goes_on_from() {
     let root = tempfile::tempdir().unwrap();
     let dir = SnapshotDir::open(root.path()).unwrap();
-    let metas: Vec<SnapshotMeta> = (1..=6).map(|index| written(&dir, index * 10, &state(10))).collect();
+    let metas: Vec<SnapshotMeta> = (1..=7).map(|index| written(&dir, index * 10, &state(10))).collect();
     std::fs::write(dir.path.join("notes.txt"), b"").unwrap();
-    dir.prune(&metas[3], 1).unwrap();
-    let left: Vec<u64> = dir.list().unwrap().iter().map(|m| m.index).collect();
-    assert_eq!(left, [60, 50, 40, 30]);
-    let founding = SnapshotMeta { index: 45, has_file: false, ..metas[0].clone() };
-    dir.prune(&founding, 0).unwrap();
-    let left: Vec<u64> = dir.list().unwrap().iter().map(|m| m.index).collect();
-    assert_eq!(left, [60, 50]);
+    let left = |dir: &SnapshotDir| dir.list().unwrap().iter().map(|m| m.index).collect::<Vec<_>>();
+    dir.prune(&metas[4], 11).unwrap();
+    assert_eq!(left(&dir), [70, 60, 50, 40], "the log goes on from 10 to 40: the newest is enough");
+    dir.prune(&metas[4], 41).unwrap();
+    assert_eq!(left(&dir), [70, 60, 50, 40]);
+    dir.prune(&metas[4], 42).unwrap();
+    assert_eq!(left(&dir), [70, 60, 50], "entry 41 is gone: 40 is of no use any more");
+    let founding = SnapshotMeta { index: 65, has_file: false, ..metas[0].clone() };
+    dir.prune(&founding, 66).unwrap();
+    assert_eq!(left(&dir), [70]);
     assert!(dir.path.join("notes.txt").exists());
 }
 

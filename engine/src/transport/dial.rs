@@ -7,17 +7,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
 use prost::Message;
 use tokio::sync::{oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
 use tonic::client::Grpc;
 use tonic::transport::Endpoint;
 use tonic::Streaming;
+use tower::Service as _;
 
 use super::envelope::{Envelope, OVERHEAD};
 use super::limits;
 use super::queue::{LaneBody, LaneQueue};
 use super::service::Shared;
+use super::socket::Socket;
 use super::tame::Tame;
 use super::{path, Incoming, Lane, TransportConfig, CONTROL_BYTES, SMALL};
 use crate::cluster::NodeId;
@@ -95,7 +99,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 pub async fn connect(addr: &str, patience: Patience) -> Result<Tame, String> {
     let endpoint = Endpoint::from_shared(format!("http://{addr}"))
         .map_err(|e| format!("{addr}: {}", chain(&e)))?
-        .tcp_nodelay(true)
         .connect_timeout(patience.connect)
         .http2_keep_alive_interval(patience.keepalive)
         .keep_alive_timeout(patience.keepalive)
@@ -103,7 +106,14 @@ pub async fn connect(addr: &str, patience: Patience) -> Result<Tame, String> {
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(4 << 20)
         .http2_max_header_list_size(16 << 10);
-    match timeout(patience.connect, endpoint.connect()).await {
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(patience.connect));
+    let connector = tower::service_fn(move |uri| {
+        let connected = tcp.call(uri);
+        async move { connected.await.map(|io| TokioIo::new(Socket::new(io.into_inner()))) }
+    });
+    match timeout(patience.connect, endpoint.connect_with_connector(connector)).await {
         Ok(Ok(channel)) => Ok(Tame(channel)),
         Ok(Err(e)) => Err(format!("{addr}: {}", chain(&e))),
         Err(_) => Err(format!("{addr}: no connection within {:?}", patience.connect)),

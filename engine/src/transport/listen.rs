@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::Sleep;
@@ -17,7 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::{Connected, Server};
 
 use super::service::{RaftService, Shared};
+use super::socket::Socket;
 use super::{address, TransportConfig};
+use crate::descriptors::Inherited;
 use crate::error::{Error, Result};
 
 /// Of what a connection must say before anything else (HTTP/2's preface).
@@ -73,6 +75,8 @@ pub fn serve(shared: Arc<Shared>, listener: TcpListener) -> Vec<JoinHandle<()>> 
 async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::Sender<io::Result<ServerIo>>) {
     let room = Arc::new(Semaphore::new(shared.config.max_connections.min(Semaphore::MAX_PERMITS)));
     let mut stop = shared.stop.clone();
+    // Dropped before the listener, which came first.
+    let _inherited = Inherited::note(&listener);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -89,7 +93,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::S
         // Above the limit: closed at once, so that the backlog does not fill with them.
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
         let _ = tcp.set_nodelay(true);
-        let io = ServerIo::new(tcp, &shared, permit);
+        let io = ServerIo::new(Socket::new(tcp), &shared, permit);
         if connections.send(Ok(io)).await.is_err() {
             return;
         }
@@ -98,7 +102,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::S
 
 /// A connection that ends when the node stops, or when it says nothing at first.
 struct ServerIo {
-    tcp: TcpStream,
+    tcp: Socket,
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Until the preface is there.
     greeting: Option<Pin<Box<Sleep>>>,
@@ -107,7 +111,7 @@ struct ServerIo {
 }
 
 impl ServerIo {
-    fn new(tcp: TcpStream, shared: &Shared, permit: OwnedSemaphorePermit) -> Self {
+    fn new(tcp: Socket, shared: &Shared, permit: OwnedSemaphorePermit) -> Self {
         let mut stop = shared.stop.clone();
         ServerIo {
             tcp,

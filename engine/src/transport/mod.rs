@@ -25,6 +25,7 @@ mod listen;
 mod queue;
 mod service;
 mod snapshot;
+mod socket;
 pub(crate) mod tame;
 #[cfg(test)]
 pub(crate) mod tests;

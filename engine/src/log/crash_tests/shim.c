@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -34,6 +35,8 @@ static size_t dir_len;
 static int trace = -1;
 static long at = -1, count;
 static enum fault fault;
+/* One change after the other, in the order in which they are written down. */
+static pthread_mutex_t one = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 
 #define REAL(ret, name, ...) \
     static ret (*real_##name)(__VA_ARGS__); \
@@ -111,6 +114,7 @@ static int full_path(int at_fd, const char *path, char *out) {
 static int opened(int fd, int at_fd, const char *path, int flags, int existed) {
     char full[PATH_MAX];
     int saved = errno;
+    pthread_mutex_lock(&one);
     init();
     if (fd >= 0 && full_path(at_fd, path, full) && (ours(full) || (acks && !strcmp(full, acks)))) {
         remember(fd, full, flags);
@@ -119,6 +123,7 @@ static int opened(int fd, int at_fd, const char *path, int flags, int existed) {
             else if (flags & O_TRUNC) put(TRUNCATE, full, 0, NULL, 0);
         }
     }
+    pthread_mutex_unlock(&one);
     errno = saved;
     return fd;
 }
@@ -156,11 +161,15 @@ OPENAT(openat64)
 
 int close(int fd) {
     REAL(int, close, int);
+    pthread_mutex_lock(&one);
     if (path_of(fd)) {
         free(paths[fd]);
         paths[fd] = NULL;
     }
-    return real_close(fd);
+    int result = real_close(fd), saved = errno;
+    pthread_mutex_unlock(&one);
+    errno = saved;
+    return result;
 }
 
 /* ---- writing */
@@ -171,7 +180,7 @@ static ssize_t do_pwrite(int fd, const void *data, size_t len, off_t offset) {
 }
 
 /* offset -1: at the file's own position, which moves on. */
-static ssize_t change(int fd, const void *data, size_t len, off_t offset) {
+static ssize_t change_alone(int fd, const void *data, size_t len, off_t offset) {
     const char *path = path_of(fd);
     int moves = offset < 0;
     if (!path) return moves ? plain_write(fd, data, len) : do_pwrite(fd, data, len, offset);
@@ -193,6 +202,15 @@ static ssize_t change(int fd, const void *data, size_t len, off_t offset) {
         if (moves) lseek(fd, offset + done, SEEK_SET);
     }
     if (now == KILLED || now == TORN) die();
+    return done;
+}
+
+static ssize_t change(int fd, const void *data, size_t len, off_t offset) {
+    pthread_mutex_lock(&one);
+    ssize_t done = change_alone(fd, data, len, offset);
+    int saved = errno;
+    pthread_mutex_unlock(&one);
+    errno = saved;
     return done;
 }
 
@@ -230,15 +248,20 @@ ssize_t pwritev64(int fd, const struct iovec *parts, int n, off_t offset) { retu
 
 #define CHANGE(path, does, ...) \
     do { \
+        pthread_mutex_lock(&one); \
         enum fault now = next(); \
         if (now == KILL || now == TORN) die(); \
+        int result = -1; \
         if (now == EIO_ || now == ENOSPC_ || now == SHORT) { \
             errno = now == ENOSPC_ ? ENOSPC : EIO; \
-            return -1; \
+        } else { \
+            result = does; \
+            if (result == 0) put(__VA_ARGS__); \
+            if (now == KILLED) die(); \
         } \
-        int result = does; \
-        if (result == 0) put(__VA_ARGS__); \
-        if (now == KILLED) die(); \
+        int saved = errno; \
+        pthread_mutex_unlock(&one); \
+        errno = saved; \
         return result; \
     } while (0)
 
@@ -269,10 +292,28 @@ int fallocate64(int fd, int mode, off64_t offset, off64_t len) {
 }
 int fallocate(int fd, int mode, off_t offset, off_t len) { return fallocate64(fd, mode, offset, len); }
 
-int rename(const char *from, const char *to) {
+/* Open descriptors of a file, or of what lies below a directory, go by the new name. */
+static void follow(const char *from, const char *to) {
+    size_t len = strlen(from);
+    for (int fd = 0; fd < FILES; fd++) {
+        if (!paths[fd] || strncmp(paths[fd], from, len) || (paths[fd][len] && paths[fd][len] != '/')) continue;
+        char now[PATH_MAX];
+        if (snprintf(now, PATH_MAX, "%s%s", to, paths[fd] + len) >= PATH_MAX) _exit(98);
+        free(paths[fd]);
+        paths[fd] = strdup(now);
+    }
+}
+
+static int do_rename(const char *from, const char *to) {
     REAL(int, rename, const char *, const char *);
-    if (!ours(from)) return real_rename(from, to);
-    CHANGE(from, real_rename(from, to), RENAME, from, 0, to, strlen(to));
+    int result = real_rename(from, to);
+    if (result == 0 && ours(from)) follow(from, to);
+    return result;
+}
+
+int rename(const char *from, const char *to) {
+    if (!ours(from)) return do_rename(from, to);
+    CHANGE(from, do_rename(from, to), RENAME, from, 0, to, strlen(to));
 }
 
 int unlink(const char *path) {

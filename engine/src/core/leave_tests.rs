@@ -1,0 +1,84 @@
+//! A node that is told to leave while it is still joining: the leave wins, and the join says so.
+
+use std::collections::BTreeMap;
+
+use super::{new_log, Core, CoreOptions};
+use crate::cluster::Uid;
+use crate::error::{Error, ErrorCode};
+use crate::log::{Identity, LogState};
+use crate::request::{Request, Ticket};
+use crate::Config;
+
+const JOIN: u64 = 1;
+const LEAVE: u64 = 2;
+
+fn joining() -> Core {
+    let identity = Identity { node_id: 4, directory: Uid(4), digest: 0, incarnation: None, cluster_id: "c".into() };
+    let (hard_state, cluster, snapshot) = new_log(&BTreeMap::new());
+    let log = LogState {
+        identity,
+        hard_state,
+        cluster,
+        snapshot,
+        first_index: 1,
+        prev_term: 0,
+        last_index: 0,
+        terms: Vec::new(),
+        bytes: 0,
+    };
+    let options = CoreOptions {
+        config: Config::default(),
+        node_id: 4,
+        addr: "h:4".into(),
+        initial: BTreeMap::new(),
+        start: 7,
+        seed: 7,
+        log,
+        entries: Vec::new(),
+        machine_applied: None,
+        now: 0,
+    };
+    let mut core = Core::new(options).unwrap();
+    let ticket = Ticket {
+        reserved_id: 4,
+        raft_addr: "h:4".into(),
+        leader_id: 1,
+        leader_addr: "h:1".into(),
+        peers: BTreeMap::new(),
+        incarnation: Uid(9).to_string(),
+    };
+    core.become_member(JOIN, &ticket, None);
+    core
+}
+
+fn outcome(core: &mut Core, token: u64) -> Option<Error> {
+    core.poll().completions.into_iter().find(|c| c.token == token).map(|c| c.result.unwrap_err())
+}
+
+#[test]
+fn a_join_that_this_nodes_own_leave_overtakes_says_so_however_it_learns_of_it() {
+    for told_by_the_log in [true, false] {
+        let mut core = joining();
+        core.submit(LEAVE, Request::Leave, None);
+        assert!(outcome(&mut core, JOIN).is_none(), "a join in flight is waited for: the node must be known to leave");
+        if told_by_the_log {
+            core.note_removed("an entry of the log removed this node");
+        } else {
+            core.abandon(JOIN, Error::not_done(ErrorCode::Membership, "id 4 is spent"));
+        }
+        let error = outcome(&mut core, JOIN).unwrap();
+        assert_eq!(error.code, ErrorCode::Removed, "{error}");
+        assert!(error.message.contains("leave() was called while its join()"), "{error}");
+    }
+}
+
+#[test]
+fn a_join_that_fails_for_another_reason_keeps_it() {
+    let mut core = joining();
+    core.submit(LEAVE, Request::Leave, None);
+    core.abandon(JOIN, Error::not_done(ErrorCode::WrongDirectory, "wiped"));
+    assert_eq!(outcome(&mut core, JOIN).unwrap().code, ErrorCode::WrongDirectory);
+    let mut core = joining();
+    core.abandon(JOIN, Error::not_done(ErrorCode::Membership, "id 4 is spent"));
+    assert_eq!(outcome(&mut core, JOIN).unwrap().message, "id 4 is spent");
+}

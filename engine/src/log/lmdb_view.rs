@@ -1,0 +1,118 @@
+//! An LMDB log read beside its writer, with pread only.
+//!
+//! How it stays consistent without LMDB's reader table: pages of commit T are reused by commit T + 3 at the earliest. A
+//! part that was read while the newest commit was still T or T + 1 is whole; otherwise it is read again.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use raft::eraftpb::{Entry, HardState};
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::log::files::{self, corrupt};
+use crate::log::inspect::{Small, View};
+use crate::log::lmdb_format::{PageFile, Root, Value};
+use crate::log::load::record_error;
+use crate::log::record::{self, Bounds, Key, Meta};
+use crate::log::{lmdb_pages, ClusterRecord, Identity, SnapshotMeta};
+
+/// Tries per part; each needs to be faster than two commits.
+const TRIES: usize = 1000;
+
+#[derive(Default)]
+struct Records {
+    identity: Option<Identity>,
+    hard_state: Option<HardState>,
+    cluster: Option<ClusterRecord>,
+    snapshot: Option<SnapshotMeta>,
+    bounds: Option<Bounds>,
+}
+
+pub(crate) struct LmdbView(PageFile);
+
+impl LmdbView {
+    pub(crate) fn open(log_dir: &Path) -> Result<Self> {
+        Ok(LmdbView(PageFile::open(&log_dir.join(files::DATA_FILE))?))
+    }
+}
+
+impl View for LmdbView {
+    fn small(&mut self) -> Result<Small> {
+        let Records { identity, hard_state, cluster, snapshot, bounds } = consistent(&self.0, small_records)?;
+        let (Some(identity), Some(hard_state), Some(cluster), Some(bounds)) = (identity, hard_state, cluster, bounds)
+        else {
+            return Err(Error::storage(
+                ErrorCode::WrongDirectory,
+                self.0.path(),
+                "an LMDB database, but not of this library: its own records are not in it",
+            ));
+        };
+        Ok(Small { identity, hard_state, cluster, snapshot, first: bounds.first, last: bounds.last })
+    }
+
+    fn entries(&mut self, low: u64, high: u64) -> Result<Vec<Entry>> {
+        consistent(&self.0, |pages, root| some_entries(pages, root, low, high))
+    }
+}
+
+/// Reads a part until no commit can have changed its pages meanwhile.
+fn consistent<T>(pages: &PageFile, mut read: impl FnMut(&PageFile, &Root) -> Result<T>) -> Result<T> {
+    let mut last = None;
+    for _ in 0..TRIES {
+        let outcome = pages.newest_root().and_then(|root| Ok((root.txn, read(pages, &root)?)));
+        let now = pages.newest_root();
+        match (outcome, now) {
+            (Ok((txn, part)), Ok(now)) if now.txn <= txn.saturating_add(1) => return Ok(part),
+            // Damage that stays is damage; under a busy node it may be a page that was just reused.
+            (Err(error), _) | (_, Err(error)) => last = Some(error),
+            _ => {}
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        Error::storage(ErrorCode::Overloaded, pages.path(), "the node writes too fast to be read beside it; try again")
+    }))
+}
+
+fn whole(pages: &PageFile, value: Value<'_>) -> Result<Vec<u8>> {
+    match value {
+        Value::Here(bytes) => Ok(bytes.to_vec()),
+        Value::Far { page, size, .. } => pages.far_value(page, size),
+    }
+}
+
+fn small_records(pages: &PageFile, root: &Root) -> Result<Records> {
+    let mut records = Records::default();
+    lmdb_pages::scan(pages, root, &[], &mut |key, value| {
+        let Some(Key::Meta(meta)) = record::parse_key(key) else { return Ok(ControlFlow::Break(())) };
+        let value = whole(pages, value)?;
+        let decoded = match meta {
+            Meta::Identity => record::decode_identity(&value).map(|v| records.identity = Some(v)),
+            Meta::HardState => record::decode_hard_state(&value).map(|v| records.hard_state = Some(v)),
+            Meta::Cluster => record::decode_cluster(&value).map(|v| records.cluster = Some(v)),
+            Meta::Snapshot => record::decode_snapshot(&value).map(|v| records.snapshot = Some(v)),
+            Meta::Bounds => record::decode_bounds(&value).map(|v| records.bounds = Some(v)),
+        };
+        decoded.map_err(|fault| record_error(pages.path(), None, fault))?;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(records)
+}
+
+/// Entries `low..high`; none if they have been compacted meanwhile.
+fn some_entries(pages: &PageFile, root: &Root, low: u64, high: u64) -> Result<Vec<Entry>> {
+    let mut entries: Vec<Entry> = Vec::new();
+    lmdb_pages::scan(pages, root, &record::entry_key(low), &mut |key, value| {
+        let expected = low.saturating_add(entries.len() as u64);
+        if expected >= high || record::parse_key(key) != Some(Key::Entry(expected)) {
+            return Ok(ControlFlow::Break(()));
+        }
+        let value = whole(pages, value)?;
+        let entry = record::decode_entry(expected, &value);
+        entries.push(entry.map_err(|fault| record_error(pages.path(), Some(expected), fault))?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    match entries.last() {
+        Some(last) if last.index >= high => Err(corrupt(pages.path(), "entries out of order")),
+        _ => Ok(entries),
+    }
+}

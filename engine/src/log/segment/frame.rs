@@ -1,0 +1,425 @@
+//! One frame: all of one batch of writes, and what proves it. Encoding, decoding and checking of bytes; no files.
+//!
+//! ```text
+//!  0 magic u32        4 generation u32   8 CRC32C u32     12 length of the body u32
+//! 16 number u64      24 directory u64   32 CRC of the frame before u32
+//! 36 format u8  37 flags u8  38 0 u16
+//! 40 term u64        48 vote u64        56 commit u64
+//! 64 first u64       72 prev_term u64   80 last u64
+//! 88 oldest u32      92 previous u32
+//! 96 body: records, each [kind u8, 0 0 0, length u32, bytes]; filled up with zeros to a multiple of 8
+//! ```
+//!
+//! Invariants: the CRC covers header and body, all but itself, and stands at this place in every format there will ever
+//! be, so it is checked before the format number is believed. The CRC of the frame before makes a chain of them (S9).
+//! Every frame carries the whole hard state and the bounds of the log as they are after it.
+
+use crate::log::record::{u32_at, u64_at, Fault, Meta};
+
+/// Highest format this version reads, and the one it writes.
+pub(crate) const FORMAT: u8 = 1;
+/// Every frame begins with it, at a multiple of `ALIGN`.
+pub(crate) const MAGIC: u32 = 0x4D47_5352;
+pub(crate) const ALIGN: usize = 8;
+/// Bytes before the body.
+pub(crate) const HEADER: usize = 96;
+/// Bytes before the content of a record of the body.
+const RECORD_HEADER: usize = 8;
+
+const CRC_AT: usize = 8;
+const FIRST_OF_SEGMENT: u8 = 1;
+const KIND_CLEAR: u8 = 16;
+const KIND_CUT: u8 = 17;
+const KIND_ENTRIES: u8 = 18;
+
+/// What a frame says beside its records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FrameHeader {
+    /// Of the segment; rises with each one that is begun, and is never used twice.
+    pub generation: u32,
+    /// It stands at the beginning of its segment, and its records hold all small records there are.
+    pub first_of_segment: bool,
+    /// Rises by one with each frame.
+    pub number: u64,
+    /// Low half of the directory's random number: a frame of another directory is none here.
+    pub directory: u64,
+    /// CRC of the frame before this one, which may stand in another segment.
+    pub before: u32,
+    pub term: u64,
+    pub vote: u64,
+    pub commit: u64,
+    /// First index that can be read, the term before it, and the last index; after this frame.
+    pub first: u64,
+    pub prev_term: u64,
+    pub last: u64,
+    /// The oldest segment that the log needs after this frame.
+    pub oldest: u32,
+    /// The segment before this one; 0: none.
+    pub previous: u32,
+}
+
+/// What the beginning of a frame claims before anything of it has been checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub generation: u32,
+    pub number: u64,
+    pub directory: u64,
+    /// Bytes of the whole frame.
+    pub len: u64,
+}
+
+impl Claim {
+    /// `None`: no frame begins here.
+    pub(crate) fn of(bytes: &[u8]) -> Option<Self> {
+        if u32_at(bytes, 0)? != MAGIC {
+            return None;
+        }
+        Some(Claim {
+            generation: u32_at(bytes, 4)?,
+            number: u64_at(bytes, 16)?,
+            directory: u64_at(bytes, 24)?,
+            len: u64::from(u32_at(bytes, 12)?).saturating_add(HEADER as u64),
+        })
+    }
+}
+
+/// A frame that has proved itself; its place in the chain has not been looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Frame<'b> {
+    pub header: FrameHeader,
+    pub crc: u32,
+    pub body: &'b [u8],
+}
+
+fn crc_of(frame: &[u8]) -> u32 {
+    let (head, tail) = frame.split_at(frame.len().min(CRC_AT));
+    crc32c::crc32c_append(crc32c::crc32c(head), tail.get(4..).unwrap_or_default())
+}
+
+/// Checks the bytes of one whole frame.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Frame<'_>, Fault> {
+    let damaged = |what: &str| Err(Fault::Damaged(what.into()));
+    let (Some(claim), Some((head, body))) = (Claim::of(bytes), bytes.split_at_checked(HEADER)) else {
+        return damaged("no frame begins there");
+    };
+    let crc = crc_of(bytes);
+    if claim.len != bytes.len() as u64 || u32_at(head, CRC_AT) != Some(crc) {
+        return damaged("the checksum of the frame does not match");
+    }
+    match head.get(36) {
+        Some(&FORMAT) => {}
+        Some(&newer) if newer > FORMAT => return Err(Fault::TooNew(newer)),
+        _ => return damaged("the frame has no valid format number"),
+    }
+    let long = |at| u64_at(head, at).unwrap_or_default();
+    let short = |at| u32_at(head, at).unwrap_or_default();
+    let header = FrameHeader {
+        generation: claim.generation,
+        first_of_segment: head.get(37).is_some_and(|flags| flags & FIRST_OF_SEGMENT != 0),
+        number: claim.number,
+        directory: claim.directory,
+        before: short(32),
+        term: long(40),
+        vote: long(48),
+        commit: long(56),
+        first: long(64),
+        prev_term: long(72),
+        last: long(80),
+        oldest: short(88),
+        previous: short(92),
+    };
+    let whole = header.first >= 1 && header.last.checked_add(1).is_some_and(|next| header.first <= next);
+    if !whole || header.oldest > header.generation || header.previous >= header.generation {
+        return damaged("the numbers of the frame contradict each other");
+    }
+    Ok(Frame { header, crc, body })
+}
+
+/// One record of a frame's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Record<'b> {
+    /// A small record, sealed as `crate::log::record` does it.
+    Small(Meta, &'b [u8]),
+    /// All entries go; the next one has this index.
+    Clear(u64),
+    /// Entries from this index on go.
+    Cut(u64),
+    /// Entries one behind the other, and where in the body they begin.
+    Entries(&'b [u8], usize),
+}
+
+/// The records of a body that has been checked. Ends after the first fault.
+pub(crate) struct Records<'b> {
+    rest: &'b [u8],
+    /// Bytes of the body before `rest`.
+    at: usize,
+}
+
+pub(crate) fn records(body: &[u8]) -> Records<'_> {
+    Records { rest: body, at: 0 }
+}
+
+impl<'b> Records<'b> {
+    fn take(&mut self) -> Option<Record<'b>> {
+        let (head, rest) = self.rest.split_at_checked(RECORD_HEADER)?;
+        let (content, rest) = rest.split_at_checked(u32_at(head, 4)? as usize)?;
+        let begin = self.at.checked_add(RECORD_HEADER)?;
+        self.at = begin.checked_add(content.len())?.checked_add(padding(content.len()))?;
+        self.rest = rest.get(padding(content.len())..)?;
+        let index = || u64_at(content, 0).filter(|_| content.len() == 8);
+        match *head.first()? {
+            KIND_CLEAR => index().map(Record::Clear),
+            KIND_CUT => index().map(Record::Cut),
+            KIND_ENTRIES => Some(Record::Entries(content, begin)),
+            kind => Meta::ALL.into_iter().find(|m| *m as u8 == kind).map(|meta| Record::Small(meta, content)),
+        }
+    }
+}
+
+impl<'b> Iterator for Records<'b> {
+    type Item = Result<Record<'b>, Fault>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let record = self.take().ok_or_else(|| Fault::Damaged("the records of a frame do not fit together".into()));
+        if record.is_err() {
+            self.rest = &[];
+        }
+        Some(record)
+    }
+}
+
+fn padding(len: usize) -> usize {
+    len.wrapping_neg() % ALIGN
+}
+
+/// Builds one frame after the other in the same memory.
+#[derive(Debug, Default)]
+pub(crate) struct FrameBuilder {
+    bytes: Vec<u8>,
+    /// Index and place within the frame of each entry, in the order in which they were put in.
+    entries: Vec<(u64, u32)>,
+}
+
+impl FrameBuilder {
+    /// Memory kept from one frame to the next.
+    const KEPT: usize = 4 << 20;
+
+    pub(crate) fn begin(&mut self) {
+        self.entries.clear();
+        self.bytes.clear();
+        self.bytes.shrink_to(Self::KEPT);
+        self.entries.shrink_to(Self::KEPT / 16);
+        self.bytes.resize(HEADER, 0);
+    }
+
+    fn open(&mut self, kind: u8) -> usize {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&[kind, 0, 0, 0, 0, 0, 0, 0]);
+        start
+    }
+
+    /// `None`: the record is too large for the format.
+    fn close(&mut self, start: usize) -> Option<()> {
+        let len = self.bytes.len().checked_sub(start)?.checked_sub(RECORD_HEADER)?;
+        let field = self.bytes.get_mut(start.checked_add(4)?..start.checked_add(RECORD_HEADER)?)?;
+        field.copy_from_slice(&u32::try_from(len).ok()?.to_le_bytes());
+        self.bytes.resize(self.bytes.len().checked_add(padding(len))?, 0);
+        Some(())
+    }
+
+    fn too_large<T>() -> Result<T, Fault> {
+        Err(Fault::Damaged("it is larger than 4 GiB".into()))
+    }
+
+    pub(crate) fn small(&mut self, meta: Meta, value: &[u8]) -> Result<(), Fault> {
+        let start = self.open(meta as u8);
+        self.bytes.extend_from_slice(value);
+        self.close(start).map_or_else(Self::too_large, Ok)
+    }
+
+    pub(crate) fn clear(&mut self, next: u64) -> Result<(), Fault> {
+        self.index(KIND_CLEAR, next)
+    }
+
+    pub(crate) fn cut(&mut self, from: u64) -> Result<(), Fault> {
+        self.index(KIND_CUT, from)
+    }
+
+    fn index(&mut self, kind: u8, index: u64) -> Result<(), Fault> {
+        let start = self.open(kind);
+        self.bytes.extend_from_slice(&index.to_le_bytes());
+        self.close(start).map_or_else(Self::too_large, Ok)
+    }
+
+    /// One record of entries; `append` puts the value of each behind the bytes it is given. `too_large` makes the error of
+    /// what the format cannot hold.
+    pub(crate) fn entries<E>(
+        &mut self,
+        indexes: impl IntoIterator<Item = u64>,
+        too_large: impl Fn(Fault) -> E,
+        mut append: impl FnMut(u64, &mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let start = self.open(KIND_ENTRIES);
+        for index in indexes {
+            let Ok(at) = u32::try_from(self.bytes.len()) else { return Self::too_large().map_err(too_large) };
+            append(index, &mut self.bytes)?;
+            self.entries.push((index, at));
+        }
+        self.close(start).map_or_else(|| Self::too_large().map_err(too_large), Ok)
+    }
+
+    /// Bytes of the frame as it is.
+    pub(crate) fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    /// The finished frame, its CRC, and its entries.
+    pub(crate) fn seal(&mut self, header: &FrameHeader) -> Result<Sealed<'_>, Fault> {
+        let Ok(body) = u32::try_from(self.bytes.len().saturating_sub(HEADER)) else { return Self::too_large() };
+        let mut head = Vec::with_capacity(HEADER);
+        let FrameHeader { generation, first_of_segment, number, directory, before, .. } = *header;
+        for word in [MAGIC, generation, 0, body] {
+            head.extend_from_slice(&word.to_le_bytes());
+        }
+        for word in [number, directory] {
+            head.extend_from_slice(&word.to_le_bytes());
+        }
+        head.extend_from_slice(&before.to_le_bytes());
+        head.extend_from_slice(&[FORMAT, if first_of_segment { FIRST_OF_SEGMENT } else { 0 }, 0, 0]);
+        for word in [header.term, header.vote, header.commit, header.first, header.prev_term, header.last] {
+            head.extend_from_slice(&word.to_le_bytes());
+        }
+        for word in [header.oldest, header.previous] {
+            head.extend_from_slice(&word.to_le_bytes());
+        }
+        if let Some(place) = self.bytes.get_mut(..HEADER).filter(|_| head.len() == HEADER) {
+            place.copy_from_slice(&head);
+        }
+        let crc = crc_of(&self.bytes);
+        if let Some(place) = self.bytes.get_mut(CRC_AT..CRC_AT + 4) {
+            place.copy_from_slice(&crc.to_le_bytes());
+        }
+        Ok(Sealed { bytes: &self.bytes, crc, entries: &self.entries })
+    }
+}
+
+/// A frame ready to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sealed<'b> {
+    pub bytes: &'b [u8],
+    pub crc: u32,
+    /// Index and place within the frame of each entry.
+    pub entries: &'b [(u64, u32)],
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::log::record;
+    use raft::eraftpb::Entry;
+
+    fn header() -> FrameHeader {
+        FrameHeader {
+            generation: 7,
+            first_of_segment: true,
+            number: u64::MAX - 1,
+            directory: 3,
+            before: 4,
+            term: 5,
+            vote: 6,
+            commit: 12,
+            first: 8,
+            prev_term: 4,
+            last: 13,
+            oldest: 2,
+            previous: 6,
+        }
+    }
+
+    fn sample(data: &[u8]) -> FrameBuilder {
+        let mut frame = FrameBuilder::default();
+        frame.begin();
+        frame.small(Meta::Cluster, b"abc").unwrap();
+        frame.cut(12).unwrap();
+        frame
+            .entries(
+                [12, 13],
+                |fault| fault,
+                |index, out| {
+                    record::append_entry(&Entry { index, term: 5, data: data.to_vec(), ..Entry::default() }, out)
+                },
+            )
+            .unwrap();
+        frame
+    }
+
+    #[test]
+    fn a_frame_comes_back_as_it_was() {
+        let mut frame = sample(b"hello");
+        let sealed = frame.seal(&header()).unwrap();
+        assert_eq!(sealed.bytes.len() % ALIGN, 0);
+        let back = decode(sealed.bytes).unwrap();
+        assert_eq!((back.header, back.crc), (header(), sealed.crc));
+        let found: Vec<_> = records(back.body).map(Result::unwrap).collect();
+        assert_eq!(found[..2], [Record::Small(Meta::Cluster, b"abc"), Record::Cut(12)]);
+        for (index, at) in sealed.entries {
+            let size = record::ENTRY_HEADER + 5;
+            let value = &sealed.bytes[*at as usize..*at as usize + size];
+            assert_eq!(record::decode_entry(*index, value).unwrap().data, b"hello");
+        }
+        let (magic, generation) = (Claim::of(sealed.bytes).unwrap(), header().generation);
+        assert_eq!((magic.generation, magic.len), (generation, sealed.bytes.len() as u64));
+    }
+
+    #[test]
+    fn a_newer_format_is_told_from_damage() {
+        let mut frame = sample(b"x");
+        let mut bytes = frame.seal(&header()).unwrap().bytes.to_vec();
+        bytes[36] = FORMAT + 1;
+        assert!(matches!(decode(&bytes), Err(Fault::Damaged(_))));
+        let crc = crc_of(&bytes);
+        bytes[CRC_AT..CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(decode(&bytes).unwrap_err(), Fault::TooNew(FORMAT + 1));
+    }
+
+    #[test]
+    fn numbers_that_contradict_each_other_are_damage() {
+        let good = header();
+        for bad in [
+            FrameHeader { first: 0, ..good },
+            FrameHeader { first: 15, ..good },
+            FrameHeader { last: u64::MAX, ..good },
+            FrameHeader { oldest: 8, ..good },
+            FrameHeader { previous: 7, ..good },
+        ] {
+            assert!(matches!(decode(sample(b"x").seal(&bad).unwrap().bytes), Err(Fault::Damaged(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_is_seen() {
+        let mut frame = sample(b"data of an entry");
+        let bytes = frame.seal(&header()).unwrap().bytes.to_vec();
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(matches!(decode(&damaged), Err(Fault::Damaged(_))), "bit {bit}");
+        }
+        for cut in 0..bytes.len() {
+            assert!(decode(&bytes[..cut]).is_err(), "cut at {cut}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoders_panic(bytes: Vec<u8>) {
+            let _ = (decode(&bytes), Claim::of(&bytes));
+            let _ = records(&bytes).count();
+        }
+    }
+}

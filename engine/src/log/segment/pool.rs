@@ -1,0 +1,167 @@
+//! Segments ready to be used: recycled ones first, new ones made ahead of need on a thread of their own.
+//!
+//! Invariants: a write with entries leaves one ready segment behind, so that a full disk or quota can still be compacted;
+//! a segment that somebody still reads is not handed out; the pool is bounded, what is too much is deleted. A refusal is
+//! found before anything is written and changes nothing.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use crate::error::{Error, ErrorCode, Result};
+use crate::log::batching::Failure;
+use crate::log::files::disk_space;
+
+use super::segment_file::SegmentFile;
+
+/// Size of a log's first segments; later ones are a quarter of the log, up to `segment_size`.
+const FIRST_SIZE: u64 = 1 << 20;
+const SMALLEST_SIZE: u64 = 64 << 10;
+const LARGEST_SIZE: u64 = 1 << 30;
+/// Ready segments, at most.
+const MOST: usize = 4;
+/// Ready segments that are made ahead: one to use, one in reserve.
+const AHEAD: usize = 2;
+/// Of the disk, what a log leaves for snapshots, without which it could not be compacted.
+const DISK_RESERVE: u64 = 8 << 20;
+
+/// Bytes of a segment, at most: as wished, and at least eight of them within the quota.
+pub(crate) fn size_limit(segment_size: u64, quota: Option<u64>) -> u64 {
+    let wished = segment_size.clamp(SMALLEST_SIZE, LARGEST_SIZE);
+    quota.map_or(wished, |quota| wished.min(quota / 8).max(SMALLEST_SIZE)) & !4095
+}
+
+/// Bytes of a new log's first segment.
+pub(crate) fn first_size(limit: u64, needed: u64) -> u64 {
+    FIRST_SIZE.min(limit).max(needed.next_multiple_of(4096))
+}
+
+pub(crate) struct Pool {
+    log_dir: PathBuf,
+    ready: VecDeque<Arc<SegmentFile>>,
+    making: Option<JoinHandle<Result<SegmentFile>>>,
+    next_slot: u64,
+    /// Bytes of all segments of the directory.
+    held: u64,
+    limit: u64,
+    quota: Option<u64>,
+}
+
+impl Pool {
+    /// `held` bytes of segments lie in the directory, in slots below `next_slot`; none of them is ready yet.
+    pub(crate) fn new(log_dir: &Path, next_slot: u64, held: u64, limit: u64, quota: Option<u64>) -> Self {
+        Pool { log_dir: log_dir.to_path_buf(), ready: VecDeque::new(), making: None, next_slot, held, limit, quota }
+    }
+
+    /// A segment for a frame of `needed` bytes. With `reserve` one stays ready.
+    pub(crate) fn take(&mut self, needed: u64, reserve: bool) -> Result<Arc<SegmentFile>, Failure> {
+        let keep = usize::from(reserve);
+        if self.usable(needed).is_none() || self.ready.len() <= keep {
+            self.finish_making();
+        }
+        let recycled = self.usable(needed).filter(|_| self.ready.len() > keep).and_then(|n| self.ready.remove(n));
+        let file = match recycled {
+            Some(file) => file,
+            None => self.grow(needed).map_err(|error| match error.code {
+                ErrorCode::DiskFull => Failure::Refused(error),
+                _ => Failure::Broken(error),
+            })?,
+        };
+        self.prepare();
+        Ok(file)
+    }
+
+    /// Bytes of the next new segment: small ones for a small log, so that it takes little more than it holds.
+    fn next_size(&self) -> u64 {
+        let ready = self.ready.iter().map(|file| file.len()).fold(0, u64::saturating_add);
+        let live = self.held.saturating_sub(ready);
+        (live / 4).next_multiple_of(4096).clamp(FIRST_SIZE.min(self.limit), self.limit)
+    }
+
+    fn grow(&mut self, needed: u64) -> Result<Arc<SegmentFile>> {
+        let size = self.next_size().max(needed.next_multiple_of(4096));
+        self.may_grow(size)?;
+        self.make(size)
+    }
+
+    /// Makes a new segment here and now, whatever the quota says.
+    pub(crate) fn make(&mut self, size: u64) -> Result<Arc<SegmentFile>> {
+        let slot = self.new_slot();
+        let made = SegmentFile::create(&self.log_dir, slot, size.next_multiple_of(4096))?;
+        self.held = self.held.saturating_add(made.len());
+        Ok(Arc::new(made))
+    }
+
+    fn new_slot(&mut self) -> u64 {
+        let slot = self.next_slot;
+        self.next_slot = slot.saturating_add(1);
+        slot
+    }
+
+    /// The one that has been ready longest, which no reader holds and into which the frame goes.
+    fn usable(&self, needed: u64) -> Option<usize> {
+        // The pool has the only way to a new holder, so a count of one stays one.
+        self.ready.iter().position(|file| Arc::strong_count(file) == 1 && file.len() >= needed)
+    }
+
+    fn may_grow(&self, by: u64) -> Result<()> {
+        let after = self.held.saturating_add(by);
+        if let Some(quota) = self.quota.filter(|quota| after > *quota) {
+            return Err(Error::storage(
+                ErrorCode::DiskFull,
+                &self.log_dir,
+                format_args!(
+                    "the log takes {} of {quota} bytes allowed and a segment of {by} more does not fit; take a snapshot so that it is compacted, or raise disk_quota",
+                    self.held
+                ),
+            ));
+        }
+        match disk_space(&self.log_dir) {
+            Some((free, size)) if by.saturating_add(DISK_RESERVE.min(size / 8)) > free => Err(Error::storage(
+                ErrorCode::DiskFull,
+                &self.log_dir,
+                format_args!("{free} bytes are free on this disk and a segment of {by} does not fit; free space, or take a snapshot so that the log is compacted"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has a segment made, if too few are ready and there is room. What fails shows when it is needed.
+    pub(crate) fn prepare(&mut self) {
+        let size = self.next_size();
+        if self.ready.len() >= AHEAD || self.making.is_some() || self.may_grow(size).is_err() {
+            return;
+        }
+        let (log_dir, slot) = (self.log_dir.clone(), self.new_slot());
+        let make = move || SegmentFile::create(&log_dir, slot, size);
+        self.making = std::thread::Builder::new().name("raftify-segment".into()).spawn(make).ok();
+    }
+
+    fn finish_making(&mut self) {
+        if let Some(Ok(Ok(file))) = self.making.take().map(JoinHandle::join) {
+            self.held = self.held.saturating_add(file.len());
+            self.ready.push_back(Arc::new(file));
+        }
+    }
+
+    /// Takes back a segment that no longer belongs to the log, or deletes it. One that cannot be deleted stays and counts.
+    pub(crate) fn give(&mut self, file: Arc<SegmentFile>) {
+        let size = self.limit.min(FIRST_SIZE);
+        let fits = file.len() >= size && file.len() <= self.limit.saturating_mul(4);
+        let within = self.quota.is_none_or(|quota| self.held <= quota);
+        let useful = self.ready.len() < AHEAD || self.ready.iter().all(|ready| ready.len() <= file.len());
+        if fits && useful && self.ready.len() < MOST && (within || self.ready.is_empty()) {
+            self.ready.push_back(file);
+        } else if file.remove().is_ok() {
+            self.held = self.held.saturating_sub(file.len());
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // The directory must not change any more once its lock is given up.
+        self.finish_making();
+    }
+}
