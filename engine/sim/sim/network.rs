@@ -336,6 +336,7 @@ impl World {
             return self.after(delay, Event::SnapshotSent { at: from, peer: to.0, send, delivered: false });
         }
         if life.core.accepts_snapshot(from.0, meta.index).is_err() {
+            self.wake(to);
             return self.after(delay, Event::SnapshotSent { at: from, peer: to.0, send, delivered: false });
         }
         if let Some(file) = file {

@@ -176,6 +176,11 @@ impl Core {
                 ),
                 (Some(_), Some(_)) if theirs.is_some() => (Verdict::Accepted, String::new()),
                 (Some(_), Some(_)) => (Verdict::Later, "recorded; take over the cluster's number first".into()),
+                // The entry that founds the cluster is in our log and not applied, and the other side has lost what it knew of it: nobody
+                // could be recorded before these two have elected.
+                (Some(_), None) if theirs.is_none() && self.is_named_by_founding(peer, directory) => {
+                    (Verdict::Accepted, String::new())
+                }
                 // S11: who was born to another founding is never recorded, or it would count as one of ours.
                 (Some(_), None)
                     if theirs.is_none()
@@ -436,6 +441,12 @@ impl Core {
             }
             None => true,
         }
+    }
+
+    /// An entry of the log that founds the cluster, not applied yet, names this directory.
+    fn is_named_by_founding(&self, peer: NodeId, directory: Option<Uid>) -> bool {
+        let heard = self.greetings.heard.as_ref().filter(|_| self.cluster.incarnation.is_empty());
+        directory.is_some() && heard.and_then(|heard| heard.get(&peer).copied()) == directory
     }
 
     /// It says that it is of the cluster that this directory is known to be of.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use raft::eraftpb::{Message, Snapshot};
+use raft::eraftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
 use raft::SnapshotStatus;
 
 use super::bugs::{self, Bug};
@@ -283,12 +283,28 @@ impl Core {
     }
 
     /// Whether a snapshot that a peer wants to send may come: refused before its bytes are.
-    pub fn accepts_snapshot(&self, from: NodeId, index: u64) -> Result<(), String> {
+    /// A leader that does not know how far this node has got is told (as raft tells who sends an old snapshot): its log may begin
+    /// behind what it believes this node to have, and it would send the same snapshot for ever.
+    pub fn accepts_snapshot(&mut self, from: NodeId, index: u64) -> Result<(), String> {
         if !self.admits(from) {
             return Err(format!("node {from} is not listened to here"));
         }
         let commit = self.raw.raft.raft_log.committed;
         if index < commit {
+            if from == self.leader_id() && self.failed.is_none() {
+                let metadata = SnapshotMetadata { index, ..SnapshotMetadata::default() };
+                let old = Snapshot { metadata: Some(metadata), ..Snapshot::default() };
+                let message = Message {
+                    msg_type: MessageType::MsgSnapshot as i32,
+                    from,
+                    to: self.id,
+                    term: self.raw.raft.term,
+                    snapshot: Some(old),
+                    ..Message::default()
+                };
+                // Raft takes nothing from a snapshot below its commit index, and answers with where it stands.
+                let _ = self.raw.step(message);
+            }
             return Err(format!("the log here goes on from index {commit} already"));
         }
         Ok(())
