@@ -382,6 +382,11 @@ impl Core {
             let identity = self.identity.clone();
             self.writes.extra().identity = Some(identity);
             self.out.hello_changed = true;
+            if self.cluster.incarnation.is_empty() {
+                // The cluster is founded, and not by what this node can count: were it the leader, it would listen to none of those who
+                // did, and without check_quorum for ever.
+                self.abdicate();
+            }
         }
     }
 

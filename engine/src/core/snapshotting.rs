@@ -432,7 +432,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::Uid;
-    use crate::core::{Actions, Context, CoreOptions, Kind, Origin};
+    use crate::core::{Actions, Body, Context, CoreOptions, Kind, Origin};
     use crate::log::{ClusterRecord, Identity, LogState};
     use crate::Config;
 
@@ -522,5 +522,33 @@ mod tests {
         let (id, index) = asked_for_snapshot(&core.poll()).unwrap();
         assert_eq!(index, 20);
         assert_eq!(core.snapshot_header(id).unwrap().2.voters, [1, 2]);
+    }
+
+    #[test]
+    fn s19_a_leader_whose_snapshot_is_too_old_hears_how_far_this_node_is() {
+        let mut core = replaying();
+        let heartbeat = Message {
+            msg_type: MessageType::MsgHeartbeat as i32,
+            from: 2,
+            to: 1,
+            term: 3,
+            commit: 20,
+            ..Message::default()
+        };
+        core.receive(2, heartbeat);
+        let write = core.poll().writes.last().map_or(0, |w| w.number);
+        core.written(write);
+        core.poll();
+        assert!(core.accepts_snapshot(2, 15).is_err());
+        let mut told = core.poll();
+        if let Some(write) = told.writes.last().map(|w| w.number) {
+            core.written(write);
+            told.messages.extend(core.poll().messages);
+        }
+        let acknowledged = told.messages.iter().find_map(|m| match &m.body {
+            Body::Raft(m) if m.msg_type == MessageType::MsgAppendResponse as i32 => Some((m.to, m.index, m.reject)),
+            _ => None,
+        });
+        assert_eq!(acknowledged, Some((2, 20, false)), "otherwise it sends the same snapshot for ever");
     }
 }
