@@ -21,7 +21,7 @@ SOURCES := $(shell find engine capi interop include raftify_ffi -type f \
 	-not -name '*.pyc' -not -name '*.so' -not -name '_native.py' 2>/dev/null) \
 	$(wildcard Cargo.toml Cargo.lock pyproject.toml setup.py MANIFEST.in)
 
-.PHONY: help setup demo test bench clean rust-fmt rust-lint rust-test header wheel symbols py-lint py-types py-test
+.PHONY: help setup demo test bench clean rust-fmt rust-lint rust-test sim known-bugs soak header wheel symbols py-lint py-types py-test
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,7 +33,7 @@ demo: $(INSTALLED) ## a cluster of three processes, shown live; Ctrl-C ends it
 	@$(BIN)/python examples/python/demo.py
 
 # The quick ones first.
-test: rust-fmt py-lint wheel symbols py-types rust-lint rust-test py-test ## everything CI runs
+test: rust-fmt py-lint wheel symbols py-types rust-lint rust-test sim known-bugs py-test ## everything CI runs
 	@echo "make test: all passed"
 
 bench: $(INSTALLED) ## proposals per second, as a ratio to what this disk can sync (BENCH_HOME: compare with other libraries)
@@ -68,9 +68,22 @@ rust-fmt: $(TOOLS) ## formatting of the Rust code
 
 rust-lint: $(TOOLS) ## clippy, warnings are errors
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --package raftify-engine --all-targets --features known-bugs --locked -- -D warnings
 
 rust-test: $(TOOLS) ## unit tests, simulation, C ABI, freshness of the header (dev profile)
 	cargo test --workspace --locked --no-fail-fast
+
+SIM := cargo test --package raftify-engine --locked --test sim -- seeds_keep_every_promise --nocapture
+
+sim: $(TOOLS) ## fresh seeds of the simulator: 1,000 of a few seconds in any cluster, 1,000 of a minute in 3 to 5 nodes (docs/testing.md)
+	RAFTIFY_SIM_BASE=time RAFTIFY_SIM_SEEDS=1000 $(SIM)
+	RAFTIFY_SIM_BASE=time RAFTIFY_SIM_SEEDS=1000 RAFTIFY_SIM_SECONDS=60 $(SIM)
+
+known-bugs: $(TOOLS) ## known bugs are put back, and the simulator finds each of them
+	cargo test --package raftify-engine --locked --features known-bugs --test known_bugs -- --nocapture
+
+soak: $(TOOLS) ## the simulator, for HOURS (or 1) on all cores, or until a seed fails; leaves its shrunk script
+	RAFTIFY_SIM_BASE=time RAFTIFY_SIM_HOURS=$(or $(HOURS),1) $(SIM)
 
 header: $(TOOLS) ## write include/raftify.h anew after a change to the C ABI (rust-test fails while it is stale)
 	RAFTIFY_WRITE_HEADER=1 cargo test --package raftify-capi --locked --test header

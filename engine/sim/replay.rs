@@ -10,9 +10,25 @@ fn main() {
         |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1)).and_then(|v| v.parse().ok());
     let seed = after("--seed").unwrap_or(1);
     let count: u64 = after("--count").unwrap_or(1);
+    if let Some(path) = args.iter().position(|a| a == "--script").and_then(|i| args.get(i + 1)) {
+        let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("cannot read {path}: {e}"));
+        let script: sim::record::Script = serde_json::from_str(&text).expect("a script");
+        println!("{}: {:?}", script.what, script.run(!args.iter().any(|a| a == "--quiet")));
+        return;
+    }
+    let quiet = args.iter().any(|a| a == "--quiet");
+    let mut failed = 0;
     for seed in seed..seed + count {
-        let started = std::time::Instant::now();
-        let summary = sim::run(seed, !args.iter().any(|a| a == "--quiet"));
-        println!("seed {seed} in {:?}: {summary:?}", started.elapsed());
+        if count == 1 {
+            let started = std::time::Instant::now();
+            let summary = sim::run(seed, !quiet);
+            println!("seed {seed} in {:?}: {summary:?}", started.elapsed());
+        } else if let Err(failure) = sim::record::try_seed(seed, |_| ()) {
+            failed += 1;
+            println!("seed {seed}: {}", failure.message);
+        }
+    }
+    if count > 1 {
+        println!("{failed} of {count} seeds failed");
     }
 }

@@ -72,6 +72,14 @@ pub struct Config {
     pub hung_write: Duration,
     /// Stop the node when an entry of the log removes it.
     pub terminate_on_remove: bool,
+    /// Batches on their way to the state machine at the same time, and how large each may be. No setting of the product: the
+    /// simulator makes them small.
+    #[doc(hidden)]
+    pub machine_batches: u64,
+    #[doc(hidden)]
+    pub machine_batch_entries: u64,
+    #[doc(hidden)]
+    pub machine_batch_bytes: u64,
     /// Nodes also compare the bytes that `apply` returned, not only whether it raised (S17). Counts on the node that founds the
     /// cluster, whose first entry fixes it.
     pub verify_results: bool,
@@ -113,6 +121,9 @@ impl Default for Config {
             disk_quota: None,
             hung_write: Duration::ZERO,
             terminate_on_remove: false,
+            machine_batches: 3,
+            machine_batch_entries: 4096,
+            machine_batch_bytes: 1 << 20,
             verify_results: false,
             outcomes_window: 8192,
         }

@@ -5,13 +5,17 @@ use std::collections::BTreeMap;
 use raftify_engine::request::{Completion, MemberChange, Reply, Request, Token};
 use raftify_engine::{Committed, Error, ErrorCode};
 
+use super::act::{Act, Alter};
 use super::draws::pick;
 use super::machine;
-use super::world::{Event, Place, World, MILLI, SECOND};
+use super::world::{Event, Place, Retry, World, MILLI, SECOND};
+
+/// Commands of scenarios, and of the end of a run, are numbered from here on.
+const SCRIPTED: u64 = 1 << 32;
 
 #[derive(Clone, Debug)]
 pub enum Op {
-    Propose(u64),
+    Propose(Retry),
     /// Everything up to this index was acknowledged before the read was asked.
     Read(u64),
     Reserve(String),
@@ -28,6 +32,8 @@ struct Pending {
     op: Op,
     at: Place,
     deadline: Option<u64>,
+    /// Nobody looks at the answer.
+    gone: bool,
 }
 
 #[derive(Default)]
@@ -35,6 +41,7 @@ pub struct Clients {
     pending: BTreeMap<Token, Pending>,
     next_token: Token,
     next_command: u64,
+    next_scripted: u64,
     next_addr: u64,
     /// Addresses that were asked for, and by whom.
     pub moves: Vec<(String, u64)>,
@@ -42,6 +49,12 @@ pub struct Clients {
     pub results: BTreeMap<Token, Result<Reply, Error>>,
     pub keep: bool,
     pub counts: BTreeMap<&'static str, u64>,
+}
+
+impl Clients {
+    pub fn is_pending(&self, token: u64) -> bool {
+        self.pending.contains_key(&token)
+    }
 }
 
 impl World {
@@ -56,24 +69,43 @@ impl World {
         let token = self.clients.next_token;
         let deadline = timeout.map(|t| self.now + t);
         self.tell(|| format!("client asks node {id} ({token}): {op:?} within {timeout:?}"));
-        self.clients.pending.insert(token, Pending { op, at, deadline });
+        self.clients.pending.insert(token, Pending { op, at, deadline, gone: false });
         let life = self.life(at)?;
         life.core.submit(token, request, timeout);
         self.wake(at);
         Some(token)
     }
 
+    /// A command of its own number at this node, for those who look.
     pub fn propose(&mut self, id: u64, timeout: Option<u64>) -> Option<(Token, u64)> {
-        self.clients.next_command += 1;
-        let command = self.clients.next_command;
-        let padding = self.draws.clients.range(0, self.profile.padding + 1) as usize;
-        let token = self.ask(id, Op::Propose(command), Request::Propose(machine::encode(command, padding)), timeout)?;
+        self.clients.next_scripted += 1;
+        let command = SCRIPTED + self.clients.next_scripted;
+        let most = self.profile.padding;
+        let padding = self.draws.node(id).range(0, most + 1);
+        let token = self.propose_command(Retry { node: id, command, padding, timeout, left: 0 })?;
         Some((token, command))
+    }
+
+    fn propose_command(&mut self, retry: Retry) -> Option<Token> {
+        let Retry { node, command, padding, timeout, .. } = retry;
+        let request = Request::Propose(machine::encode(command, padding as usize));
+        let token = self.ask(node, Op::Propose(retry), request, timeout)?;
+        self.oracle.history.write(command);
+        Some(token)
+    }
+
+    pub fn retry(&mut self, retry: Retry) {
+        if self.turmoil {
+            self.oracle.again(retry.command);
+            self.propose_command(retry);
+        }
     }
 
     pub fn read(&mut self, id: u64, timeout: Option<u64>) -> Option<Token> {
         let floor = self.oracle.floor;
-        self.ask(id, Op::Read(floor), Request::Read, timeout)
+        let token = self.ask(id, Op::Read(floor), Request::Read, timeout)?;
+        self.oracle.history.read(token);
+        Some(token)
     }
 
     /// A node that joins by its ticket and is no member yet waits to become one.
@@ -86,7 +118,9 @@ impl World {
         self.clients.next_token += 1;
         let token = self.clients.next_token;
         let timeout = 3 * SECOND;
-        self.clients.pending.insert(token, Pending { op: Op::Become, at, deadline: Some(self.now + timeout) });
+        self.clients
+            .pending
+            .insert(token, Pending { op: Op::Become, at, deadline: Some(self.now + timeout), gone: false });
         if let Some(life) = self.life(at) {
             life.core.become_member(token, &ticket, Some(timeout));
         }
@@ -102,6 +136,7 @@ impl World {
         (!alive.is_empty()).then(|| pick(&mut self.draws.clients, &alive))
     }
 
+    /// Draws what a client does next, and has it done.
     pub fn client_acts(&mut self) {
         if !self.turmoil {
             return;
@@ -109,107 +144,154 @@ impl World {
         let every = self.profile.client_every;
         let wait = self.draws.clients.range(1, 2 * every);
         self.after(wait, Event::Client);
-        let Some(id) = self.anybody() else { return };
-        let rng = &mut self.draws.clients;
-        let timeout = if rng.chance(0.1) { None } else { Some(rng.range(20, 2500) * MILLI) };
-        match rng.range(0, 100) {
-            0..60 => {
-                // Now and then a burst.
-                let burst = if rng.chance(0.05) { rng.range(2, 40) } else { 1 };
-                for _ in 0..burst {
-                    self.propose(id, timeout);
-                }
-            }
-            60..92 => {
-                self.read(id, timeout);
-            }
-            92..94 if self.profile.snapshot_requests => {
-                self.ask(id, Op::Other, Request::Snapshot, timeout);
-            }
-            94 => {
-                let to = if self.draws.clients.chance(0.5) { None } else { self.anybody() };
-                self.ask(id, Op::Transfer, Request::TransferLeader(to), timeout);
-            }
-            95 if self.draws.clients.chance(0.5) => {
-                self.ask(id, Op::Other, Request::StepDown, timeout);
-            }
-            96..100 if self.profile.membership => self.change_members(id, timeout),
-            _ => {}
+        if let Some(act) = self.draw_request() {
+            self.perform(act);
         }
     }
 
-    fn change_members(&mut self, id: u64, timeout: Option<u64>) {
-        if self.draws.clients.chance(0.7) {
-            return;
-        }
-        let Some(life) = self.hosts.get(&id).and_then(|h| h.life.as_ref()) else { return };
-        let (members, voters, learners): (Vec<u64>, Vec<u64>, Vec<u64>) = {
-            let cluster = life.core.cluster();
-            (cluster.members().iter().map(|m| m.id).collect(), cluster.voters.clone(), cluster.learners.clone())
-        };
-        if members.is_empty() {
-            return;
-        }
+    fn draw_request(&mut self) -> Option<Act> {
+        let node = self.anybody()?;
+        let [reads, leaders, members, snapshots] = self.profile.shares;
+        let most = self.profile.padding;
+        let retries = self.profile.retries;
         let rng = &mut self.draws.clients;
+        let timeout = if rng.chance(0.1) { None } else { Some(rng.range(20, 2500) * MILLI) };
+        let mut share = rng.range(0, 100);
+        let mut falls_in = |of: u64| {
+            let yes = share < of;
+            share = if yes { u64::MAX } else { share - of };
+            yes
+        };
+        if falls_in(reads) {
+            return Some(Act::Read { node, timeout });
+        }
+        if falls_in(leaders) {
+            return Some(match rng.range(0, 4) {
+                0 => Act::StepDown { node, timeout },
+                1 => Act::Transfer { node, to: None, timeout },
+                _ => Act::Transfer { node, to: self.anybody(), timeout },
+            });
+        }
+        if falls_in(members) {
+            return self.draw_change(node, timeout);
+        }
+        if falls_in(snapshots) {
+            return Some(Act::Snapshot { node, timeout });
+        }
+        if rng.chance(0.005) {
+            return Some(Act::Cancel { node });
+        }
+        // Now and then a burst.
+        let count = if rng.chance(0.05) { rng.range(2, 40) } else { 1 };
+        let padding = rng.range(0, most + 1);
+        let first = self.clients.next_command + 1;
+        self.clients.next_command += count;
+        Some(Act::Propose { node, first, count, padding, timeout, retries })
+    }
+
+    fn draw_change(&mut self, node: u64, timeout: Option<u64>) -> Option<Act> {
+        let life = self.hosts.get(&node).and_then(|h| h.life.as_ref())?;
+        let cluster = life.core.cluster();
+        let members: Vec<u64> = cluster.members().iter().map(|m| m.id).collect();
+        let (voters, learners) = (cluster.voters.clone(), cluster.learners.clone());
+        if members.is_empty() {
+            return None;
+        }
+        let waits = |h: &super::host::Host| h.ticket.is_some() && !h.retired;
+        let waiting: Vec<u64> =
+            self.hosts.iter().filter(|(id, h)| waits(h) && !voters.contains(id)).map(|(id, _)| *id).collect();
+        let rng = &mut self.draws.clients;
+        let change = |changes: Vec<Alter>| Some(Act::Change { node, changes, timeout });
         match rng.range(0, 10) {
             0..3 if self.hosts.len() < 10 => {
                 self.clients.next_addr += 1;
                 let addr = format!("joiner:{}", self.clients.next_addr);
-                self.ask(id, Op::Reserve(addr.clone()), Request::ReserveId { addr }, timeout);
+                Some(Act::Reserve { node, addr, timeout })
             }
-            3..7 => {
-                let waiting: Vec<u64> = self
-                    .hosts
-                    .iter()
-                    .filter(|(id, h)| h.ticket.is_some() && !h.retired && !voters.contains(id))
-                    .map(|(id, _)| *id)
-                    .collect();
-                if !waiting.is_empty() {
-                    let joiner = pick(&mut self.draws.clients, &waiting);
-                    let learner = self.draws.clients.chance(0.2);
-                    if self.draws.clients.chance(0.25) {
-                        // By hand: its directory is recorded when it greets.
-                        let addr = self.hosts[&joiner].addr.clone();
-                        let changes = vec![MemberChange::Add { id: joiner, addr, learner }];
-                        self.ask(id, Op::Change, Request::ChangeMembers(changes), timeout);
-                    } else {
-                        self.join(id, joiner, learner, timeout);
-                    }
-                } else if self.draws.clients.chance(0.3) {
-                    let moves = pick(&mut self.draws.clients, &members);
-                    self.clients.next_addr += 1;
-                    let addr = format!("moved:{}", self.clients.next_addr);
-                    if self.hosts.contains_key(&moves) {
-                        self.clients.moves.push((addr.clone(), moves));
-                        let changes = vec![MemberChange::UpdateAddress { id: moves, addr: addr.clone() }];
-                        self.ask(id, Op::Move(moves, addr), Request::ChangeMembers(changes), timeout);
-                    }
+            3..6 if !waiting.is_empty() => {
+                let joiner = pick(rng, &waiting);
+                let learner = rng.chance(0.2);
+                if rng.chance(0.25) {
+                    // By hand: its directory is recorded when it greets.
+                    let addr = self.hosts[&joiner].addr.clone();
+                    return change(vec![Alter::Add { id: joiner, addr, learner }]);
                 }
+                Some(Act::Join { node, joiner, learner, timeout })
             }
-            7 if !learners.is_empty() => {
-                let changes = vec![MemberChange::Promote { id: pick(rng, &learners) }];
-                self.ask(id, Op::Change, Request::ChangeMembers(changes), timeout);
+            3..7 if rng.chance(0.3) => {
+                let moves = pick(rng, &members);
+                self.clients.next_addr += 1;
+                let addr = format!("moved:{}", self.clients.next_addr);
+                self.hosts.contains_key(&moves).then_some(Act::Move { node, moves, addr, timeout })
             }
-            8 if voters.len() > 2 => {
-                let changes = vec![MemberChange::Demote { id: pick(rng, &voters) }];
-                self.ask(id, Op::Change, Request::ChangeMembers(changes), timeout);
-            }
+            7 if !learners.is_empty() => change(vec![Alter::Promote(pick(rng, &learners))]),
+            8 if voters.len() > 2 => change(vec![Alter::Demote(pick(rng, &voters))]),
             9 if voters.len() > 2 => {
                 if rng.chance(0.3) {
-                    self.ask(id, Op::Change, Request::Leave, timeout);
-                } else {
-                    let mut changes = vec![MemberChange::Remove { id: pick(rng, &members) }];
-                    if rng.chance(0.3) {
-                        // Several at once: joint consensus.
-                        let other = pick(rng, &members);
-                        if changes[0] != (MemberChange::Remove { id: other }) {
-                            changes.push(MemberChange::Demote { id: other });
-                        }
+                    return Some(Act::Leave { node, timeout });
+                }
+                let mut changes = vec![Alter::Remove(pick(rng, &members))];
+                if rng.chance(0.3) {
+                    // Several at once: joint consensus.
+                    let other = pick(rng, &members);
+                    if changes[0] != Alter::Remove(other) {
+                        changes.push(Alter::Demote(other));
                     }
-                    self.ask(id, Op::Change, Request::ChangeMembers(changes), timeout);
+                }
+                change(changes)
+            }
+            _ => None,
+        }
+    }
+
+    /// Carries out what a client asks for.
+    pub fn client(&mut self, act: &Act) {
+        match act.clone() {
+            Act::Propose { node, first, count, padding, timeout, retries } => {
+                self.clients.next_command = self.clients.next_command.max(first + count - 1);
+                for command in first..first + count {
+                    self.propose_command(Retry { node, command, padding, timeout, left: retries });
                 }
             }
-            _ => {}
+            Act::Read { node, timeout } => {
+                self.read(node, timeout);
+            }
+            Act::Cancel { node } => {
+                for (token, pending) in self.clients.pending.iter_mut().filter(|(_, p)| p.at.0 == node) {
+                    if !pending.gone && matches!(pending.op, Op::Propose(_) | Op::Read(_)) {
+                        pending.gone = true;
+                        self.oracle.history.forget(*token);
+                    }
+                }
+            }
+            Act::Snapshot { node, timeout } => {
+                self.ask(node, Op::Other, Request::Snapshot, timeout);
+            }
+            Act::Transfer { node, to, timeout } => {
+                self.ask(node, Op::Transfer, Request::TransferLeader(to), timeout);
+            }
+            Act::StepDown { node, timeout } => {
+                self.ask(node, Op::Other, Request::StepDown, timeout);
+            }
+            Act::Reserve { node, addr, timeout } => {
+                self.ask(node, Op::Reserve(addr.clone()), Request::ReserveId { addr }, timeout);
+            }
+            Act::Join { node, joiner, learner, timeout } => {
+                self.join(node, joiner, learner, timeout);
+            }
+            Act::Change { node, changes, timeout } => {
+                let changes = changes.iter().map(Alter::change).collect();
+                self.ask(node, Op::Change, Request::ChangeMembers(changes), timeout);
+            }
+            Act::Leave { node, timeout } => {
+                self.ask(node, Op::Change, Request::Leave, timeout);
+            }
+            Act::Move { node, moves, addr, timeout } => {
+                self.clients.moves.push((addr.clone(), moves));
+                let changes = vec![MemberChange::UpdateAddress { id: moves, addr: addr.clone() }];
+                self.ask(node, Op::Move(moves, addr), Request::ChangeMembers(changes), timeout);
+            }
+            fault => panic!("{fault:?} is nothing that a client does"),
         }
     }
 
@@ -231,10 +313,16 @@ impl World {
             let excused = self.hosts[&at.0].late_until.max(deadline) + deadline / 4;
             assert!(self.now <= excused, "VIOLATION: request {token} ended {} µs late", self.now - deadline);
         }
+        if pending.gone {
+            self.count("cancelled");
+            return;
+        }
         match pending.op {
-            Op::Propose(command) => self.proposal_ended(command, &result),
+            Op::Propose(asked) => self.proposal_ended(asked, &result),
             Op::Read(floor) => match &result {
                 Ok(Reply::ReadIndex(index)) => {
+                    let seen = self.hosts[&at.0].life.as_ref().map(|l| l.machine.last);
+                    self.oracle.history.read_done(token, &seen.unwrap_or_default());
                     assert!(
                         *index >= floor,
                         "VIOLATION: stale read at node {}: it saw {index}, and {floor} was acknowledged before",
@@ -247,6 +335,7 @@ impl World {
                 Ok(other) => panic!("VIOLATION: a read is answered with {other:?}"),
                 Err(error) => {
                     assert_eq!(error.committed, Committed::No, "VIOLATION: a read whose outcome is {error:?}");
+                    self.oracle.history.forget(token);
                     self.count("reads refused");
                 }
             },
@@ -256,7 +345,7 @@ impl World {
                     assert!(!self.hosts.contains_key(&id), "VIOLATION: id {id} is reserved twice (S12)");
                     self.add_host(id, addr, BTreeMap::new());
                     self.hosts.get_mut(&id).expect("just added").ticket = Some(ticket.clone());
-                    let wait = self.draws.clients.range(0, 50 * MILLI);
+                    let wait = self.draws.node(id).range(0, 50 * MILLI);
                     self.after(wait, Event::Restart(id));
                     self.count("ids reserved");
                 }
@@ -291,7 +380,8 @@ impl World {
         self.after(10 * MILLI, Event::Restart(id));
     }
 
-    fn proposal_ended(&mut self, command: u64, result: &Result<Reply, Error>) {
+    fn proposal_ended(&mut self, asked: Retry, result: &Result<Reply, Error>) {
+        let command = asked.command;
         match result {
             Ok(Reply::Applied { index, data, .. }) => {
                 assert!(!machine::raises(command), "VIOLATION: command {command} raised and its caller was not told");
@@ -311,6 +401,13 @@ impl World {
                 Committed::No => {
                     self.oracle.never(command);
                     self.count("proposals not done");
+                    if asked.left > 0 {
+                        // Somewhere else.
+                        let alive = self.alive();
+                        let node = alive.iter().copied().find(|id| *id > asked.node).or(alive.first().copied());
+                        let node = node.unwrap_or(asked.node);
+                        self.after(5 * MILLI, Event::Retry(Retry { node, left: asked.left - 1, ..asked }));
+                    }
                 }
                 Committed::Unknown => self.count("proposals unknown"),
             },

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use raft::eraftpb::{Entry, HardState};
 use raftify_engine::core::new_log;
 use raftify_engine::log::{ClusterRecord, Identity, LogState, LogWrite, SnapshotMeta};
+use serde::{Deserialize, Serialize};
 
 /// The log as a reader sees it.
 #[derive(Clone)]
@@ -176,7 +177,7 @@ impl Image {
 }
 
 /// Known faults, put back to prove that they are found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Sabotage {
     /// S5: what the page cache holds is believed at open without a sync.
     OpenDoesNotSync,
@@ -201,6 +202,15 @@ pub struct Disk {
     pub hung_until: u64,
     /// The next sync fails (S10).
     pub fails: bool,
+    /// Each sync takes so much longer, until then.
+    pub slow: (u64, u64),
+    /// Nothing can be appended before this moment; the node is stopped by that, or its writer waits for room.
+    pub full: (u64, bool),
+    /// A bit has turned: the next read finds it.
+    pub flipped: bool,
+    /// Since when the oldest write that is not durable waits.
+    pub waits_since: Option<u64>,
+    queued_since: Option<u64>,
     /// Put back on purpose: what open found in the page cache was believed and not synced; this is what the disk says.
     unsynced: Option<Image>,
 }
@@ -215,8 +225,43 @@ impl Disk {
             queued: Vec::new(),
             hung_until: 0,
             fails: false,
+            slow: (0, 0),
+            full: (0, false),
+            flipped: false,
+            waits_since: None,
+            queued_since: None,
             unsynced: None,
         }
+    }
+
+    pub fn calm(&mut self) {
+        self.hung_until = 0;
+        self.fails = false;
+        self.slow = (0, 0);
+        self.full = (0, false);
+    }
+
+    /// Nothing can be appended now; what appends nothing (a compaction) still goes.
+    pub fn is_full(&self, now: u64) -> bool {
+        now < self.full.0 && self.in_flight.iter().any(|w| w.entries.as_ref().is_some_and(|e| !e.is_empty()))
+    }
+
+    pub fn enqueue(&mut self, writes: Vec<LogWrite>, now: u64) {
+        if !writes.is_empty() {
+            self.waits_since.get_or_insert(now);
+            self.queued_since.get_or_insert(now);
+            self.queued.extend(writes);
+        }
+    }
+
+    /// All that waits becomes one transaction; false when one is under way, or nothing waits.
+    pub fn begin(&mut self) -> bool {
+        if !self.in_flight.is_empty() || self.queued.is_empty() {
+            return false;
+        }
+        self.in_flight = std::mem::take(&mut self.queued);
+        self.waits_since = self.queued_since.take();
+        true
     }
 
     /// The transaction in flight is durable; the number of its last write.
@@ -227,20 +272,22 @@ impl Disk {
             self.synced.apply(&write);
             last = write.number;
         }
+        self.waits_since = self.queued_since;
         last
     }
 
     /// The process dies with `readable` of the writes in flight in the page cache.
     pub fn process_died(&mut self, readable: usize) {
-        self.queued.clear();
+        self.forget_queue();
         let mut writes = std::mem::take(&mut self.in_flight);
         writes.truncate(readable);
         self.page_cache = writes;
     }
 
     /// The power goes; `survive` of what was not synced happens to be on the disk.
+    /// The write after those was torn, or reached the disk as noise: it is as if it had never been written.
     pub fn power_lost(&mut self, survive: usize) {
-        self.queued.clear();
+        self.forget_queue();
         let writes = std::mem::take(&mut self.page_cache).into_iter().chain(std::mem::take(&mut self.in_flight));
         let survivors: Vec<LogWrite> = writes.take(survive).collect();
         if let Some(old) = self.unsynced.take() {
@@ -248,6 +295,12 @@ impl Disk {
             return;
         }
         survivors.iter().for_each(|w| self.synced.apply(w));
+    }
+
+    fn forget_queue(&mut self) {
+        self.queued.clear();
+        self.waits_since = None;
+        self.queued_since = None;
     }
 
     /// S5: opening syncs what it finds, before anybody believes it.

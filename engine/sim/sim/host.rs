@@ -7,8 +7,8 @@ use raft::eraftpb::{Message, MessageType};
 use raftify_engine::core::{Actions, Body, Core, CoreOptions, Fetch, Outbound};
 use raftify_engine::log::LogWrite;
 use raftify_engine::machine::{MachineAnswer, MachineRequest};
-use raftify_engine::request::Ticket;
-use raftify_engine::status::Event as Told;
+use raftify_engine::request::{Completion, Reply, Ticket};
+use raftify_engine::status::{Event as Told, Role};
 use raftify_engine::{Error, ErrorCode};
 
 use super::disk::{Disk, Sabotage};
@@ -37,6 +37,12 @@ pub struct Host {
     pub retired: bool,
     /// Its directory was wiped: it may refuse itself.
     pub wiped: bool,
+    /// Wiped, or corrupt: not counted on any more.
+    pub lost: bool,
+    /// Each request to the machine takes so much longer, until then.
+    pub slow_machine: (u64, u64),
+    /// The machine gives up at its next request.
+    pub machine_fails: bool,
     /// Its machine goes wrong: it is to be found out (S17).
     pub lie: Option<Lie>,
 }
@@ -93,6 +99,9 @@ impl Host {
             ticket: None,
             retired: false,
             wiped: false,
+            lost: false,
+            slow_machine: (0, 0),
+            machine_fails: false,
             lie: None,
         }
     }
@@ -110,13 +119,16 @@ impl World {
     }
 
     pub fn start(&mut self, id: u64) {
-        let start = self.draws.nodes.next();
-        let seed = self.draws.nodes.next();
+        let Some(host) = self.hosts.get(&id).filter(|h| h.life.is_none() && !h.retired) else { return };
+        if host.disk.flipped {
+            return self.tell(|| format!("node {id} does not start: its log is corrupt"));
+        }
+        let (start, seed) = (self.draws.node(id).next(), self.draws.node(id).next());
         self.lives += 1;
         let number = self.lives;
         let config = self.profile.config.clone();
-        let now = self.now;
-        let Some(host) = self.hosts.get_mut(&id).filter(|h| h.life.is_none() && !h.retired) else { return };
+        let (clock, _) = self.clock(id);
+        let Some(host) = self.hosts.get_mut(&id) else { return };
         let machine = host.kept.take().unwrap_or_default();
         let machine_applied = self.profile.durable_machine.then_some(machine.applied);
         let (log, entries) = host.disk.open(self.profile.sabotage);
@@ -135,7 +147,7 @@ impl World {
             log,
             entries,
             machine_applied,
-            now,
+            now: clock,
         };
         let core = match Core::new(options) {
             Ok(core) => core,
@@ -158,7 +170,7 @@ impl World {
         });
         self.tell(|| format!("node {id} starts (life {number}): {positions:?}"));
         let at = (id, number);
-        let wait = self.draws.nodes.range(0, self.profile.tick);
+        let wait = self.draws.node(id).range(0, self.profile.tick);
         self.after(wait, Event::Tick(at));
         self.wake(at);
         self.after_start(at);
@@ -168,7 +180,8 @@ impl World {
     pub fn kill(&mut self, id: u64, power: bool) {
         let Some(host) = self.hosts.get_mut(&id) else { return };
         let in_flight = (host.disk.in_flight.len() + host.disk.page_cache.len()) as u64;
-        let keep = if self.draws.disk.chance(0.5) { self.draws.disk.range(0, in_flight + 1) as usize } else { 0 };
+        let rng = self.draws.disk(id);
+        let keep = if rng.chance(0.5) { rng.range(0, in_flight + 1) as usize } else { 0 };
         let Some(host) = self.hosts.get_mut(&id) else { return };
         if host.life.is_some() && !power {
             host.disk.process_died(keep);
@@ -176,11 +189,13 @@ impl World {
             host.disk.power_lost(keep);
         }
         host.paused_until = 0;
+        host.machine_fails = false;
         host.disk.hung_until = 0;
+        host.disk.fails = false;
         let Some(life) = host.life.take() else { return };
         if self.profile.durable_machine {
             // S7: `applied_index` is durable when it is returned, so never less than what this life began with.
-            let lost = self.draws.machine.range(0, life.machine.states());
+            let lost = self.draws.machine(id).range(0, life.machine.states());
             host.kept = Some(life.machine.reopen(lost));
         }
         self.tell(|| {
@@ -191,7 +206,7 @@ impl World {
     }
 
     pub fn wake(&mut self, at: Place) {
-        let delay = self.draws.nodes.range(0, 150);
+        let delay = self.draws.node(at.0).range(0, 150);
         let Some(life) = self.life(at).filter(|l| !l.poll_due) else { return };
         life.poll_due = true;
         self.after(delay, Event::Poll(at));
@@ -216,9 +231,24 @@ impl World {
         let Some(life) = self.life(at) else { return };
         life.core.set_time(now, wall);
         life.core.tick();
+        self.check_hung(at);
+        self.check_wiped(at);
         self.wake(at);
         let next = self.profile.tick * 1000 / rate;
         self.after(next, Event::Tick(at));
+    }
+
+    /// S4: nobody leads with a disk that has hung for longer than it may.
+    fn check_hung(&self, at: Place) {
+        let host = &self.hosts[&at.0];
+        let (Some(since), Some(life)) = (host.disk.waits_since, host.life.as_ref()) else { return };
+        let limit = self.profile.config.hung_write_after().as_micros() as u64;
+        let age = u128::from(self.now - since) * u128::from(host.rate) / 1000;
+        assert!(
+            !life.core.is_leader() || age <= u128::from(limit + 2 * self.profile.tick),
+            "VIOLATION: node {} leads with a write that hangs since {age} µs (S4)",
+            at.0
+        );
     }
 
     pub fn poll(&mut self, at: Place) {
@@ -239,8 +269,10 @@ impl World {
         }
     }
 
-    fn carry_out(&mut self, at: Place, actions: Actions, voters_before: Vec<Vec<u64>>) {
+    fn carry_out(&mut self, at: Place, mut actions: Actions, voters_before: Vec<Vec<u64>>) {
         let id = at.0;
+        let told = std::mem::take(&mut actions.events);
+        self.hear(id, told);
         if !actions.writes.is_empty() {
             self.issue_writes(at, actions.writes);
         }
@@ -273,7 +305,7 @@ impl World {
         self.run_machine(at);
         for fetch in actions.fetches {
             let (low, high) = self.profile.sync;
-            let delay = skewed(&mut self.draws.disk, low, high);
+            let delay = skewed(self.draws.disk(at.0), low, high);
             self.after(delay, Event::Fetched { at, fetch });
         }
         for send in actions.snapshot_sends {
@@ -306,12 +338,6 @@ impl World {
             self.break_streams(|from, to| from == peer && to == id, (0, 5 * MILLI));
             self.after(MILLI, Event::Dial { at, to: peer });
         }
-        for event in actions.events {
-            self.tell(|| format!("node {id}: {event:?}"));
-            if let Told::PeerRefused { reason, .. } = &event {
-                assert!(!reason.contains("was dropped"), "VIOLATION: node {id} was sent what cannot be: {reason}");
-            }
-        }
         if actions.restored {
             self.tell(|| format!("node {id} has restored its state"));
             if let Some(life) = self.life(at) {
@@ -326,13 +352,30 @@ impl World {
         }
     }
 
+    /// What a node tells its program, before anything it does.
+    fn hear(&mut self, id: u64, events: Vec<Told>) {
+        for event in events {
+            self.tell(|| format!("node {id}: {event:?}"));
+            if matches!(&event, Told::RoleChanged { role: Role::Leader, .. }) {
+                self.elected(id);
+            }
+            if let Told::MembersChanged { index, voters, learners, addresses } = &event {
+                let addresses = addresses.iter().map(|(id, addr)| (*id, addr.clone())).collect();
+                self.oracle.members_from(id, *index, (voters.clone(), learners.clone(), addresses));
+            }
+            if let Told::PeerRefused { reason, .. } = &event {
+                assert!(!reason.contains("was dropped"), "VIOLATION: node {id} was sent what cannot be: {reason}");
+            }
+        }
+    }
+
     fn stopped(&mut self, at: Place, stop: Result<(), Error>) {
         self.tell(|| format!("node {} stops: {stop:?}", at.0));
         let Some(host) = self.hosts.get_mut(&at.0) else { return };
         match &stop {
             Ok(()) => host.retired = true,
             Err(error) if error.code == ErrorCode::WrongDirectory && host.wiped => {}
-            Err(error) if error.code == ErrorCode::Storage && error.message.contains("injected") => {}
+            Err(error) if error.message.contains("injected") => {}
             Err(error) if error.code == ErrorCode::StateDiverged && host.lie.is_some() => {
                 let first = host.lie.as_ref().and_then(|lie| lie.told);
                 assert_eq!(error.index, first, "VIOLATION: the divergence of node {} is named wrongly (S17)", at.0);
@@ -362,9 +405,16 @@ impl World {
                 )
             });
         }
+        let now = self.now;
         let host = self.hosts.get_mut(&at.0).expect("a running host");
         let life = host.life.as_mut().expect("a running process");
         for write in &writes {
+            if let Some(record) = &write.cluster {
+                self.oracle.members_at(at.0, "the stored configuration", record.index, &record.cluster);
+            }
+            if let Some(meta) = &write.snapshot {
+                self.oracle.members_at(at.0, "a snapshot", meta.index, &meta.cluster);
+            }
             if write.reset {
                 let meta = write.snapshot.as_ref().expect("a reset names its snapshot");
                 self.oracle.snapshot_at(at.0, meta.index, meta.term);
@@ -385,18 +435,19 @@ impl World {
         if self.profile.sabotage == Some(Sabotage::WrittenTooEarly) {
             life.core.written(writes.last().map_or(0, |w| w.number));
         }
-        host.disk.queued.extend(writes);
+        host.disk.enqueue(writes, now);
         self.start_write(at);
     }
 
     /// Never more than one sync in flight; what is queued meanwhile is the next one.
     fn start_write(&mut self, at: Place) {
         let (low, high) = self.profile.sync;
-        let delay = skewed(&mut self.draws.disk, low, high);
+        let delay = skewed(self.draws.disk(at.0), low, high);
+        let now = self.now;
         let disk = &mut self.hosts.get_mut(&at.0).expect("a running host").disk;
-        if disk.in_flight.is_empty() && !disk.queued.is_empty() {
-            disk.in_flight = std::mem::take(&mut disk.queued);
-            self.after(delay, Event::Synced(at));
+        if disk.begin() {
+            let slow = if now < disk.slow.1 { disk.slow.0 } else { 0 };
+            self.after(delay + slow, Event::Synced(at));
         }
     }
 
@@ -414,6 +465,13 @@ impl World {
             life.core.fail(Error::not_done(ErrorCode::Storage, "injected: the sync failed"));
             return self.wake(at);
         }
+        if host.disk.is_full(now) {
+            if host.disk.full.1 {
+                life.core.fail(Error::not_done(ErrorCode::DiskFull, "injected: there is no room"));
+                return self.wake(at);
+            }
+            return self.after(20 * MILLI, Event::Synced(at));
+        }
         let number = host.disk.sync();
         if self.told {
             println!("{:>12.3} node {} has written up to {number}", (now - 1_000_000) as f64 / 1000.0, at.0);
@@ -430,17 +488,28 @@ impl World {
         life.machine.busy = true;
         let restores = matches!(life.machine.queue.front(), Some(MachineRequest::Restore { .. }));
         let (low, high) = if restores { self.profile.restore } else { self.profile.machine };
-        let delay = skewed(&mut self.draws.machine, low, high);
-        self.after(delay, Event::Machine(at));
+        let delay = skewed(self.draws.machine(at.0), low, high);
+        let slow = self.hosts.get(&at.0).map_or((0, 0), |h| h.slow_machine);
+        let slow = if self.now < slow.1 { slow.0 } else { 0 };
+        self.after(delay + slow, Event::Machine(at));
     }
 
     pub fn machine_done(&mut self, at: Place) {
-        let fails = self.turmoil && self.profile.fault_every > 0 && self.draws.machine.chance(0.02);
+        let odds = self.profile.snapshot_fails;
+        let fails = odds > 0.0 && self.draws.machine(at.0).chance(odds);
         let id = at.0;
         let host = self.hosts.get_mut(&id).expect("a running host");
         let Some(life) = host.life.as_mut() else { return };
         life.machine.busy = false;
         let Some(request) = life.machine.queue.pop_front() else { return };
+        if std::mem::take(&mut host.machine_fails) {
+            let index = life.machine.applied + 1;
+            let error = Error::unknown(ErrorCode::MachineFailed, "injected: the machine gives up");
+            life.core.machine_answer(MachineAnswer::Failed { id: request.id(), index, error });
+            return self.wake(at);
+        }
+        let tells = self.profile.tells;
+        let mut told = Vec::new();
         match request {
             MachineRequest::Apply(batch) => {
                 let mut outcomes = Vec::new();
@@ -457,13 +526,19 @@ impl World {
                     self.oracle.applied(id, entry.index, command, life.machine.hash, entry.time_us, position);
                     if machine::raises(command) != (lie && host.lie.as_ref().is_some_and(|lie| lie.raises)) {
                         outcomes.push((entry.index, Err(format!("{position}"))));
+                    } else if tells && entry.token != 0 {
+                        told.push((entry.token, entry.index, entry.term, position));
                     } else if entry.wanted {
                         let result = if lie { !position } else { position };
                         outcomes.push((entry.index, Ok(result.to_le_bytes().to_vec())));
                     }
                 }
                 life.machine.reach(batch.last_index);
-                life.core.machine_answer(MachineAnswer::Applied { id: batch.id, outcomes });
+                let answer = match tells {
+                    true => MachineAnswer::AppliedAndTold { id: batch.id, outcomes },
+                    false => MachineAnswer::Applied { id: batch.id, outcomes },
+                };
+                life.core.machine_answer(answer);
             }
             MachineRequest::Snapshot { id: request, index, .. } => {
                 assert!(life.machine.applied <= index, "VIOLATION: node {id} takes a snapshot of its past");
@@ -476,7 +551,7 @@ impl World {
                     let bytes = life.machine.snapshot();
                     life.core.machine_answer(MachineAnswer::Snapshot { id: request, result: Ok(()) });
                     let (low, high) = self.profile.snapshot_file;
-                    let delay = skewed(&mut self.draws.disk, low, high);
+                    let delay = skewed(self.draws.disk(at.0), low, high);
                     self.after(delay, Event::SnapshotFile { at, id: request, bytes });
                 }
             }
@@ -493,12 +568,20 @@ impl World {
                 self.oracle.restored(id, index, hash);
             }
         }
+        for (token, index, term, position) in told {
+            // One whose deadline came before has had its answer.
+            if self.clients.is_pending(token) {
+                let data = position.to_le_bytes().to_vec();
+                self.completed(at, Completion { token, result: Ok(Reply::Applied { index, term, data }) });
+            }
+        }
         self.wake(at);
         self.run_machine(at);
     }
 
     pub fn snapshot_file_done(&mut self, at: Place, id: u64, bytes: Vec<u8>) {
-        let fails = self.turmoil && self.profile.fault_every > 0 && self.draws.machine.chance(0.02);
+        let odds = self.profile.snapshot_fails;
+        let fails = odds > 0.0 && self.draws.machine(at.0).chance(odds);
         let host = self.hosts.get_mut(&at.0).expect("a running host");
         let Some(life) = host.life.as_mut() else { return };
         let Some((index, _, _)) = life.core.snapshot_header(id) else { return };
@@ -515,8 +598,13 @@ impl World {
     pub fn fetched(&mut self, at: Place, fetch: Fetch) {
         let host = self.hosts.get_mut(&at.0).expect("a running host");
         let entries = host.disk.synced.read(fetch.low, fetch.high, fetch.max_bytes);
+        let flipped = host.disk.flipped;
         if let Some(life) = host.life.as_mut() {
-            life.core.fetched(fetch.id, entries);
+            if flipped {
+                life.core.fail(Error::not_done(ErrorCode::CorruptData, "injected: a bit has turned"));
+            } else {
+                life.core.fetched(fetch.id, entries);
+            }
         }
         self.wake(at);
     }
@@ -556,6 +644,47 @@ impl World {
             assert!(
                 durable(voters_before) || durable(&voters_after),
                 "VIOLATION: node {} commits {index} of term {term}, which no majority has on its disks",
+                at.0
+            );
+            let voters = if durable(voters_before) { voters_before } else { &voters_after };
+            if let Some(other) = self.could_lead_without(index, term, voters) {
+                panic!(
+                    "VIOLATION: node {} commits {index} of term {term}, and node {other} could be elected without it",
+                    at.0
+                );
+            }
+        }
+    }
+
+    /// A voter whose disk does not hold this entry, and for whom a majority would vote by what is on their disks.
+    fn could_lead_without(&self, index: u64, term: u64, voters: &[Vec<u64>]) -> Option<u64> {
+        let newest = |id: &u64| {
+            let disk = &self.hosts.get(id)?.disk.synced;
+            Some((disk.term(disk.last_index())?, disk.last_index()))
+        };
+        voters.iter().flatten().copied().find(|id| {
+            let Some(host) = self.hosts.get(id).filter(|h| !h.wiped && !h.disk.synced.covers(index, term)) else {
+                return false;
+            };
+            let own = newest(id);
+            host.life.is_some()
+                && voters.iter().filter(|half| !half.is_empty()).all(|half| {
+                    // Who was wiped votes for nobody (S11).
+                    let may = |v: &&u64| self.hosts.get(v).is_some_and(|h| !h.wiped);
+                    let votes = half.iter().filter(may).filter(|v| newest(v) <= own);
+                    votes.count() > half.len() / 2
+                })
+        })
+    }
+
+    /// S11: a directory that was wiped takes part in nothing.
+    fn check_wiped(&self, at: Place) {
+        let host = &self.hosts[&at.0];
+        if let Some(life) = host.life.as_ref().filter(|_| host.wiped) {
+            let role = life.core.status().role;
+            assert!(
+                !matches!(role, Role::Candidate | Role::Leader),
+                "VIOLATION: node {} was wiped and is a {role:?} (S11)",
                 at.0
             );
         }

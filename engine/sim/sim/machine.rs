@@ -9,10 +9,19 @@ pub struct Machine {
     pub applied: u64,
     pub commands: Vec<u64>,
     pub hash: u64,
+    /// The newest command of each key.
+    pub last: [u64; KEYS],
     pub queue: VecDeque<MachineRequest>,
     pub busy: bool,
     /// Where it has stood in this life: (index, commands, hash).
     marks: Vec<(u64, usize, u64)>,
+}
+
+/// Each command writes its number to one of so many registers.
+pub const KEYS: usize = 32;
+
+pub fn key(command: u64) -> usize {
+    (command % KEYS as u64) as usize
 }
 
 /// Some commands raise, on every node alike.
@@ -35,11 +44,18 @@ pub fn mix(hash: u64, value: u64) -> u64 {
     (hash ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29) ^ value
 }
 
+fn registers(commands: &[u64]) -> [u64; KEYS] {
+    let mut last = [0; KEYS];
+    commands.iter().for_each(|c| last[key(*c)] = *c);
+    last
+}
+
 impl Machine {
     /// Takes one command; its position is its result.
     pub fn apply(&mut self, index: u64, command: u64) -> u64 {
         self.applied = index;
         self.commands.push(command);
+        self.last[key(command)] = command;
         self.hash = mix(self.hash, command);
         self.commands.len() as u64
     }
@@ -60,7 +76,15 @@ impl Machine {
         let at = self.states() - 1 - lost;
         let Some((applied, commands, hash)) = self.marks.get(at as usize).copied() else { return Machine::default() };
         self.commands.truncate(commands);
-        Machine { applied, hash, marks: vec![(applied, commands, hash)], commands: self.commands, ..Machine::default() }
+        let last = registers(&self.commands);
+        Machine {
+            applied,
+            hash,
+            last,
+            marks: vec![(applied, commands, hash)],
+            commands: self.commands,
+            ..Machine::default()
+        }
     }
 
     pub fn snapshot(&self) -> Vec<u8> {
@@ -76,6 +100,7 @@ impl Machine {
         self.applied = words.next().expect("a snapshot has its index");
         self.hash = words.next().expect("a snapshot has its hash");
         self.commands = words.collect();
+        self.last = registers(&self.commands);
         self.marks.clear();
         self.reach(self.applied);
     }

@@ -1,15 +1,20 @@
 //! The simulator: many real cores, a network, disks and clocks in one thread from one seed. No rule of Raft is repeated here;
 //! what must hold is in [`oracle`], what may go wrong in [`faults`], who asks for what in [`clients`].
 
+pub mod act;
 pub mod clients;
 pub mod disk;
 pub mod draws;
 pub mod faults;
+pub mod history;
 pub mod host;
 pub mod machine;
 pub mod network;
 pub mod oracle;
+pub mod profile;
+pub mod record;
 pub mod script;
+pub mod shrink;
 pub mod world;
 
 use draws::Draws;
@@ -35,6 +40,12 @@ pub fn run(seed: u64, told: bool) -> Summary {
 }
 
 pub fn run_with(seed: u64, profile: Profile, draws: Draws, told: bool) -> Summary {
+    let mut world = drawing(seed, profile, draws, told);
+    live(&mut world)
+}
+
+/// A world whose clients and faults are drawn.
+pub fn drawing(seed: u64, profile: Profile, draws: Draws, told: bool) -> World {
     if told {
         println!("seed {seed}: {profile:#?}");
     }
@@ -42,10 +53,15 @@ pub fn run_with(seed: u64, profile: Profile, draws: Draws, told: bool) -> Summar
     world.after(0, Event::Client);
     let first = world.draws.faults.range(0, 500_000);
     world.after(first, Event::Fault);
+    world
+}
+
+/// From the first moment to the last check.
+pub fn live(world: &mut World) -> Summary {
     let end = world.now + world.profile.turmoil;
     world.run_until(end);
     world.calm();
-    finish(&mut world);
+    finish(world);
     world.summary()
 }
 
@@ -66,7 +82,7 @@ impl World {
         let cores = || self.hosts.values().filter_map(|h| h.life.as_ref()).map(|l| &l.core);
         let leader = cores().filter(|c| c.is_leader()).max_by_key(|c| c.term())?;
         let members: Vec<u64> = leader.cluster().members().iter().map(|m| m.id).collect();
-        let stays = |id: &u64| self.hosts.get(id).is_some_and(|h| !h.retired && !h.wiped);
+        let stays = |id: &u64| self.hosts.get(id).is_some_and(|h| !h.retired && !h.lost);
         let follow = |id: &u64| {
             self.hosts.get(id).and_then(|h| h.life.as_ref()).is_some_and(|l| {
                 let p = l.core.positions();

@@ -16,9 +16,19 @@ use super::world::{Event, Place, World, MILLI};
 pub struct Network {
     /// Nothing passes from the first to the second.
     pub cut: BTreeSet<(u64, u64)>,
+    /// The same, by faults: each ends by itself.
+    pub cuts: Vec<Cut>,
+    /// Who is elected next is cut off for so long.
+    pub cut_leaders: Vec<u64>,
     streams: u64,
     /// Snapshots that are broken off: how many more.
     pub break_snapshots: u64,
+}
+
+pub struct Cut {
+    pub number: u64,
+    pub open: bool,
+    pub links: BTreeSet<(u64, u64)>,
 }
 
 /// Our stream to a peer.
@@ -34,13 +44,15 @@ pub struct Stream {
 }
 
 impl World {
-    fn delay(&mut self) -> u64 {
+    fn delay(&mut self, from: u64, to: u64) -> u64 {
         let (low, high) = self.profile.delay;
-        skewed(&mut self.draws.network, low, high)
+        skewed(self.draws.link(from, to), low, high)
     }
 
-    fn is_cut(&self, from: u64, to: u64) -> bool {
-        !self.network.cut.is_empty() && self.network.cut.contains(&(from, to))
+    pub fn is_cut(&self, from: u64, to: u64) -> bool {
+        let link = (from, to);
+        (!self.network.cut.is_empty() && self.network.cut.contains(&link))
+            || self.network.cuts.iter().any(|cut| cut.open && cut.links.contains(&link))
     }
 
     /// What a node's core says about whom to dial.
@@ -94,7 +106,7 @@ impl World {
         let hello = life.core.hello(to);
         self.network.streams = number;
         let target = self.addrs.get(&addr).copied().unwrap_or(0);
-        let delay = self.delay();
+        let delay = self.delay(at.0, target);
         match self.hosts.get(&target).and_then(|h| h.life.as_ref()).map(|l| (target, l.number)) {
             Some(place) if !self.is_cut(at.0, target) => {
                 self.after(delay, Event::Hello { from: at, to: place, stream: number, hello });
@@ -116,7 +128,7 @@ impl World {
         });
         self.wake(to);
         if !self.is_cut(to.0, from.0) {
-            let delay = self.delay();
+            let delay = self.delay(to.0, from.0);
             self.after(delay, Event::Welcome { at: from, peer: to, stream, welcome });
         }
     }
@@ -147,7 +159,7 @@ impl World {
     }
 
     fn dial_again(&mut self, at: Place, to: u64) {
-        let wait = self.draws.network.range(20 * MILLI, 120 * MILLI);
+        let wait = self.draws.link(at.0, to).range(20 * MILLI, 120 * MILLI);
         self.after(wait, Event::Dial { at, to });
     }
 
@@ -177,7 +189,7 @@ impl World {
             }
         }
         for (at, peer, stream) in broken {
-            let wait = self.draws.network.range(within.0, within.1);
+            let wait = self.draws.link(at.0, peer).range(within.0, within.1);
             self.after(wait, Event::Broken { at, peer, stream });
         }
     }
@@ -195,7 +207,7 @@ impl World {
             return;
         };
         let (number, place) = (stream.number, (to, stream.to_life));
-        if self.is_cut(at.0, to) || (self.profile.loss > 0.0 && self.draws.network.chance(self.profile.loss)) {
+        if self.is_cut(at.0, to) || (self.profile.loss > 0.0 && self.draws.link(at.0, to).chance(self.profile.loss)) {
             return;
         }
         let lane = match &body {
@@ -203,21 +215,18 @@ impl World {
             Body::Forward(_) => 1,
             Body::ForwardAnswer(_) | Body::OutcomeReport(_) | Body::OutcomeAnswer(_) => 0,
         };
-        let mut arrival = self.now + self.delay();
-        if self.profile.duplicates > 0.0 && self.draws.network.chance(self.profile.duplicates) {
-            let again = match &body {
-                Body::Raft(message) => Body::Raft(message.clone()),
-                Body::Forward(forward) => Body::Forward(forward.clone()),
-                Body::ForwardAnswer(answer) => Body::ForwardAnswer(answer.clone()),
-                Body::OutcomeReport(report) => Body::OutcomeReport(report.clone()),
-                Body::OutcomeAnswer(answer) => Body::OutcomeAnswer(*answer),
-            };
-            let far = if self.draws.network.chance(0.1) { 2000 } else { 50 };
-            let late = arrival + self.draws.network.range(0, far * MILLI);
-            self.schedule(late, Event::Deliver { from: at.0, to: place, stream: number, body: again });
+        let mut arrival = self.now + self.delay(at.0, to);
+        if self.profile.duplicates > 0.0 && self.draws.link(at.0, to).chance(self.profile.duplicates) {
+            let far = if self.draws.link(at.0, to).chance(0.1) { 2000 } else { 50 };
+            let late = arrival + self.draws.link(at.0, to).range(0, far * MILLI);
+            self.schedule(late, Event::Deliver { from: at.0, to: place, stream: number, body: copy(&body) });
         }
-        if self.profile.reorder > 0.0 && self.draws.network.chance(self.profile.reorder) {
-            arrival += self.draws.network.range(0, 30 * MILLI);
+        if self.profile.late > 0.0 && self.draws.link(at.0, to).chance(self.profile.late) {
+            let late = arrival + self.draws.link(at.0, to).range(50 * MILLI, 8000 * MILLI);
+            self.schedule(late, Event::Late { from: at.0, to, body: copy(&body) });
+        }
+        if self.profile.reorder > 0.0 && self.draws.link(at.0, to).chance(self.profile.reorder) {
+            arrival += self.draws.link(at.0, to).range(0, 30 * MILLI);
         } else if let Some(stream) = self.life(at).and_then(|l| l.streams.get_mut(&to)) {
             arrival = arrival.max(stream.arrival[lane]);
             stream.arrival[lane] = arrival;
@@ -239,6 +248,10 @@ impl World {
     pub fn deliver(&mut self, from: u64, to: Place, stream: u64, body: Body) {
         let Some(life) = self.life(to) else { return };
         if !life.accepted.contains(&(from, stream)) {
+            // Hung up here while the answer to its greeting was on its way: the connection is closed, and the other side sees that.
+            if let Some(at) = self.place(from) {
+                self.after(MILLI, Event::Broken { at, peer: to.0, stream });
+            }
             return;
         }
         match body {
@@ -251,6 +264,18 @@ impl World {
         self.wake(to);
     }
 
+    /// Something once said comes again, on whatever stream is open now.
+    pub fn late(&mut self, from: u64, to: u64, body: Body) {
+        if !self.turmoil || self.is_cut(from, to) {
+            return;
+        }
+        let Some(place) = self.place(to) else { return };
+        let stream = self.life(place).and_then(|l| l.accepted.iter().rev().find(|(peer, _)| *peer == from).copied());
+        if let Some((_, stream)) = stream {
+            self.deliver(from, place, stream, body);
+        }
+    }
+
     pub fn send_snapshot(&mut self, at: Place, send: SnapshotSend) {
         let SnapshotSend { to, meta, message } = send;
         let file = self.hosts.get(&at.0).and_then(|h| h.disk.files.get(&meta.index)).cloned();
@@ -261,8 +286,8 @@ impl World {
             meta.index
         );
         let (low, high) = self.profile.snapshot_send;
-        let time = skewed(&mut self.draws.network, low, high);
-        let broken = self.network.break_snapshots > 0 || self.draws.network.chance(self.profile.loss);
+        let time = skewed(self.draws.link(at.0, to), low, high);
+        let broken = self.network.break_snapshots > 0 || self.draws.link(at.0, to).chance(self.profile.loss);
         self.network.streams += 1;
         let number = self.network.streams;
         let Some(life) = self.life(at) else { return };
@@ -303,7 +328,7 @@ impl World {
         file: Option<Arc<Vec<u8>>>,
         message: Message,
     ) {
-        let delay = self.delay();
+        let delay = self.delay(to.0, from.0);
         let cut = self.is_cut(from.0, to.0);
         let Some(host) = self.hosts.get_mut(&to.0) else { return };
         let Some(life) = host.life.as_mut() else { return };
@@ -330,5 +355,15 @@ impl World {
             life.core.snapshot_sent(peer, delivered);
             self.wake(at);
         }
+    }
+}
+
+fn copy(body: &Body) -> Body {
+    match body {
+        Body::Raft(message) => Body::Raft(message.clone()),
+        Body::Forward(forward) => Body::Forward(forward.clone()),
+        Body::ForwardAnswer(answer) => Body::ForwardAnswer(answer.clone()),
+        Body::OutcomeReport(report) => Body::OutcomeReport(report.clone()),
+        Body::OutcomeAnswer(answer) => Body::OutcomeAnswer(*answer),
     }
 }

@@ -3,10 +3,12 @@
 //! Checked: one leader a term, one vote a term, log matching, leader completeness, durability before promises (S1), one and the
 //! same committed and applied sequence on all nodes, every outcome told is the true one (S15), reads are not stale (S16).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use raft::eraftpb::Entry;
+use raftify_engine::ClusterState;
 
+use super::history::History;
 use super::machine::mix;
 
 /// The log of a running node, as it was written, synced or not: (term, hash) of each entry.
@@ -67,7 +69,13 @@ pub struct Oracle {
     pub floor: u64,
     pub newest_committed: u64,
     pub acknowledged: u64,
+    pub history: History,
+    /// The members from an index on, as the first who came there said.
+    members: BTreeMap<u64, Members>,
 }
+
+/// Voters, learners, addresses.
+pub type Members = (Vec<u64>, Vec<u64>, Vec<(u64, String)>);
 
 fn slot<T: Clone>(of: &mut Vec<Option<T>>, index: u64) -> &mut Option<T> {
     let at = index as usize;
@@ -219,6 +227,23 @@ impl Oracle {
         assert_eq!(known, hash, "VIOLATION: node {node} restores another state at index {index}");
     }
 
+    /// A node says who the members are from this index on.
+    pub fn members_from(&mut self, node: u64, index: u64, members: Members) {
+        let known = self.members.entry(index).or_insert_with(|| members.clone());
+        assert_eq!(*known, members, "VIOLATION: node {node} has other members from index {index} on");
+    }
+
+    /// A node stores or sends who the members are at this index (S13).
+    pub fn members_at(&self, node: u64, what: &str, index: u64, cluster: &ClusterState) {
+        let Some((since, known)) = self.members.range(..=index).next_back() else { return };
+        let addresses = cluster.members().iter().map(|m| (m.id, m.addr.clone())).collect();
+        let members: Members = (cluster.voters.clone(), cluster.learners.clone(), addresses);
+        assert_eq!(
+            members, *known,
+            "VIOLATION: {what} of node {node} at {index} has other members than there were from index {since} on (S13)"
+        );
+    }
+
     /// The caller was told: done, with this result.
     pub fn done(&mut self, command: u64, index: u64, position: u64) {
         let at = self.command_at.get(&command).copied();
@@ -226,6 +251,7 @@ impl Oracle {
         let right = self.applied[index as usize].map(|(_, _, _, position)| position);
         assert_eq!(right, Some(position), "VIOLATION: command {command} has somebody else's result");
         self.acknowledged += 1;
+        self.history.written(command);
         self.floor = self.floor.max(index);
         self.promised.insert(command);
     }
@@ -241,6 +267,12 @@ impl Oracle {
             "VIOLATION: command {command} is applied and its caller was told that it is certainly not done"
         );
         self.never.insert(command);
+        self.history.unwritten(command);
+    }
+
+    /// What was certainly not done is asked for again.
+    pub fn again(&mut self, command: u64) {
+        self.never.remove(&command);
     }
 
     /// At the end: all that was promised is there.
@@ -248,5 +280,6 @@ impl Oracle {
         let mut lost: Vec<&u64> = self.promised.iter().filter(|c| !self.command_at.contains_key(c)).collect();
         lost.sort_unstable();
         assert!(lost.is_empty(), "VIOLATION: promised and never applied: {lost:?}");
+        self.history.check();
     }
 }

@@ -3,22 +3,22 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
-use std::time::Duration;
 
 use raft::eraftpb::Message;
-use raftify_engine::config::Config;
 use raftify_engine::core::{founding_digest, Body, Fetch};
 use raftify_engine::log::{Identity, SnapshotMeta};
 use raftify_engine::wire::{Hello, Welcome};
 use raftify_engine::Uid;
 
+use super::act::{Act, Step};
 use super::clients::Clients;
-use super::disk::{Disk, Image, Sabotage};
-use super::draws::{pick, Draws};
+use super::disk::{Disk, Image};
+use super::draws::Draws;
 use super::host::Host;
 use super::machine::mix;
 use super::network::Network;
 use super::oracle::Oracle;
+pub use super::profile::Profile;
 
 pub const MILLI: u64 = 1000;
 pub const SECOND: u64 = 1_000_000;
@@ -94,11 +94,44 @@ pub enum Event {
         send: u64,
         delivered: bool,
     },
+    /// A message of long ago comes once more.
+    Late {
+        from: u64,
+        to: u64,
+        body: Body,
+    },
     Restart(u64),
     Move(u64, String),
+    /// A command that was certainly not done is asked for again.
+    Retry(Retry),
     Client,
     Fault,
-    Heal(u64),
+    /// Of a script.
+    Act(Box<Act>),
+    /// Links go down, and up again, so many more times.
+    Cut {
+        cut: u64,
+        long: u64,
+        gap: u64,
+        times: u64,
+    },
+    Heal {
+        cut: u64,
+        long: u64,
+        gap: u64,
+        times: u64,
+    },
+    /// The power goes at a machine whose process is down.
+    Power(u64),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Retry {
+    pub node: u64,
+    pub command: u64,
+    pub padding: u64,
+    pub timeout: Option<u64>,
+    pub left: u64,
 }
 
 impl Event {
@@ -118,20 +151,35 @@ impl Event {
             | Event::Snapshot { to, .. } => Some(*to),
             // The kernel goes on syncing although the process is stopped; its word comes later.
             Event::Synced(at) => Some(*at),
-            Event::Restart(_) | Event::Move(..) | Event::Client | Event::Fault | Event::Heal(_) => None,
+            Event::Late { .. }
+            | Event::Restart(_)
+            | Event::Move(..)
+            | Event::Retry(_)
+            | Event::Client
+            | Event::Fault
+            | Event::Act(_)
+            | Event::Cut { .. }
+            | Event::Heal { .. }
+            | Event::Power(_) => None,
         }
+    }
+
+    /// What comes from outside happens before all else of the same moment: in a run that draws it, and in one that replays it.
+    fn class(&self) -> u8 {
+        u8::from(!matches!(self, Event::Client | Event::Fault | Event::Act(_)))
     }
 }
 
 struct Scheduled {
     at: u64,
+    class: u8,
     number: u64,
     event: Event,
 }
 
 impl PartialEq for Scheduled {
     fn eq(&self, other: &Self) -> bool {
-        (self.at, self.number) == (other.at, other.number)
+        (self.at, self.class, self.number) == (other.at, other.class, other.number)
     }
 }
 impl Eq for Scheduled {}
@@ -142,129 +190,7 @@ impl PartialOrd for Scheduled {
 }
 impl Ord for Scheduled {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}
-
-/// What kind of run this is.
-#[derive(Clone, Debug)]
-pub struct Profile {
-    pub nodes: u64,
-    /// How long faults and clients go on, in microseconds.
-    pub turmoil: u64,
-    pub tick: u64,
-    pub config: Config,
-    /// Microseconds from one node to the other.
-    pub delay: (u64, u64),
-    pub loss: f64,
-    pub duplicates: f64,
-    pub reorder: f64,
-    /// Of a sync.
-    pub sync: (u64, u64),
-    pub machine: (u64, u64),
-    pub restore: (u64, u64),
-    pub snapshot_file: (u64, u64),
-    pub snapshot_send: (u64, u64),
-    /// Messages go through raft's codec.
-    pub codec: bool,
-    /// Between two requests of clients, on average.
-    pub client_every: u64,
-    /// Between two faults, on average; 0: none.
-    pub fault_every: u64,
-    pub membership: bool,
-    pub snapshot_requests: bool,
-    pub padding: u64,
-    /// Parts in a thousand by which clocks run fast or slow.
-    pub clock_skew: u64,
-    /// Directories that may be lost for good.
-    pub wipes: u64,
-    /// State machines are durable by themselves, and come back at or behind what they had applied (S7).
-    pub durable_machine: bool,
-    pub sabotage: Option<Sabotage>,
-}
-
-impl Profile {
-    /// Nothing goes wrong.
-    pub fn quiet(nodes: u64) -> Self {
-        let tick = 10 * MILLI;
-        Profile {
-            nodes,
-            turmoil: 2 * SECOND,
-            tick,
-            config: Config {
-                tick_interval: Duration::from_micros(tick),
-                snapshot_entries: 0,
-                snapshot_bytes: 0,
-                ..Config::default()
-            },
-            delay: (200, 1000),
-            loss: 0.0,
-            duplicates: 0.0,
-            reorder: 0.0,
-            sync: (200, 1500),
-            machine: (50, 500),
-            restore: (500, 5000),
-            snapshot_file: (500, 5000),
-            snapshot_send: (1000, 20_000),
-            codec: false,
-            client_every: 5 * MILLI,
-            fault_every: 0,
-            membership: false,
-            snapshot_requests: false,
-            padding: 100,
-            clock_skew: 0,
-            wipes: 0,
-            durable_machine: false,
-            sabotage: None,
-        }
-    }
-
-    pub fn drawn(draws: &mut Draws) -> Self {
-        let rng = &mut draws.profile;
-        let mut profile = Profile::quiet(pick(rng, &[1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 7]));
-        profile.turmoil = rng.range(3, 10) * SECOND;
-        profile.delay = (100, pick(rng, &[500, 2000, 8000, 30_000]));
-        profile.sync = (100, pick(rng, &[500, 3000, 20_000, 80_000]));
-        profile.machine = (10, pick(rng, &[200, 2000, 20_000, 200_000]));
-        if rng.chance(0.5) {
-            profile.loss = pick(rng, &[0.001, 0.01, 0.1]);
-        }
-        if rng.chance(0.5) {
-            profile.duplicates = pick(rng, &[0.001, 0.02, 0.2]);
-        }
-        if rng.chance(0.3) {
-            profile.reorder = pick(rng, &[0.01, 0.1]);
-        }
-        profile.codec = rng.chance(0.25);
-        profile.client_every = pick(rng, &[2, 5, 20, 50]) * MILLI;
-        if rng.chance(0.9) {
-            profile.fault_every = pick(rng, &[50, 200, 600, 1500]) * MILLI;
-        }
-        profile.membership = rng.chance(0.5);
-        profile.snapshot_requests = rng.chance(0.5);
-        profile.padding = pick(rng, &[0, 100, 3000]);
-        profile.clock_skew = pick(rng, &[0, 0, 20, 200]);
-        let config = &mut profile.config;
-        config.check_quorum = !rng.chance(0.05);
-        config.pre_vote = !rng.chance(0.15);
-        config.snapshot_entries = pick(rng, &[0, 7, 20, 60, 200]);
-        config.snapshot_bytes = pick(rng, &[0, 0, 3000, 30_000]);
-        config.trailing_entries = pick(rng, &[0, 3, 20, 200]);
-        config.max_size_per_msg = pick(rng, &[1, 300, 4096, 1 << 20]);
-        config.max_inflight_msgs = pick(rng, &[1, 4, 256]);
-        config.max_committed_size_per_ready = pick(rng, &[1, 2000, 16 << 20]);
-        config.max_unapplied_entries = pick(rng, &[20, 1_000_000, 1_000_000]);
-        config.max_pending_proposals = pick(rng, &[10, 100_000, 100_000]);
-        if rng.chance(0.2) {
-            config.snapshot_interval = Some(Duration::from_millis(rng.range(50, 2000)));
-        }
-        if !profile.membership && rng.chance(0.3) {
-            profile.wipes = (profile.nodes - 1) / 2;
-        }
-        profile.durable_machine = rng.chance(0.3);
-        profile.config.outcomes_window = pick(rng, &[4, 30, 300, 8192]);
-        profile.config.verify_results = rng.chance(0.3);
-        profile
+        (self.at, self.class, self.number).cmp(&(other.at, other.class, other.number))
     }
 }
 
@@ -280,6 +206,8 @@ pub struct World {
     pub clients: Clients,
     /// Faults and clients may still act.
     pub turmoil: bool,
+    /// All that came from outside.
+    pub steps: Vec<Step>,
     pub told: bool,
     pub events: u64,
     /// A running hash of all that happens: equal for equal seeds.
@@ -301,6 +229,7 @@ impl World {
             oracle: Oracle::default(),
             clients: Clients::default(),
             turmoil: true,
+            steps: Vec::new(),
             told,
             events: 0,
             trace: mix(0, seed),
@@ -311,7 +240,7 @@ impl World {
         let initial: BTreeMap<u64, String> = (1..=world.profile.nodes).map(|id| (id, format!("host:{id}"))).collect();
         for (id, addr) in &initial {
             world.add_host(*id, addr.clone(), initial.clone());
-            let at = world.now + world.draws.nodes.range(0, 50 * MILLI);
+            let at = world.now + world.draws.node(*id).range(0, 50 * MILLI);
             world.schedule(at, Event::Restart(*id));
         }
         world
@@ -319,20 +248,22 @@ impl World {
 
     /// A machine with an empty disk; not started yet.
     pub fn add_host(&mut self, id: u64, addr: String, initial: BTreeMap<u64, String>) {
-        let directory = Uid(u128::from(self.draws.nodes.next()) << 64 | u128::from(self.draws.nodes.next()));
+        let rng = self.draws.node(id);
+        let directory = Uid(u128::from(rng.next()) << 64 | u128::from(rng.next()));
         let digest = if initial.is_empty() { 0 } else { founding_digest("sim", &initial) };
         let identity = Identity { node_id: id, directory, digest, cluster_id: "sim".into(), incarnation: None };
         let disk = Disk::new(Image::born(identity, &initial));
         let skew = self.profile.clock_skew;
-        let rate = 1000 + self.draws.nodes.range(0, skew + 1) - skew / 2;
-        let wall = self.draws.nodes.range(0, 10 * SECOND);
+        let rng = self.draws.node(id);
+        let rate = 1000 + rng.range(0, skew + 1) - skew / 2;
+        let wall = rng.range(0, 10 * SECOND);
         self.addrs.insert(addr.clone(), id);
         self.hosts.insert(id, Host::new(id, addr, initial, disk, rate, wall));
     }
 
     pub fn schedule(&mut self, at: u64, event: Event) {
         self.number += 1;
-        self.queue.push(Reverse(Scheduled { at: at.max(self.now), number: self.number, event }));
+        self.queue.push(Reverse(Scheduled { at: at.max(self.now), class: event.class(), number: self.number, event }));
     }
 
     pub fn after(&mut self, delay: u64, event: Event) {
@@ -361,7 +292,12 @@ impl World {
                 let paused = self.hosts[&place.0].paused_until;
                 if paused > self.now {
                     self.number += 1;
-                    self.queue.push(Reverse(Scheduled { at: paused, number: self.number, event: next.event }));
+                    self.queue.push(Reverse(Scheduled {
+                        at: paused,
+                        class: next.class,
+                        number: self.number,
+                        event: next.event,
+                    }));
                     continue;
                 }
             }
@@ -410,9 +346,14 @@ impl World {
             Event::SnapshotSent { at, peer, send, delivered } => self.snapshot_sent(at, peer, send, delivered),
             Event::Restart(id) => self.start(id),
             Event::Move(id, addr) => self.relocate(id, addr),
+            Event::Late { from, to, body } => self.late(from, to, body),
+            Event::Retry(retry) => self.retry(retry),
             Event::Client => self.client_acts(),
             Event::Fault => self.fault_strikes(),
-            Event::Heal(number) => self.heal(number),
+            Event::Act(act) => self.perform(*act),
+            Event::Cut { cut, long, gap, times } => self.cut(cut, long, gap, times),
+            Event::Heal { cut, long, gap, times } => self.heal(cut, long, gap, times),
+            Event::Power(id) => self.kill(id, true),
         }
     }
 }

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use prost::Message as _;
 use raft::eraftpb::Entry;
 
+use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::entry::{Context, Founding, Kind};
 use super::{Core, FOUNDING_INDEX, FOUNDING_TERM};
@@ -320,7 +321,7 @@ impl Core {
             return;
         }
         let fresh = others().count().saturating_add(1);
-        if fresh > self.initial.len() / 2 {
+        if fresh > self.initial.len() / 2 || bugs::on(Bug::FreshDirectoriesVote) {
             self.greetings.founding_open = true;
         }
     }
@@ -422,18 +423,25 @@ impl Core {
         if !self.cluster.incarnation.is_empty() {
             return match self.cluster.member(peer) {
                 // A leader counts only whom its log records; a follower may lag behind the entry that records its leader.
-                Some(member) if member.directory.is_empty() => {
-                    let theirs = self.greetings.seen.get(&peer).and_then(|s| s.incarnation);
-                    !self.is_leader() && theirs.is_some() && theirs == self.identity.incarnation
-                }
+                Some(member) if member.directory.is_empty() => !self.is_leader() && self.shares_incarnation(peer),
                 Some(member) => seen.is_none() || Uid::from_bytes(&member.directory) == seen,
                 None => true,
             };
         }
         match &self.greetings.heard {
-            Some(heard) => heard.get(&peer).is_some_and(|directory| seen.is_none_or(|s| s == *directory)),
+            Some(heard) => {
+                let named = heard.get(&peer).is_some_and(|directory| seen.is_none_or(|s| s == *directory));
+                // An entry of ours that founds the cluster and did not last: whoever lasted replaces it, and is listened to.
+                named || (!self.is_leader() && self.shares_incarnation(peer) && !bugs::on(Bug::GreetsFoundersOnce))
+            }
             None => true,
         }
+    }
+
+    /// It says that it is of the cluster that this directory is known to be of.
+    fn shares_incarnation(&self, peer: NodeId) -> bool {
+        let theirs = self.greetings.seen.get(&peer).and_then(|s| s.incarnation);
+        theirs.is_some() && theirs == self.identity.incarnation
     }
 
     pub(super) fn heard(&mut self, peer: NodeId) {
@@ -478,6 +486,15 @@ impl Core {
     pub(super) fn unrecorded_acquaintances(&self) -> Vec<NodeId> {
         let unrecorded = self.cluster.members().iter().filter(|m| m.directory.is_empty() && m.id != self.id);
         unrecorded.map(|m| m.id).filter(|id| self.greetings.seen.contains_key(id)).collect()
+    }
+
+    /// Members that spoke to this node when they were not of any cluster yet.
+    pub(super) fn acquaintances_before_founding(&self) -> Vec<NodeId> {
+        if bugs::on(Bug::GreetsFoundersOnce) {
+            return self.unrecorded_acquaintances();
+        }
+        let members = self.cluster.members().iter().map(|m| m.id).filter(|id| *id != self.id);
+        members.filter(|id| self.greetings.seen.get(id).is_some_and(|seen| seen.incarnation.is_none())).collect()
     }
 
     /// What the log says of a member's address is newer than what it said itself before.

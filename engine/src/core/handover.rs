@@ -4,6 +4,7 @@
 use prost::Message as _;
 use raft::eraftpb::Entry;
 
+use super::bugs::{self, Bug};
 use super::entry::{is_conf_change, Context, Founding, Kind};
 use super::membership::{self, Awaited};
 use super::requests::{State, What};
@@ -21,7 +22,9 @@ impl Core {
         self.raw.store().for_each(from, upto, |entry| {
             bytes = bytes.saturating_add(entry.data.len() as u64);
             if is_conf_change(entry) {
-                ours.push(entry.clone());
+                if !bugs::on(Bug::MembersAtAppend) {
+                    ours.push(entry.clone());
+                }
             } else if let Some(context) = Context::of(entry) {
                 newest_time = newest_time.max(context.time_us);
                 if context.kind != Kind::Command {
@@ -71,7 +74,7 @@ impl Core {
         }
     }
 
-    fn apply_own(&mut self, entry: &Entry) {
+    pub(super) fn apply_own(&mut self, entry: &Entry) {
         let context = Context::of(entry);
         let request = context
             .filter(|c| c.origin.node == self.id && c.origin.start == self.start && c.origin.sequence != u64::MAX)
@@ -97,8 +100,11 @@ impl Core {
                 let id = match cluster.member_at(&addr) {
                     Some(member) => member.id,
                     None => {
-                        let id = cluster.next_id;
-                        cluster.next_id = id.saturating_add(1);
+                        let mut id = cluster.next_id;
+                        if bugs::on(Bug::ReusesIds) {
+                            id = cluster.members().iter().map(|m| m.id).max().unwrap_or(0).saturating_add(1);
+                        }
+                        cluster.next_id = cluster.next_id.max(id.saturating_add(1));
                         id
                     }
                 };

@@ -6,17 +6,15 @@ use std::collections::VecDeque;
 
 use raft::eraftpb::{Entry, EntryType};
 
+use super::bugs::{self, Bug};
 use super::entry::{Context, Kind};
 use super::requests::State;
 use super::{outcomes, Core, Fetch};
+use crate::config::Config;
 use crate::error::{Committed, Error, ErrorCode};
 use crate::log::SnapshotMeta;
 use crate::machine::{ApplyBatch, ApplyEntry, MachineAnswer, MachineRequest, Outcome};
 use crate::request::{Reply, Token};
-
-const BATCHES: usize = 3;
-const BATCH_ENTRIES: usize = 4096;
-const BATCH_BYTES: u64 = 1 << 20;
 
 enum Outstanding {
     Apply {
@@ -62,7 +60,9 @@ impl MachineStream {
             outstanding: VecDeque::new(),
             next_index: applied.saturating_add(1),
             applied,
-            start_from: snapshot.filter(|s| s.has_file && durable.is_none()).cloned(),
+            start_from: snapshot
+                .filter(|s| s.has_file && durable.is_none() && !bugs::on(Bug::DoesNotRestoreAtStart))
+                .cloned(),
             told_restored: false,
             overtaken: false,
             fetching: None,
@@ -88,7 +88,8 @@ impl MachineStream {
     pub fn restore(&mut self, index: u64, outcomes: Option<u64>) -> u64 {
         let id = self.next_id();
         self.outstanding.push_back(Outstanding::Restore { id, index, outcomes });
-        self.next_index = index.saturating_add(1);
+        let replayed = if bugs::on(Bug::ReplaysOverTheSnapshot) { 1 } else { 0 };
+        self.next_index = index.saturating_add(1).saturating_sub(replayed);
         self.fetched.clear();
         self.fetching = None;
         id
@@ -133,7 +134,7 @@ impl Core {
             self.restore_machine(&meta);
         }
         while !self.machine.restoring()
-            && self.machine.outstanding.len() < BATCHES
+            && (self.machine.outstanding.len() as u64) < self.config.machine_batches
             && self.machine.next_index <= self.handed
         {
             if !self.queue_batch() {
@@ -173,7 +174,7 @@ impl Core {
     fn queue_batch(&mut self) -> bool {
         let low = self.machine.next_index;
         let high = self.handed;
-        let mut batch = BatchMaker::new(self.id, self.start, self.cluster.verify_results_after);
+        let mut batch = BatchMaker::new(self.id, self.start, self.cluster.verify_results_after, &self.config);
         if self.raw.store().tail_first() <= low {
             let requests = &self.requests.pending;
             self.raw.store().for_each(low, high, |entry| batch.add(entry, |r| requests.get(&r).map(|p| p.token)));
@@ -184,7 +185,7 @@ impl Core {
                     let id = self.machine.next_id();
                     self.machine.fetching = Some(id);
                     let high = high.saturating_add(1).min(self.raw.store().tail_first().max(low.saturating_add(1)));
-                    self.out.fetches.push(Fetch { id, low, high, max_bytes: BATCH_BYTES });
+                    self.out.fetches.push(Fetch { id, low, high, max_bytes: self.config.machine_batch_bytes });
                 }
                 return false;
             }
@@ -332,6 +333,8 @@ fn verified_after(since: u64) -> impl Fn(u64) -> bool {
 struct BatchMaker {
     node: u64,
     start: u64,
+    max_entries: u64,
+    max_bytes: u64,
     verify_results_after: u64,
     batch: ApplyBatch,
     wanted: Vec<(u64, u64, u64)>,
@@ -340,11 +343,13 @@ struct BatchMaker {
 }
 
 impl BatchMaker {
-    fn new(node: u64, start: u64, verify_results_after: u64) -> Self {
+    fn new(node: u64, start: u64, verify_results_after: u64, config: &Config) -> Self {
         BatchMaker {
             node,
             start,
             verify_results_after,
+            max_entries: config.machine_batch_entries,
+            max_bytes: config.machine_batch_bytes,
             batch: ApplyBatch::default(),
             wanted: Vec::new(),
             last: None,
@@ -357,11 +362,12 @@ impl BatchMaker {
         let context = (entry.entry_type == EntryType::EntryNormal as i32).then(|| Context::of(entry)).flatten();
         if let Some(context) = context.filter(|c| c.kind == Kind::Command) {
             let bytes = self.batch.data.len().saturating_add(entry.data.len()) as u64;
-            if self.batch.entries.len() >= BATCH_ENTRIES || (bytes > BATCH_BYTES && !self.batch.entries.is_empty()) {
+            let full = self.batch.entries.len() as u64 >= self.max_entries || bytes > self.max_bytes;
+            if full && !self.batch.entries.is_empty() {
                 return false;
             }
             let origin = context.origin;
-            let ours = origin.node == self.node && origin.start == self.start;
+            let ours = (origin.node == self.node && origin.start == self.start) || bugs::on(Bug::RepliesByBareCounter);
             let token = ours.then(|| token_of(origin.sequence)).flatten();
             if token.is_some() {
                 self.wanted.push((entry.index, entry.term, origin.sequence));

@@ -16,6 +16,10 @@
 
 mod actions;
 mod appends;
+#[cfg(feature = "known-bugs")]
+pub mod bugs;
+#[cfg(not(feature = "known-bugs"))]
+mod bugs;
 mod check;
 mod deadlines;
 mod divergence;
@@ -63,6 +67,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
 use crate::request::Reply;
 use crate::status::{Event, Role};
+use bugs::Bug;
 use divergence::Divergence;
 use greeting::Greetings;
 use machine_stream::MachineStream;
@@ -238,7 +243,7 @@ impl Core {
             min_election_tick: low as usize,
             max_election_tick: high as usize,
             // Done by ourselves, without its fault: see `appends`.
-            batch_append: false,
+            batch_append: bugs::on(Bug::MergesAppendsBlindly),
             priority: config.priority,
             // Bounded by us before raft sees a proposal: raft would drop the whole batch.
             max_uncommitted_size: raft::NO_LIMIT,
@@ -261,6 +266,8 @@ impl Core {
             None => (machine.applied() == 0).then_some(0),
         };
         let outcomes = Outcomes::new(outcomes_window, machine.applied(), sum);
+        let replayed =
+            log.snapshot.clone().filter(|s| bugs::on(Bug::SnapshotWithOldMembers) && s.index < log.cluster.index);
         let mut core = Core {
             id: node_id,
             addr,
@@ -294,6 +301,9 @@ impl Core {
             config,
             out: Actions::default(),
         };
+        if let Some(snapshot) = replayed {
+            core.versions.push_front((snapshot.index, Arc::new(snapshot.cluster)));
+        }
         core.announce_peers();
         Ok(core)
     }
@@ -428,6 +438,7 @@ impl Core {
     /// Everything that follows from the inputs since the last call.
     pub fn poll(&mut self) -> Actions {
         if self.failed.is_none() {
+            self.commit_too_much();
             self.note_role();
             self.found_cluster();
             self.flush_proposals();
@@ -451,6 +462,16 @@ impl Core {
         std::mem::take(&mut self.out)
     }
 
+    fn commit_too_much(&mut self) {
+        if bugs::on(Bug::CommitsEntriesOfOldTerms) && self.is_leader() {
+            let (majority, _) = self.raw.raft.mut_prs().maximal_committed_index();
+            let log = &mut self.raw.raft.raft_log;
+            if majority > log.committed && majority <= log.last_index() {
+                log.commit_to(majority);
+            }
+        }
+    }
+
     /// More to do although no input came.
     pub fn has_more(&self) -> bool {
         self.failed.is_none() && self.raw.has_ready()
@@ -466,7 +487,7 @@ impl Core {
         let mut held = Vec::new();
         for message in appends::merge(ready.take_messages(), self.config.max_size_per_msg) {
             // S1: a leader's messages go at once, but not before its term and vote are durable (a single voter wins inside `campaign()`).
-            if new_vote || !term_is_durable {
+            if (new_vote || !term_is_durable) && !bugs::on(Bug::SendsBeforeItsTermIsDurable) {
                 self.hold(&mut held, message);
             } else {
                 self.post(message);
@@ -478,18 +499,37 @@ impl Core {
                 MessageType::from_i32(message.msg_type),
                 Some(MessageType::MsgHeartbeatResponse | MessageType::MsgRequestPreVoteResponse)
             );
-            if passes && term_is_durable && !leads && !new_vote {
+            let passes_by_mistake = bugs::on(Bug::AcknowledgesBeforeSync)
+                || (bugs::on(Bug::VotesPassTheDisk) && message.msg_type == MessageType::MsgRequestVoteResponse as i32);
+            if (passes && term_is_durable && !leads && !new_vote) || passes_by_mistake {
                 self.post(message);
             } else {
                 self.hold(&mut held, message);
             }
         }
         let installed = (!ready.snapshot().is_empty()).then(|| self.install_snapshot(ready.snapshot())).flatten();
-        let entries = Arc::new(ready.take_entries());
+        let mut entries = ready.take_entries();
+        if bugs::on(Bug::KeepsConflictingSuffix) {
+            if let (Some(first), Some(last)) = (entries.first().map(|e| e.index), entries.last().map(|e| e.index)) {
+                if first <= self.raw.store().last() {
+                    let keep = &mut entries;
+                    self.raw.store().for_each(last.saturating_add(1), u64::MAX, |entry| {
+                        keep.push(entry.clone());
+                        true
+                    });
+                }
+            }
+        }
+        let entries = Arc::new(entries);
         if !entries.is_empty() {
             self.note_appended(&entries);
             // S3: readable from memory before raft lets go of them.
             self.raw.mut_store().append(Arc::clone(&entries));
+            if bugs::on(Bug::MembersAtAppend) {
+                for entry in entries.iter().filter(|e| entry::is_conf_change(e)) {
+                    self.apply_own(entry);
+                }
+            }
         }
         let read_states = ready.take_read_states();
         let committed = ready.committed_entries().last().map(|e| e.index);
@@ -498,6 +538,9 @@ impl Core {
         if must_write {
             let entries = (!entries.is_empty()).then_some(entries);
             self.write_ready(number, hard_state, entries, installed, held);
+        } else if bugs::on(Bug::ReadyWithoutWriteDoesNotWait) {
+            self.out.messages.extend(held);
+            self.raw.on_persist_ready(number);
         } else if let Some(held) = self.writes.hold_behind(number, held) {
             // Nothing is being written: it is as durable as it will be.
             self.raw.on_persist_ready(number);
@@ -608,8 +651,9 @@ impl Core {
             }
         }
         if before.incarnation.is_empty() && !self.cluster.incarnation.is_empty() {
-            // Streams greeted before the founding, of members whom its entry does not name: they greet anew, to be recorded (S11).
-            self.out.disconnect.extend(self.unrecorded_acquaintances());
+            // Streams greeted before the founding: all greet anew, whom its entry does not name to be recorded (S11), the others to
+            // hear of it, for their own log may hold an entry that founds and did not last.
+            self.out.disconnect.extend(self.acquaintances_before_founding());
         }
         if members_changed {
             self.forget_learned(&before);

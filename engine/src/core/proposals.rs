@@ -3,6 +3,7 @@
 use prost::Message as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
+use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::entry::{Context, Kind, Origin};
 use super::membership::{plan, Awaited, Change, Step};
@@ -90,7 +91,7 @@ impl Core {
     }
 
     fn context(&mut self, kind: Kind, node: NodeId, start: u64, sequence: u64) -> Vec<u8> {
-        let time_us = self.newest_time_us.max(self.wall_us);
+        let time_us = if bugs::on(Bug::ClockGoesBack) { self.wall_us } else { self.newest_time_us.max(self.wall_us) };
         Context { kind, time_us, origin: Origin { node, start, sequence } }.encode()
     }
 
@@ -335,11 +336,15 @@ impl Core {
     pub(super) fn give_up_forwards(&mut self) {
         let patience = u64::try_from(self.config.election_timeout().as_micros()).unwrap_or(u64::MAX).saturating_mul(5);
         while let Some(oldest) = self.requests.forwards.first_entry() {
-            if oldest.get().0.saturating_add(patience) > self.now {
+            if oldest.get().0.saturating_add(patience) > self.now || bugs::on(Bug::ForwardsWithoutEnd) {
                 return;
             }
             let (_, requests) = oldest.remove();
             for request in requests {
+                if bugs::on(Bug::SendsForwardsAgain) {
+                    self.try_again(request);
+                    continue;
+                }
                 if matches!(self.requests.pending.get(&request).map(|p| p.state), Some(State::Forwarded { .. })) {
                     let error = Error::unknown(
                         ErrorCode::ConnectionFailed,
@@ -369,7 +374,7 @@ impl Core {
         let (start, number) = (forward.start, forward.number);
         let at = self.requests.taken.iter().position(|(node, s, _)| *node == from && *s == start);
         let newest = at.and_then(|i| self.requests.taken.get(i)).map_or(0, |(_, _, n)| *n);
-        if number <= newest {
+        if number <= newest && !bugs::on(Bug::TakesForwardsTwice) {
             // A duplicate: it was answered before, and must not be taken twice (S15).
             return;
         }
@@ -539,7 +544,9 @@ impl Core {
             Some(State::Placed { committed: true, .. }) => true,
             Some(_) | None => false,
         };
-        let error = if committed {
+        let error = if bugs::on(Bug::OvertakenMeansNotDone) && !committed {
+            Error::not_done(ErrorCode::LeadershipLost, "a snapshot overtook it")
+        } else if committed {
             Error::new(
                 ErrorCode::ResultLost,
                 crate::Committed::Yes,

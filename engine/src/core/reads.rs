@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use raft::ReadState;
 
+use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::Core;
 use crate::request::Reply;
@@ -35,6 +36,7 @@ impl Reads {
 impl Core {
     fn read_context(&self, counter: u64) -> Vec<u8> {
         let mut context = Vec::with_capacity(24);
+        let counter = if bugs::on(Bug::ReusesReadContext) { 1 } else { counter };
         for number in [self.id, self.start, counter] {
             context.extend_from_slice(&number.to_le_bytes());
         }
@@ -53,6 +55,14 @@ impl Core {
         let counter = self.reads.counter;
         let requests = std::mem::take(&mut self.reads.waiting);
         self.reads.rounds.push(Round { counter, started: self.now, requests });
+        if bugs::on(Bug::ReadsWithoutAsking) && self.is_leader() {
+            let commit = self.raw.raft.raft_log.committed;
+            if let Some(round) = self.reads.rounds.pop() {
+                self.reads.confirmed.entry(commit).or_default().extend(round.requests);
+            }
+            self.reads_applied();
+            return;
+        }
         let context = self.read_context(counter);
         self.raw.read_index(context);
     }
@@ -97,7 +107,8 @@ impl Core {
     /// The state machine has moved: what waited for it is ready.
     pub(super) fn reads_applied(&mut self) {
         let applied = self.machine.applied();
-        while self.reads.confirmed.first_key_value().is_some_and(|(index, _)| *index <= applied) {
+        let limit = if bugs::on(Bug::ReadsBeforeApplied) { u64::MAX } else { applied };
+        while self.reads.confirmed.first_key_value().is_some_and(|(index, _)| *index <= limit) {
             let Some((_, requests)) = self.reads.confirmed.pop_first() else { return };
             for request in requests {
                 self.complete(request, Ok(Reply::ReadIndex(applied)));

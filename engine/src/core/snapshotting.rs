@@ -6,6 +6,7 @@ use std::sync::Arc;
 use raft::eraftpb::{Message, Snapshot};
 use raft::SnapshotStatus;
 
+use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::requests::State;
 use super::tail::WantedEntries;
@@ -157,6 +158,10 @@ impl Core {
         };
         let mut cluster = cluster;
         cluster.time_us = self.time_us;
+        if bugs::on(Bug::SnapshotForgetsIds) {
+            cluster.next_id = cluster.members().iter().map(|m| m.id).max().unwrap_or(0).saturating_add(1);
+            cluster.removed.clear();
+        }
         let id = self.machine.next_id();
         let asked = std::mem::take(&mut self.snapshots.asked);
         self.snapshots.wanted = false;
@@ -208,6 +213,9 @@ impl Core {
         let compact_to = compact_to.max(self.raw.store().first().saturating_sub(1));
         self.snapshots.naming = making.asked;
         self.snapshots.naming_index = meta.index;
+        if bugs::on(Bug::PrunesBeforeTheLogNamesIt) {
+            self.prune = Some(Arc::clone(&meta));
+        }
         self.writes.name_snapshot(meta, compact_to);
     }
 

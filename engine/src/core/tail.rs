@@ -107,6 +107,10 @@ impl Tail {
         self.first_index
     }
 
+    pub fn last(&self) -> u64 {
+        self.last_index
+    }
+
     /// First index held in memory; `last + 1` when none is.
     pub fn tail_first(&self) -> u64 {
         self.chunks.front().map_or(self.last_index.saturating_add(1), |c| c.first)

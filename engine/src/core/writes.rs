@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::{Entry, HardState};
 
+use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::{Core, Outbound};
 use crate::log::{ClusterRecord, LogWrite, SnapshotMeta};
@@ -35,6 +36,8 @@ pub(super) struct Writes {
     extra: LogWrite,
     extra_named: Option<(Arc<SnapshotMeta>, u64)>,
     hung: bool,
+    /// Last index that was written.
+    newest_index: u64,
 }
 
 /// The stored configuration's index may lag behind this far: so many entries are read into memory at start.
@@ -52,6 +55,7 @@ impl Writes {
             extra: LogWrite::default(),
             extra_named: None,
             hung: false,
+            newest_index: 0,
         }
     }
 
@@ -113,7 +117,7 @@ impl Core {
             // What was to be said about the old log is void.
             write.snapshot = Some(Arc::clone(meta));
             write.compact_to = None;
-            write.reset = true;
+            write.reset = !bugs::on(Bug::InstallKeepsTheLog) || meta.index >= self.writes.newest_index;
             self.writes.extra_named = None;
         }
         self.issue(write, hard_state, Some(ready), installed, held);
@@ -152,9 +156,15 @@ impl Core {
             cluster.time_us = self.time_us;
             write.cluster = Some(Arc::new(ClusterRecord { index, cluster }));
             // S13: configuration and a commit at or above its index in the same write.
-            write.hard_state = Some(hard_state.clone());
+            write.hard_state = (!bugs::on(Bug::StoresMembersAboveCommit)).then(|| hard_state.clone());
             self.writes.saved_cluster_index = index;
             self.writes.cluster_dirty = false;
+        }
+        if let Some(state) = write.hard_state.as_mut().filter(|_| bugs::on(Bug::ForgetsItsVote)) {
+            state.vote = 0;
+        }
+        if let Some(last) = write.entries.as_ref().and_then(|e| e.last()) {
+            self.writes.newest_index = last.index;
         }
         self.writes.in_flight.push_back(InFlight {
             number: write.number,
@@ -199,7 +209,9 @@ impl Core {
         if age > limit && !self.writes.hung {
             self.writes.hung = true;
             self.out.events.push(Event::DiskHung { millis: age / 1000 });
-            self.abdicate();
+            if !bugs::on(Bug::LeadsWithHungDisk) {
+                self.abdicate();
+            }
         }
     }
 }
