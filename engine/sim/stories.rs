@@ -37,6 +37,29 @@ impl World {
 }
 
 #[test]
+fn s11_a_node_whose_own_founding_did_not_last_follows_the_leader_of_the_one_that_did() {
+    for seed in 0..20 {
+        let mut world = World::scripted(seed, Profile::quiet(3));
+        // It is elected by two, and cut off before anybody has its founding entry, which does not name the third.
+        world.hosts.get_mut(&3).unwrap().retired = true;
+        world.perform(Act::CutLeaders { count: 1, long: 3 * SECOND });
+        assert!(world.run_until_so(5 * SECOND, |w| w.leader().is_some()));
+        let first = world.leader().unwrap();
+        world.hosts.get_mut(&3).unwrap().retired = false;
+        world.after(0, Event::Restart(3));
+        world.run_for(500 * MILLI);
+        world.settle_among(&[3 - first, 3]);
+        let to_third = Request::TransferLeader(Some(3));
+        let token = world.ask(3, Op::Transfer, to_third, LONG).unwrap();
+        world.outcome(token).ok();
+        world.run_for(3 * SECOND);
+        world.settle();
+        world.done(first, 5);
+        finish(&mut world);
+    }
+}
+
+#[test]
 fn s10_a_node_that_reads_what_is_corrupt_stops_and_neither_votes_nor_acknowledges() {
     let mut world = World::scripted(1, Profile::quiet(3));
     let leader = world.settle();
