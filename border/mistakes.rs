@@ -11,7 +11,7 @@ pub struct Mistake {
 
 const QUEUE: &str = "capi/src/queue.rs";
 
-pub const MISTAKES: [Mistake; 15] = [
+pub const MISTAKES: [Mistake; 18] = [
     Mistake {
         name: "signal_before_push",
         file: QUEUE,
@@ -111,6 +111,27 @@ pub const MISTAKES: [Mistake; 15] = [
                 "        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();\n        if let Some(thread) = thread {",
                 "        if let Some(thread) = thread.take() {",
             ),
+        ],
+    },
+    Mistake {
+        name: "closed_told_twice",
+        file: "capi/src/sink.rs",
+        changes: &[("        *fate = Fate::Telling;\n", "")],
+    },
+    Mistake {
+        name: "machine_answers_twice",
+        file: "engine/src/machine_thread.rs",
+        changes: &[(
+            "            let _ = node.answer(MachineAnswer::Applied { id: batch.id, outcomes: results.into_answer(&batch) });\n",
+            "            let outcomes = results.into_answer(&batch);\n            let _ = node.answer(MachineAnswer::Applied { id: batch.id, outcomes: outcomes.clone() });\n            let _ = node.answer(MachineAnswer::Applied { id: batch.id, outcomes });\n",
+        )],
+    },
+    Mistake {
+        name: "last_look_with_the_door_open",
+        file: "engine/src/node/inbox.rs",
+        changes: &[
+            ("    door.close();\n    inputs.close();\n", ""),
+            ("while let Some(input) = inputs.recv().await {", "while let Ok(input) = inputs.try_recv() {"),
         ],
     },
     Mistake {

@@ -1,6 +1,6 @@
 //! How schedules are chosen.
 
-use shuttle::scheduler::{DfsScheduler, PctScheduler, RandomScheduler, Scheduler};
+use shuttle::scheduler::{DfsScheduler, PctScheduler, RandomScheduler, ReplayScheduler, Scheduler};
 use shuttle::{Config, FailurePersistence, Runner};
 
 type Scenario = fn();
@@ -21,8 +21,14 @@ fn run(scheduler: impl Scheduler + 'static, scenario: Scenario, persistence: Fai
     Runner::new(scheduler, config(persistence)).run(scenario);
 }
 
-/// Half of the schedules at random, half by priorities; a failure prints the schedule for `shuttle::replay`.
+/// Half of the schedules at random, half by priorities, new ones in each run. A failure prints its schedule; `BORDER_REPLAY=<it>` runs
+/// that one alone. `BORDER_FACTOR=100` tries a hundred times as many.
 pub fn sample(scenario: Scenario, schedules: usize) {
+    if let Ok(schedule) = std::env::var("BORDER_REPLAY") {
+        return run(ReplayScheduler::new_from_encoded(&schedule), scenario, FailurePersistence::None);
+    }
+    let factor = std::env::var("BORDER_FACTOR").map_or(1, |factor| factor.parse().expect("BORDER_FACTOR is a number"));
+    let schedules = schedules.saturating_mul(factor);
     run(RandomScheduler::new(schedules / 2), scenario, FailurePersistence::Print);
     run(PctScheduler::new(DEPTH, schedules / 2), scenario, FailurePersistence::Print);
 }

@@ -6,23 +6,28 @@ use std::time::Duration;
 
 use raftify_engine::core::{new_log, Actions, Core, CoreOptions};
 use raftify_engine::log::{Identity, LogState};
-use raftify_engine::machine::{MachineAnswer, MachineRequest};
+use raftify_engine::machine::{ApplyBatch, MachineAnswer};
 use raftify_engine::node::Sink as _;
 use raftify_engine::request::{Completion, Request, Timeout};
-use raftify_engine::{Config, ErrorCode, Uid};
+use raftify_engine::{Config, ErrorCode, Result, Uid};
 use shuttle::future::block_on;
 use shuttle::rand::Rng;
+use shuttle::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use shuttle::sync::{mpsc, Arc};
 use shuttle::thread::{self, JoinHandle};
 
-use crate::channel::mpsc::{unbounded_channel, UnboundedReceiver, UnboundedSender};
+use crate::channel::mpsc::{unbounded_channel, UnboundedReceiver};
 
 use super::inbox::{last, Bounds, Door, Inbox, Input};
+use super::machine_thread::{Answers, MachineThread, Results, SnapshotIn, SnapshotOut, StateMachine};
 use super::open_requests::Kind;
 use super::queue::RAFTIFY_WAKE_NONE;
 use super::queueing::{new_queue, Seen, Shared};
 use super::record::{RAFTIFY_EVENT_APPLY, RAFTIFY_EVENT_CLOSED, RAFTIFY_EVENT_COMPLETION};
 use super::sink::{Ending, NodeSink};
+
+/// How requests have ended in all schedules so far. Not the checker's: no thread of a scenario hears another by it.
+pub static OUTCOMES: std::sync::Mutex<BTreeSet<&str>> = std::sync::Mutex::new(BTreeSet::new());
 
 const MILLI: u64 = 1000;
 const EPOCH: u64 = 1_700_000_000_000_000;
@@ -172,25 +177,97 @@ struct Node {
     threads: Vec<JoinHandle<()>>,
 }
 
-fn start() -> Node {
+/// The node, as its machine of the push form sees it.
+struct ByInbox(Arc<Inbox>);
+
+impl Answers for ByInbox {
+    fn answer(&self, answer: MachineAnswer) -> Result<()> {
+        self.0.send(Input::Answer(answer))
+    }
+
+    fn snapshot_chunk(&self, _id: u64, _data: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn snapshot_done(&self, _id: u64, _result: Result<(), String>) -> Result<()> {
+        Ok(())
+    }
+
+    fn restore_read(&self, _id: u64, _offset: u64, _out: &mut [u8]) -> Result<usize> {
+        Ok(0)
+    }
+}
+
+/// What a machine of the push form tells of itself.
+#[derive(Clone, Default)]
+struct Traces {
+    last: Arc<AtomicU64>,
+    gone: Arc<AtomicU64>,
+    /// Of the request made inside the first call: 1 accepted, 2 refused.
+    asked: Arc<AtomicU64>,
+}
+
+/// Token of the request that a machine makes.
+const ASKED: u64 = 201;
+
+/// A machine of the push form, which also asks something of its node from inside a call.
+struct Pushed(Arc<Inbox>, Traces);
+
+impl StateMachine for Pushed {
+    fn apply(&mut self, batch: &ApplyBatch, results: &mut Results) -> std::result::Result<(), String> {
+        for (i, entry) in batch.entries.iter().enumerate() {
+            assert!(self.1.last.swap(entry.index, SeqCst) < entry.index, "twice, or out of order");
+            results.set(i, Ok(command(entry.index))).map_err(|e| e.to_string())?;
+        }
+        if self.1.asked.load(SeqCst) == 0 {
+            let asked = Input::Request { token: ASKED, request: Request::StepDown, timeout: Timeout::None };
+            self.1.asked.store(if self.0.submit(asked, 1, 1).is_ok() { 1 } else { 2 }, SeqCst);
+        }
+        Ok(())
+    }
+
+    fn snapshot(&mut self, _out: &mut dyn SnapshotOut) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    fn restore(&mut self, _input: &mut dyn SnapshotIn) -> std::result::Result<(), String> {
+        Ok(())
+    }
+}
+
+impl Drop for Pushed {
+    fn drop(&mut self) {
+        self.1.gone.fetch_add(1, SeqCst);
+    }
+}
+
+/// `pushed`: with a machine of the push form, which leaves these traces.
+fn start(pushed: Option<&Traces>) -> Node {
     let queue = new_queue(RAFTIFY_WAKE_NONE);
     let (core, now) = leader();
     let (inputs, outbox) = unbounded_channel();
     let door = Arc::<Door>::default();
-    let ending = Arc::new(Ending::new(queue.queue(), 1, false));
-    let sink = Arc::new(NodeSink::new(queue.queue(), 1, ending, None, slog::FilterLevel::Off));
+    let inbox = Arc::new(Inbox::new(inputs.clone(), Arc::clone(&door), BOUNDS));
+    let ending = Arc::new(Ending::new(queue.queue(), 1, pushed.is_some()));
+    let machine = pushed.map(|traces| {
+        let (machine, ending) = (Box::new(Pushed(Arc::clone(&inbox), traces.clone())), Arc::clone(&ending));
+        Arc::new(MachineThread::spawn(machine, move || ending.machine_gone()).expect("a thread"))
+    });
+    let sink = Arc::new(NodeSink::new(queue.queue(), 1, ending, machine.clone(), slog::FilterLevel::Off));
     let (writes, to_write) = mpsc::channel();
-    let writer: UnboundedSender<Input> = inputs.clone();
     let log = thread::spawn(move || {
         while let Ok(number) = to_write.recv() {
-            if writer.send(Input::Written(number)).is_err() {
+            if inputs.send(Input::Written(number)).is_err() {
                 return;
             }
         }
     });
-    let driver = Driver { core, now, sink: Arc::clone(&sink), writes, door: Arc::clone(&door) };
+    let driver = Driver { core, now, sink: Arc::clone(&sink), writes, door };
     let driver = thread::spawn(move || driver.run(outbox));
-    Node { inbox: Arc::new(Inbox::new(inputs, door, BOUNDS)), sink, queue, threads: vec![log, driver] }
+    if let Some(machine) = machine {
+        machine.attach(ByInbox(Arc::clone(&inbox)));
+    }
+    Node { inbox, sink, queue, threads: vec![log, driver] }
 }
 
 fn command(token: u64) -> Vec<u8> {
@@ -254,20 +331,29 @@ impl Node {
         }
     }
 
-    fn end(self, mut seen: Vec<Seen>, callers: Vec<JoinHandle<(Vec<u64>, Vec<u64>)>>) {
+    /// To CLOSED; then everything is looked at. `at_closed`: what must be so by then.
+    fn end(self, mut seen: Vec<Seen>, callers: Vec<JoinHandle<(Vec<u64>, Vec<u64>)>>, at_closed: impl Fn()) {
         self.serve(&mut seen, |seen| seen.last().is_some_and(|s| s.kind == RAFTIFY_EVENT_CLOSED));
+        at_closed();
         for thread in self.threads {
             thread.join().expect("a thread of the scenario");
         }
         assert!(self.queue.drain(2).is_empty(), "something after CLOSED");
         let closed = seen.pop().expect("CLOSED");
         assert_eq!((closed.kind, closed.status), (RAFTIFY_EVENT_CLOSED, 0));
+        let happened = |outcome| OUTCOMES.lock().expect("no one panics with it").insert(outcome);
         let mut completed = BTreeSet::new();
         let mut positions = BTreeMap::new();
         for record in &seen {
             assert_eq!(record.kind, RAFTIFY_EVENT_COMPLETION);
             assert!(completed.insert(record.token), "{} completed twice", record.token);
-            if record.status == 0 && record.token % 5 != 0 {
+            happened(match record.status {
+                0 => "done",
+                status if status == ErrorCode::Timeout as i32 => "timeout",
+                status if status == ErrorCode::Closed as i32 => "closed",
+                _ => panic!("{record:?}"),
+            });
+            if record.status == 0 && record.token % 5 != 0 && record.token != ASKED {
                 assert_eq!(record.data, command(record.index), "the result of another command");
                 assert!(positions.insert(record.index, record.token).is_none(), "two tokens for one entry");
             }
@@ -276,6 +362,9 @@ impl Node {
         for caller in callers {
             let (taken, refused) = caller.join().expect("a thread of the scenario");
             assert!(refused.iter().all(|token| !completed.contains(token)), "refused, and completed all the same");
+            if !refused.is_empty() {
+                happened("refused");
+            }
             accepted.extend(taken);
         }
         assert_eq!(completed, accepted, "accepted is what completes");
@@ -286,19 +375,19 @@ impl Node {
 }
 
 pub fn every_accepted_request_completes_once() {
-    let node = start();
+    let node = start(None);
     let callers = vec![node.caller(1..5, || Timeout::None), node.caller(11..14, || Timeout::Default)];
     let closer = Arc::clone(&node.inbox);
     let closer = thread::spawn(move || {
         closer.close(Duration::ZERO);
         closer.close(Duration::ZERO);
     });
-    node.end(Vec::new(), callers);
+    node.end(Vec::new(), callers, || ());
     closer.join().expect("a thread of the scenario");
 }
 
 pub fn a_deadline_races_its_completion() {
-    let node = start();
+    let node = start(None);
     let soon = || Timeout::After(Duration::from_millis(chance(6)));
     let callers = vec![node.caller(1..6, soon), node.caller(11..14, soon)];
     let mut seen = Vec::new();
@@ -307,7 +396,30 @@ pub fn a_deadline_races_its_completion() {
         assert!([0, ErrorCode::Timeout as i32].contains(&record.status), "{record:?}");
     }
     node.inbox.close(Duration::ZERO);
-    node.end(seen, callers);
+    node.end(seen, callers, || ());
+}
+
+pub fn a_machine_of_its_own_ends_before_closed() {
+    let traces = Traces::default();
+    let node = start(Some(&traces));
+    let mut callers = vec![node.caller(1..4, || Timeout::None)];
+    let closer = Arc::clone(&node.inbox);
+    let closer = thread::spawn(move || closer.close(Duration::ZERO));
+    let told = traces.clone();
+    // What the machine asked for completes like the rest. Looked at once all is over.
+    callers.push(thread::spawn(move || {
+        while told.gone.load(SeqCst) == 0 {
+            thread::yield_now();
+        }
+        match told.asked.load(SeqCst) {
+            1 => (vec![ASKED], Vec::new()),
+            2 => (Vec::new(), vec![ASKED]),
+            _ => (Vec::new(), Vec::new()),
+        }
+    }));
+    node.end(Vec::new(), callers, || assert_eq!(traces.gone.load(SeqCst), 1, "the machine ends before CLOSED"));
+    closer.join().expect("a thread of the scenario");
+    assert_eq!(traces.gone.load(SeqCst), 1, "and once");
 }
 
 pub fn acceptance_races_the_last_look() {
