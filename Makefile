@@ -21,7 +21,7 @@ SOURCES := $(shell find engine capi interop include raftify_ffi -type f \
 	-not -name '*.pyc' -not -name '*.so' -not -name '_native.py' 2>/dev/null) \
 	$(wildcard Cargo.toml Cargo.lock pyproject.toml setup.py MANIFEST.in)
 
-.PHONY: help setup demo test bench clean rust-fmt rust-lint rust-test sim known-bugs soak header wheel symbols py-lint py-types py-test
+.PHONY: help setup demo test bench clean rust-fmt rust-lint rust-test sim known-bugs soak memcheck header wheel symbols py-lint py-types py-test
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,7 +33,7 @@ demo: $(INSTALLED) ## a cluster of three processes, shown live; Ctrl-C ends it
 	@$(BIN)/python examples/python/demo.py
 
 # The quick ones first.
-test: rust-fmt py-lint wheel symbols py-types rust-lint rust-test sim known-bugs py-test ## everything CI runs
+test: rust-fmt py-lint wheel symbols py-types rust-lint rust-test sim known-bugs memcheck py-test ## everything CI runs
 	@echo "make test: all passed"
 
 bench: $(INSTALLED) ## proposals per second, as a ratio to what this disk can sync (BENCH_HOME: compare with other libraries)
@@ -70,7 +70,7 @@ rust-lint: $(TOOLS) ## clippy, warnings are errors
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --package raftify-engine --all-targets --features known-bugs --locked -- -D warnings
 
-rust-test: $(TOOLS) ## unit tests, simulation, C ABI, freshness of the header (dev profile)
+rust-test: $(TOOLS) ## unit tests, simulation, the border's threads, C ABI, freshness of the header (dev profile)
 	cargo test --workspace --locked --no-fail-fast
 
 SIM := cargo test --package raftify-engine --locked --test sim -- seeds_keep_every_promise --nocapture
@@ -84,6 +84,18 @@ known-bugs: $(TOOLS) ## known bugs are put back, and the simulator finds each of
 
 soak: $(TOOLS) ## the simulator, for HOURS (or 1) on all cores, or until a seed fails; leaves its shrunk script
 	RAFTIFY_SIM_BASE=time RAFTIFY_SIM_HOURS=$(or $(HOURS),1) $(SIM)
+
+# Cargo runs test programs by the runner that this variable of their platform names.
+RUNNER = CARGO_TARGET_$(shell rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER
+MEMCHECK = valgrind --quiet --fair-sched=yes --show-leak-kinds=definite --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite
+
+memcheck: export RAFTIFY_TEST_TICK = 0.2
+memcheck: $(TOOLS) ## the C ABI's tests under valgrind (left out where there is none)
+	@if command -v valgrind >/dev/null; then \
+		env $(RUNNER)="$(MEMCHECK)" cargo test --package raftify-capi --locked --lib --test arguments --test client --test node; \
+		: 'a forked child leaks what it may not touch'; \
+		env $(RUNNER)="$(MEMCHECK) --leak-check=no" cargo test --package raftify-capi --locked --test fork; \
+	else echo "memcheck: left out, there is no valgrind here"; fi
 
 header: $(TOOLS) ## write include/raftify.h anew after a change to the C ABI (rust-test fails while it is stale)
 	RAFTIFY_WRITE_HEADER=1 cargo test --package raftify-capi --locked --test header

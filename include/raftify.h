@@ -719,8 +719,8 @@ raftify_status raftify_queue_wait(struct raftify_queue *queue, int64_t timeout_m
 
 /**
  * Frees the queue and drops the records that are still in it; NULL is ignored. Nodes and clients that fill it may
- * live on: what they say goes nowhere, and `wake` begins no more. (A call of `wake` already begun on another thread
- * may still be running; `destroy` comes after it.)
+ * live on: what they say goes nowhere, and nobody is woken for it. (A call of `wake` that another thread had set out to
+ * make before may still come, also when this has returned; `destroy` comes after it.)
  *
  * Threads: any, once, and no other call on this queue at the same time. Blocks: no.
  * Returns: 0; REENTRANT inside a callback: then nothing was done; FORKED in a forked child: the handle is gone.

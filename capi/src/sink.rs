@@ -28,6 +28,8 @@ pub(crate) fn next_number() -> u64 {
 enum Fate {
     /// What ended the engine's part, once it has ended; whether the machine is gone.
     Open(Option<Result<()>>, bool),
+    /// CLOSED is being pushed: outside of the lock, because that calls the queue's owner.
+    Telling,
     /// CLOSED was pushed, or there is nobody to push it to.
     Over,
 }
@@ -52,9 +54,10 @@ impl Ending {
         step(why, machine_gone);
         let (Some(why), true) = (&*why, *machine_gone) else { return };
         let record = Record::closed(self.number, why);
-        *fate = Fate::Over;
+        *fate = Fate::Telling;
         drop(fate);
         self.queue.push(record);
+        self.cancel();
         self.over.notify_all();
     }
 
@@ -77,7 +80,7 @@ impl Ending {
     /// Waits for CLOSED; true if it was pushed.
     pub(crate) fn wait(&self, timeout: Duration) -> bool {
         let fate = self.fate.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = |fate: &mut Fate| matches!(fate, Fate::Open(..));
+        let waiting = |fate: &mut Fate| !matches!(fate, Fate::Over);
         let (fate, _) = self.over.wait_timeout_while(fate, timeout, waiting).unwrap_or_else(PoisonError::into_inner);
         matches!(*fate, Fate::Over)
     }

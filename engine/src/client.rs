@@ -299,7 +299,9 @@ async fn run(
     // What was accepted and not looked at yet ends like the rest, and nothing more is accepted.
     inbox.close();
     close.send_replace(true);
-    while let Ok(command) = inbox.try_recv() {
+    // `recv`, not `try_recv`: that says "empty" also while a sender that was let in before the close has not laid its message
+    // down yet, and its request would never complete.
+    while let Some(command) = inbox.recv().await {
         if let Command::Ask { token, request, .. } = command {
             pending.release(weight(&request));
             let result = Err(Error::not_done(ErrorCode::Closed, "the client was closed before this was sent"));

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{mpsc, Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use crate::error::{Committed, Error, ErrorCode, Result};
@@ -270,6 +270,7 @@ struct Ended {
 pub struct MachineThread {
     inbox: mpsc::Sender<Message>,
     stopping: Arc<AtomicBool>,
+    own: ThreadId,
     thread: Mutex<Option<JoinHandle<()>>>,
     ended: Arc<Ended>,
 }
@@ -294,7 +295,7 @@ impl MachineThread {
             .map_err(|e| {
                 Error::not_done(ErrorCode::Internal, format!("cannot start the state machine's thread: {e}"))
             })?;
-        Ok(MachineThread { inbox, stopping, thread: Mutex::new(Some(thread)), ended })
+        Ok(MachineThread { inbox, stopping, own: thread.thread().id(), thread: Mutex::new(Some(thread)), ended })
     }
 
     /// Whom the machine answers. Once.
@@ -315,8 +316,7 @@ impl MachineThread {
 
     /// Waits until the machine is gone, no longer than `timeout`; true if it is. Called on the machine's own thread: false at once.
     pub fn wait(&self, timeout: Duration) -> bool {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        if thread.as_ref().is_some_and(|t| t.thread().id() == std::thread::current().id()) {
+        if self.own == std::thread::current().id() {
             return false;
         }
         let deadline = Instant::now().checked_add(timeout);
@@ -329,7 +329,9 @@ impl MachineThread {
             ended = self.ended.changed.wait_timeout(ended, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(ended);
-        if let Some(thread) = thread.take() {
+        // Only now: a lock held through the wait would make other waiters, and the machine's own thread, outwait their time.
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
             // It has run to its end: nothing more than its stack is waited for.
             let _ = thread.join();
         }

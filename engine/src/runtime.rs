@@ -78,10 +78,11 @@ impl Runtime {
     /// Ends the thread: every task on it is dropped where it stands. Waits no longer than `timeout`; true if it ended.
     pub fn shutdown(&self, timeout: Duration) -> bool {
         self.0.stop.send_replace(true);
-        let deadline = Instant::now() + timeout;
+        // A deadline beyond what the clock can name is none.
+        let deadline = Instant::now().checked_add(timeout);
         let mut ended = self.0.ended.flag.lock().unwrap_or_else(PoisonError::into_inner);
         while !*ended {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.map_or(timeout, |deadline| deadline.saturating_duration_since(Instant::now()));
             if left.is_zero() {
                 return false;
             }

@@ -51,6 +51,12 @@ pub struct Clients {
     pub counts: BTreeMap<&'static str, u64>,
 }
 
+impl Clients {
+    pub fn is_pending(&self, token: u64) -> bool {
+        self.pending.contains_key(&token)
+    }
+}
+
 impl World {
     pub fn count(&mut self, what: &'static str) {
         *self.clients.counts.entry(what).or_default() += 1;

@@ -7,7 +7,7 @@ use raft::eraftpb::{Message, MessageType};
 use raftify_engine::core::{Actions, Body, Core, CoreOptions, Fetch, Outbound};
 use raftify_engine::log::LogWrite;
 use raftify_engine::machine::{MachineAnswer, MachineRequest};
-use raftify_engine::request::Ticket;
+use raftify_engine::request::{Completion, Reply, Ticket};
 use raftify_engine::status::{Event as Told, Role};
 use raftify_engine::{Error, ErrorCode};
 
@@ -508,6 +508,8 @@ impl World {
             life.core.machine_answer(MachineAnswer::Failed { id: request.id(), index, error });
             return self.wake(at);
         }
+        let tells = self.profile.tells;
+        let mut told = Vec::new();
         match request {
             MachineRequest::Apply(batch) => {
                 let mut outcomes = Vec::new();
@@ -524,13 +526,19 @@ impl World {
                     self.oracle.applied(id, entry.index, command, life.machine.hash, entry.time_us, position);
                     if machine::raises(command) != (lie && host.lie.as_ref().is_some_and(|lie| lie.raises)) {
                         outcomes.push((entry.index, Err(format!("{position}"))));
+                    } else if tells && entry.token != 0 {
+                        told.push((entry.token, entry.index, entry.term, position));
                     } else if entry.wanted {
                         let result = if lie { !position } else { position };
                         outcomes.push((entry.index, Ok(result.to_le_bytes().to_vec())));
                     }
                 }
                 life.machine.reach(batch.last_index);
-                life.core.machine_answer(MachineAnswer::Applied { id: batch.id, outcomes });
+                let answer = match tells {
+                    true => MachineAnswer::AppliedAndTold { id: batch.id, outcomes },
+                    false => MachineAnswer::Applied { id: batch.id, outcomes },
+                };
+                life.core.machine_answer(answer);
             }
             MachineRequest::Snapshot { id: request, index, .. } => {
                 assert!(life.machine.applied <= index, "VIOLATION: node {id} takes a snapshot of its past");
@@ -558,6 +566,13 @@ impl World {
                 let hash = life.machine.hash;
                 life.core.machine_answer(MachineAnswer::Restored { id: request });
                 self.oracle.restored(id, index, hash);
+            }
+        }
+        for (token, index, term, position) in told {
+            // One whose deadline came before has had its answer.
+            if self.clients.is_pending(token) {
+                let data = position.to_le_bytes().to_vec();
+                self.completed(at, Completion { token, result: Ok(Reply::Applied { index, term, data }) });
             }
         }
         self.wake(at);

@@ -109,6 +109,9 @@ pub struct Profile {
     /// State machines are durable by themselves, and come back at or behind what they had applied (S7).
     #[serde(default)]
     pub durable_machine: bool,
+    /// The machine's side tells its own proposers their results itself.
+    #[serde(default)]
+    pub tells: bool,
     pub sabotage: Option<Sabotage>,
 
     // ---- what a run draws from; a script says it all by itself
@@ -155,6 +158,7 @@ impl Profile {
             clock_skew: 0,
             wipes: 0,
             durable_machine: false,
+            tells: false,
             sabotage: None,
             client_every: 5 * MILLI,
             shares: [0; 4],
@@ -225,6 +229,7 @@ impl Profile {
         }
         profile.durable_machine = rng.chance(0.3);
         draw_config(rng, &mut profile.config);
+        profile.tells = rng.chance(0.5);
         profile
     }
 }

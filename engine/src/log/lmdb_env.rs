@@ -42,8 +42,9 @@ pub(crate) fn open(log_dir: &Path, at_least: u64) -> Result<Opened> {
         // error of the disk under the map, cannot be excluded and is a limit stated in the guarantees.
         match unsafe { options.open(log_dir) } {
             Ok(env) => break env,
-            // A limit on address space (ulimit -v, a container): a smaller map will do.
-            Err(heed::Error::Io(e)) if e.kind() == std::io::ErrorKind::OutOfMemory && size / 2 >= SMALLEST_MAP => {
+            // A limit on address space (ulimit -v, a container: ENOMEM; valgrind: EINVAL): a smaller map will do. What has
+            // another cause fails at every size, and is told then.
+            Err(heed::Error::Io(e)) if too_large(&e) && size / 2 >= SMALLEST_MAP => {
                 size = (size / 2) & !0xFFFF;
             }
             Err(e) => return Err(translate(log_dir, "open the log", e)),
@@ -54,6 +55,10 @@ pub(crate) fn open(log_dir: &Path, at_least: u64) -> Result<Opened> {
     // Nothing was changed: the database without a name always exists.
     txn.abort();
     Ok(Opened { env, records, map_size: size as u64 })
+}
+
+fn too_large(map: &std::io::Error) -> bool {
+    matches!(map.kind(), std::io::ErrorKind::OutOfMemory | std::io::ErrorKind::InvalidInput)
 }
 
 /// An error of LMDB as one of ours.

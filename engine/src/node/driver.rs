@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,9 +12,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::inbox::{last, Input};
 use super::open::{directory, random, Opened};
 use super::threads::{self, Threads, Work};
-use super::{lock, Input, LogRecord, NodeOptions, Shared, Sink, FIRST_INTERNAL_TOKEN};
+use super::{lock, LogRecord, NodeOptions, Shared, Sink, FIRST_INTERNAL_TOKEN};
 use crate::client;
 use crate::cluster::NodeId;
 use crate::core::{Actions, Body, Core, CoreOptions, Micros, Outbound};
@@ -339,25 +339,22 @@ impl Driver {
         }
     }
 
-    fn taken(&self, requests: u64, bytes: u64) {
-        self.shared.queued.fetch_sub(requests, Ordering::AcqRel);
-        self.shared.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
-    }
-
     fn input(&mut self, input: Input) {
         match input {
             Input::Proposals { proposals, timeout } => {
-                self.taken(proposals.len() as u64, proposals.iter().map(|(_, data)| data.len() as u64).sum());
+                self.shared
+                    .door
+                    .taken(proposals.len() as u64, proposals.iter().map(|(_, data)| data.len() as u64).sum());
                 let timeout = self.timeout(timeout, self.options.config.request_timeout);
                 self.core.propose(proposals, timeout);
             }
             Input::Request { token, request, timeout } => {
-                self.taken(1, if let Request::Propose(data) = &request { data.len() as u64 } else { 0 });
+                self.shared.door.taken(1, if let Request::Propose(data) = &request { data.len() as u64 } else { 0 });
                 let timeout = self.timeout(timeout, self.default_timeout(&request));
                 self.core.submit(token, request, timeout);
             }
             Input::Join { token, ticket, timeout } => {
-                self.taken(1, 0);
+                self.shared.door.taken(1, 0);
                 let timeout = self.timeout(timeout, self.options.config.conf_change_request_timeout);
                 self.join(token, &ticket, timeout);
             }
@@ -731,27 +728,12 @@ impl Driver {
 
     /// The end: everything that waits has its answer, the disk has been waited for within the deadline, the port is free.
     /// Returned: the threads that had not ended by then, and still hold the directory.
-    async fn end(mut self, mut outbox: mpsc::UnboundedReceiver<Input>) -> Option<StillRunning> {
+    async fn end(mut self, outbox: mpsc::UnboundedReceiver<Input>) -> Option<StillRunning> {
         let (why, patience) = self.stop.take().unwrap_or((Ok(()), Duration::ZERO));
-        self.shared.closing.store(true, Ordering::Release);
         for task in self.joins.values() {
             task.abort();
         }
-        // Whatever was accepted and not seen ends as well.
-        outbox.close();
-        let mut late = Vec::new();
-        while let Ok(input) = outbox.try_recv() {
-            let closed = || Err(Error::not_done(ErrorCode::Closed, "the node is closed"));
-            match input {
-                Input::Request { token, .. } | Input::Join { token, .. } => {
-                    late.push(Completion { token, result: closed() })
-                }
-                Input::Proposals { proposals, .. } => {
-                    late.extend(proposals.into_iter().map(|(token, _)| Completion { token, result: closed() }));
-                }
-                _ => {}
-            }
-        }
+        let late = last(outbox, &self.shared.door).await;
         let ended = catch_unwind(AssertUnwindSafe(|| {
             let actions = self.core.poll();
             self.complete(actions.completions);

@@ -14,16 +14,15 @@
 //! panic in the core stops this node, and only it (rules, P7); `closed` is the last thing a sink hears.
 
 mod driver;
+mod inbox;
 mod open;
 mod snapshot_io;
 mod threads;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use raft::eraftpb::Entry;
 use tokio::sync::mpsc;
 
 use crate::cluster::NodeId;
@@ -33,6 +32,7 @@ use crate::machine::{MachineAnswer, MachineRequest};
 use crate::request::{Completion, Request, Ticket, Timeout, Token};
 use crate::runtime::Runtime;
 use crate::status::{Event, Role, Status};
+use inbox::{Bounds, Door, Inbox, Input};
 use snapshot_io::SnapshotFiles;
 
 /// Something worth a line in a log.
@@ -79,42 +79,6 @@ pub struct NodeOptions {
 /// Tokens from here on are the shell's own.
 pub(crate) const FIRST_INTERNAL_TOKEN: Token = 1 << 63;
 
-/// What the driver hears from this process.
-pub(crate) enum Input {
-    Request {
-        token: Token,
-        request: Request,
-        timeout: Timeout,
-    },
-    Proposals {
-        proposals: Vec<(Token, Vec<u8>)>,
-        timeout: Timeout,
-    },
-    Join {
-        token: Token,
-        ticket: Ticket,
-        timeout: Timeout,
-    },
-    JoinFailed {
-        token: Token,
-        error: Error,
-    },
-    Answer(MachineAnswer),
-    SnapshotDone {
-        id: u64,
-        result: Result<(u64, u32), String>,
-    },
-    Written(u64),
-    Fetched {
-        id: u64,
-        entries: Vec<Entry>,
-    },
-    /// The disk has failed: the node ends (S10).
-    DiskFailed(Error),
-    Panicked(String),
-    Close(Duration),
-}
-
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is behind these locks is whole at every point where its holder could panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -124,16 +88,13 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Shared {
     pub status: Mutex<Status>,
     pub files: SnapshotFiles,
-    /// Requests and their bytes that the driver has not seen yet.
-    pub queued: AtomicU64,
-    pub queued_bytes: AtomicU64,
-    pub closing: AtomicBool,
+    pub door: Arc<Door>,
     pub ended: Mutex<bool>,
     pub end: Condvar,
 }
 
 struct Inner {
-    inbox: mpsc::UnboundedSender<Input>,
+    inbox: Inbox,
     shared: Arc<Shared>,
     config: Config,
     pid: u32,
@@ -170,9 +131,7 @@ impl Node {
         let shared = Arc::new(Shared {
             status: Mutex::new(status),
             files: SnapshotFiles::new(opened.snapshots.clone()),
-            queued: AtomicU64::new(0),
-            queued_bytes: AtomicU64::new(0),
-            closing: AtomicBool::new(false),
+            door: Arc::default(),
             ended: Mutex::new(false),
             end: Condvar::new(),
         });
@@ -184,40 +143,19 @@ impl Node {
             Ok(started) => started?,
             Err(_) => return Err(Error::not_done(ErrorCode::Closed, "the runtime ended while the node was starting")),
         }
+        let bounds = Bounds { requests: config.max_pending_proposals, bytes: config.max_pending_bytes };
+        let inbox = Inbox::new(inbox, Arc::clone(&shared.door), bounds);
         Ok(Node(Arc::new(Inner { inbox, shared, config, pid: std::process::id() })))
     }
 
-    fn send(&self, input: Input) -> Result<()> {
-        if self.0.pid != std::process::id() {
-            return Err(Error::not_done(
-                ErrorCode::Forked,
-                "this node belongs to the parent process; start one of your own after fork",
-            ));
+    fn check_process(&self) -> Result<()> {
+        if self.0.pid == std::process::id() {
+            return Ok(());
         }
-        let closed = || Error::not_done(ErrorCode::Closed, "the node is closed");
-        // While a node closes its machine may still answer: what it has applied is no longer lost on its proposer.
-        let answer = matches!(input, Input::Close(_) | Input::Answer(_) | Input::SnapshotDone { .. });
-        if self.0.shared.closing.load(Ordering::Acquire) && !answer {
-            return Err(closed());
-        }
-        self.0.inbox.send(input).map_err(|_| closed())
-    }
-
-    /// Counts what goes into the inbox: past the bounds a request fails at once (rules, F4).
-    fn enqueue(&self, requests: u64, bytes: u64) -> Result<()> {
-        let shared = &self.0.shared;
-        let config = &self.0.config;
-        let queued = shared.queued.fetch_add(requests, Ordering::AcqRel).saturating_add(requests);
-        let queued_bytes = shared.queued_bytes.fetch_add(bytes, Ordering::AcqRel).saturating_add(bytes);
-        if queued > config.max_pending_proposals.max(requests) || queued_bytes > config.max_pending_bytes.max(bytes) {
-            shared.queued.fetch_sub(requests, Ordering::AcqRel);
-            shared.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            return Err(Error::not_done(
-                ErrorCode::Overloaded,
-                format!("{queued} requests of {queued_bytes} bytes wait for this node already; try again later"),
-            ));
-        }
-        Ok(())
+        Err(Error::not_done(
+            ErrorCode::Forked,
+            "this node belongs to the parent process; start one of your own after fork",
+        ))
     }
 
     fn check_tokens(tokens: impl IntoIterator<Item = Token>) -> Result<()> {
@@ -230,11 +168,8 @@ impl Node {
     }
 
     fn submit_input(&self, input: Input, requests: u64, bytes: u64) -> Result<()> {
-        self.enqueue(requests, bytes)?;
-        self.send(input).inspect_err(|_| {
-            self.0.shared.queued.fetch_sub(requests, Ordering::AcqRel);
-            self.0.shared.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
-        })
+        self.check_process()?;
+        self.0.inbox.submit(input, requests, bytes)
     }
 
     /// Accepts a request: exactly one completion with this token follows, never before this call has returned an `Ok`
@@ -282,7 +217,8 @@ impl Node {
 
     /// The state machine's answer to one of its requests.
     pub fn answer(&self, answer: MachineAnswer) -> Result<()> {
-        self.send(Input::Answer(answer))
+        self.check_process()?;
+        self.0.inbox.send(Input::Answer(answer))
     }
 
     /// One piece of the state for snapshot request `id`; may block on the disk.
@@ -292,7 +228,7 @@ impl Node {
 
     /// All pieces were given, or the state could not be captured (`Err` with the reason). The file is completed in the background.
     pub fn snapshot_done(&self, id: u64, result: Result<(), String>) -> Result<()> {
-        let inbox = self.0.inbox.clone();
+        let inbox = self.0.inbox.sender();
         self.0.shared.files.finish(id, result, move |result| {
             // A node that has ended needs no snapshot.
             let _ = inbox.send(Input::SnapshotDone { id, result });
@@ -312,9 +248,10 @@ impl Node {
     /// Ends the node: what is pending completes with `Closed`, then the sink hears `closed`. Returns at once; waits in the
     /// background for the disk, no longer than `timeout`.
     pub fn close(&self, timeout: Duration) {
-        // Already closed: nothing to end.
-        let _ = self.send(Input::Close(timeout));
-        self.0.shared.closing.store(true, Ordering::Release);
+        // A child's copy ends nothing: the driver is the parent's.
+        if self.check_process().is_ok() {
+            self.0.inbox.close(timeout);
+        }
     }
 
     /// Waits until the node has ended, threads and port included; false when it has not within `timeout`.

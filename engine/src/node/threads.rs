@@ -7,8 +7,8 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use super::inbox::Input;
 use super::snapshot_io::SnapshotFiles;
-use super::Input;
 use crate::core::Fetch;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::{LogReader, LogWrite, LogWriter, SnapshotMeta};

@@ -1,4 +1,5 @@
-//! One frame: all of one batch of writes, and what proves it. Encoding, decoding and checking of bytes; no files.
+//! One frame: all of one batch of writes, and what proves it. Decoding and checking of bytes; how they are
+//! made is `frame_builder`.
 //!
 //! ```text
 //!  0 magic u32        4 generation u32   8 CRC32C u32     12 length of the body u32
@@ -24,13 +25,13 @@ pub(crate) const ALIGN: usize = 8;
 /// Bytes before the body.
 pub(crate) const HEADER: usize = 96;
 /// Bytes before the content of a record of the body.
-const RECORD_HEADER: usize = 8;
+pub(super) const RECORD_HEADER: usize = 8;
 
-const CRC_AT: usize = 8;
-const FIRST_OF_SEGMENT: u8 = 1;
-const KIND_CLEAR: u8 = 16;
-const KIND_CUT: u8 = 17;
-const KIND_ENTRIES: u8 = 18;
+pub(super) const CRC_AT: usize = 8;
+pub(super) const FIRST_OF_SEGMENT: u8 = 1;
+pub(super) const KIND_CLEAR: u8 = 16;
+pub(super) const KIND_CUT: u8 = 17;
+pub(super) const KIND_ENTRIES: u8 = 18;
 
 /// What a frame says beside its records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,7 +92,7 @@ pub(crate) struct Frame<'b> {
     pub body: &'b [u8],
 }
 
-fn crc_of(frame: &[u8]) -> u32 {
+pub(super) fn crc_of(frame: &[u8]) -> u32 {
     let (head, tail) = frame.split_at(frame.len().min(CRC_AT));
     crc32c::crc32c_append(crc32c::crc32c(head), tail.get(4..).unwrap_or_default())
 }
@@ -191,134 +192,16 @@ impl<'b> Iterator for Records<'b> {
     }
 }
 
-fn padding(len: usize) -> usize {
+/// Zeros behind a record's content.
+pub(super) fn padding(len: usize) -> usize {
     len.wrapping_neg() % ALIGN
-}
-
-/// Builds one frame after the other in the same memory.
-#[derive(Debug, Default)]
-pub(crate) struct FrameBuilder {
-    bytes: Vec<u8>,
-    /// Index and place within the frame of each entry, in the order in which they were put in.
-    entries: Vec<(u64, u32)>,
-}
-
-impl FrameBuilder {
-    /// Memory kept from one frame to the next.
-    const KEPT: usize = 4 << 20;
-
-    pub(crate) fn begin(&mut self) {
-        self.entries.clear();
-        self.bytes.clear();
-        self.bytes.shrink_to(Self::KEPT);
-        self.entries.shrink_to(Self::KEPT / 16);
-        self.bytes.resize(HEADER, 0);
-    }
-
-    fn open(&mut self, kind: u8) -> usize {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[kind, 0, 0, 0, 0, 0, 0, 0]);
-        start
-    }
-
-    /// `None`: the record is too large for the format.
-    fn close(&mut self, start: usize) -> Option<()> {
-        let len = self.bytes.len().checked_sub(start)?.checked_sub(RECORD_HEADER)?;
-        let field = self.bytes.get_mut(start.checked_add(4)?..start.checked_add(RECORD_HEADER)?)?;
-        field.copy_from_slice(&u32::try_from(len).ok()?.to_le_bytes());
-        self.bytes.resize(self.bytes.len().checked_add(padding(len))?, 0);
-        Some(())
-    }
-
-    fn too_large<T>() -> Result<T, Fault> {
-        Err(Fault::Damaged("it is larger than 4 GiB".into()))
-    }
-
-    pub(crate) fn small(&mut self, meta: Meta, value: &[u8]) -> Result<(), Fault> {
-        let start = self.open(meta as u8);
-        self.bytes.extend_from_slice(value);
-        self.close(start).map_or_else(Self::too_large, Ok)
-    }
-
-    pub(crate) fn clear(&mut self, next: u64) -> Result<(), Fault> {
-        self.index(KIND_CLEAR, next)
-    }
-
-    pub(crate) fn cut(&mut self, from: u64) -> Result<(), Fault> {
-        self.index(KIND_CUT, from)
-    }
-
-    fn index(&mut self, kind: u8, index: u64) -> Result<(), Fault> {
-        let start = self.open(kind);
-        self.bytes.extend_from_slice(&index.to_le_bytes());
-        self.close(start).map_or_else(Self::too_large, Ok)
-    }
-
-    /// One record of entries; `append` puts the value of each behind the bytes it is given. `too_large` makes the error of
-    /// what the format cannot hold.
-    pub(crate) fn entries<E>(
-        &mut self,
-        indexes: impl IntoIterator<Item = u64>,
-        too_large: impl Fn(Fault) -> E,
-        mut append: impl FnMut(u64, &mut Vec<u8>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let start = self.open(KIND_ENTRIES);
-        for index in indexes {
-            let Ok(at) = u32::try_from(self.bytes.len()) else { return Self::too_large().map_err(too_large) };
-            append(index, &mut self.bytes)?;
-            self.entries.push((index, at));
-        }
-        self.close(start).map_or_else(|| Self::too_large().map_err(too_large), Ok)
-    }
-
-    /// Bytes of the frame as it is.
-    pub(crate) fn len(&self) -> u64 {
-        self.bytes.len() as u64
-    }
-
-    /// The finished frame, its CRC, and its entries.
-    pub(crate) fn seal(&mut self, header: &FrameHeader) -> Result<Sealed<'_>, Fault> {
-        let Ok(body) = u32::try_from(self.bytes.len().saturating_sub(HEADER)) else { return Self::too_large() };
-        let mut head = Vec::with_capacity(HEADER);
-        let FrameHeader { generation, first_of_segment, number, directory, before, .. } = *header;
-        for word in [MAGIC, generation, 0, body] {
-            head.extend_from_slice(&word.to_le_bytes());
-        }
-        for word in [number, directory] {
-            head.extend_from_slice(&word.to_le_bytes());
-        }
-        head.extend_from_slice(&before.to_le_bytes());
-        head.extend_from_slice(&[FORMAT, if first_of_segment { FIRST_OF_SEGMENT } else { 0 }, 0, 0]);
-        for word in [header.term, header.vote, header.commit, header.first, header.prev_term, header.last] {
-            head.extend_from_slice(&word.to_le_bytes());
-        }
-        for word in [header.oldest, header.previous] {
-            head.extend_from_slice(&word.to_le_bytes());
-        }
-        if let Some(place) = self.bytes.get_mut(..HEADER).filter(|_| head.len() == HEADER) {
-            place.copy_from_slice(&head);
-        }
-        let crc = crc_of(&self.bytes);
-        if let Some(place) = self.bytes.get_mut(CRC_AT..CRC_AT + 4) {
-            place.copy_from_slice(&crc.to_le_bytes());
-        }
-        Ok(Sealed { bytes: &self.bytes, crc, entries: &self.entries })
-    }
-}
-
-/// A frame ready to be written.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sealed<'b> {
-    pub bytes: &'b [u8],
-    pub crc: u32,
-    /// Index and place within the frame of each entry.
-    pub entries: &'b [(u64, u32)],
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::frame_builder::FrameBuilder;
     use super::*;
     use crate::log::record;
     use raft::eraftpb::Entry;

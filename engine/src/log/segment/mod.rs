@@ -12,7 +12,7 @@
 //!           hard state, bounds of the log, oldest segment needed, segment before][records of the batch]
 //! ```
 //!
-//! Lives here: the format (`frame`), single files (`segment_file`), which of them make up the log (`chain`), reading them
+//! Lives here: the format (`frame`, `frame_builder`), single files (`segment_file`), which of them make up the log (`chain`), reading them
 //! (`walk`, `replay`), where entries lie (`index`), and the two halves. May not live here: rules of the log itself
 //! (`crate::log::draft`), what waits and what poisons (`crate::log::batching`).
 //!
@@ -23,6 +23,7 @@
 
 mod chain;
 mod frame;
+mod frame_builder;
 mod index;
 mod inspect;
 mod open;

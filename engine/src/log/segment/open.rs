@@ -22,7 +22,8 @@ use crate::log::record::{self, Bounds, Fault, Meta};
 use crate::log::LogState;
 
 use super::chain::{frames, Chain, End};
-use super::frame::{FrameBuilder, FrameHeader};
+use super::frame::FrameHeader;
+use super::frame_builder::FrameBuilder;
 use super::index::{Index, Places};
 use super::pool::{self, Pool};
 use super::reader::{Block, SegmentReader};

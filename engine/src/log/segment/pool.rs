@@ -165,3 +165,77 @@ impl Drop for Pool {
         self.finish_making();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 64 << 10;
+
+    /// A pool with so many segments ready.
+    fn pool(dir: &Path, ready: usize, quota: Option<u64>) -> Pool {
+        let mut pool = Pool::new(dir, 1, 0, SIZE, quota);
+        for _ in 0..ready {
+            let file = pool.make(SIZE).unwrap();
+            pool.give(file);
+        }
+        pool
+    }
+
+    #[test]
+    fn a_segment_that_is_still_read_is_not_handed_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pool = pool(dir.path(), 3, Some(3 * SIZE));
+        let read: Vec<Arc<SegmentFile>> = pool.ready.iter().take(2).cloned().collect();
+        let taken = pool.take(100, true).unwrap();
+        assert!(read.iter().all(|file| file.slot() != taken.slot()));
+        assert!(matches!(pool.take(100, false), Err(Failure::Refused(_))));
+        drop(read);
+        pool.take(100, false).unwrap();
+    }
+
+    #[test]
+    fn one_segment_stays_ready_for_what_makes_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pool = pool(dir.path(), 2, Some(2 * SIZE));
+        let first = pool.take(100, true).unwrap();
+        for _ in 0..2 {
+            let refused = pool.take(100, true);
+            assert!(matches!(refused, Err(Failure::Refused(e)) if e.code == ErrorCode::DiskFull));
+        }
+        pool.take(100, false).unwrap();
+        assert!(matches!(pool.take(100, false), Err(Failure::Refused(_))));
+        pool.give(first);
+        pool.take(100, false).unwrap();
+    }
+
+    #[test]
+    fn the_pool_is_bounded_and_keeps_no_giants() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pool = pool(dir.path(), 9, None);
+        assert_eq!((pool.ready.len(), pool.held), (MOST, MOST as u64 * SIZE));
+        let giant = pool.make(10 * SIZE).unwrap();
+        pool.ready.clear();
+        pool.held = giant.len();
+        pool.give(giant);
+        assert_eq!((pool.ready.len(), pool.held), (0, 0));
+    }
+
+    #[test]
+    fn new_segments_grow_with_the_log_up_to_the_limit() {
+        let mut pool = Pool::new(Path::new("."), 1, 0, 16 << 20, None);
+        for (held, size) in [(0, 1 << 20), (3 << 20, 1 << 20), (20 << 20, 5 << 20), (1 << 30, 16 << 20)] {
+            pool.held = held;
+            assert_eq!(pool.next_size(), size, "{held}");
+        }
+        for (wished, quota, limit) in [
+            (16 << 20, None, 16 << 20),
+            (0, None, SMALLEST_SIZE),
+            (u64::MAX, None, LARGEST_SIZE),
+            (16 << 20, Some(8 << 20), 1 << 20),
+            (16 << 20, Some(1), SMALLEST_SIZE),
+        ] {
+            assert_eq!(size_limit(wished, quota), limit, "{wished} {quota:?}");
+        }
+    }
+}

@@ -12,7 +12,8 @@ use crate::log::files::{self, NumberFile};
 use crate::log::record::{self, Fault, Meta};
 use crate::log::LogWrite;
 
-use super::frame::{FrameBuilder, FrameHeader};
+use super::frame::FrameHeader;
+use super::frame_builder::FrameBuilder;
 use super::index::Change;
 use super::pool::Pool;
 use super::segment_file::SegmentFile;
