@@ -357,6 +357,11 @@ impl Core {
     /// One tick of the configured interval: elections, heartbeats, and the node's own housekeeping.
     pub fn tick(&mut self) {
         self.watch_disk();
+        if self.removed && self.leader_id() != 0 {
+            // It does not tick, so its word to a leader would never run out; one that has lost the removal in a crash needs its vote.
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        }
         if self.may_tick() {
             self.draw_election_timeout();
             if self.raw.tick() && !self.is_leader() {
