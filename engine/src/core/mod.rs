@@ -431,8 +431,28 @@ impl Core {
         {
             return;
         }
+        if kind == MessageType::MsgRequestVote as i32 && message.term < self.raw.raft.term {
+            return self.refuse_old_candidate(from);
+        }
         // An unknown sender's answer is of no use; nothing else can fail here.
         let _ = self.raw.step(message);
+    }
+
+    /// Tells a candidate of an earlier term where the others are (Raft paper, figure 2; raft says nothing). Two that need each other's
+    /// vote and do not campaign in step would otherwise go on for long, each a term behind the other (found by seed 330254).
+    fn refuse_old_candidate(&mut self, candidate: NodeId) {
+        let term = self.raw.raft.term;
+        // S1: what carries a term waits for it; the candidate asks again.
+        if self.writes.durable_term() == term {
+            self.post(Message {
+                msg_type: MessageType::MsgRequestVoteResponse as i32,
+                from: self.id,
+                to: candidate,
+                term,
+                reject: true,
+                ..Message::default()
+            });
+        }
     }
 
     /// A peer could not be reached: raft probes it again instead of streaming on.
