@@ -156,8 +156,9 @@ impl History {
         for register in 0..KEYS {
             let actions = self.of(register);
             if !actions.is_empty() {
+                let told = format!("{actions:?}");
                 let linearizable = WGLChecker::<Register>::is_linearizable(Actions::from_actions(actions));
-                assert!(linearizable, "VIOLATION: the history of register {register} is not linearizable");
+                assert!(linearizable, "VIOLATION: the history of register {register} is not linearizable\n{told}");
             }
         }
     }

@@ -42,6 +42,8 @@ pub(super) struct MachineStream {
     applied: u64,
     /// The snapshot to restore before anything else.
     start_from: Option<SnapshotMeta>,
+    /// The machine has a state: none is to be restored, or the first one is. Before that `applied` is where it will stand.
+    begun: bool,
     told_restored: bool,
     /// A received snapshot is being written: what lies before it will not be applied any more.
     overtaken: bool,
@@ -63,6 +65,7 @@ impl MachineStream {
             start_from: snapshot
                 .filter(|s| s.has_file && durable.is_none() && !bugs::on(Bug::DoesNotRestoreAtStart))
                 .cloned(),
+            begun: durable.is_some() || !snapshot.is_some_and(|s| s.has_file),
             told_restored: false,
             overtaken: false,
             fetching: None,
@@ -72,6 +75,15 @@ impl MachineStream {
 
     pub fn applied(&self) -> u64 {
         self.applied
+    }
+
+    /// What may be said of where the machine stands: nothing before it has a state.
+    pub fn stands_at(&self) -> u64 {
+        if self.begun {
+            self.applied
+        } else {
+            0
+        }
     }
 
     /// Everything up to here is on its way to the machine.
@@ -251,6 +263,7 @@ impl Core {
             MachineAnswer::Restored { id } => match self.machine.outstanding.front() {
                 Some(Outstanding::Restore { id: expected, index, outcomes }) if *expected == id => {
                     self.machine.applied = *index;
+                    self.machine.begun = true;
                     self.outcomes.restored(*index, *outcomes);
                     self.machine.outstanding.pop_front();
                     self.reads_applied();

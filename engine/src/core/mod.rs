@@ -351,7 +351,7 @@ impl Core {
 
     /// Where the state machine stands. A durable one may know more than the core has acted on since the start: that does not count yet.
     pub fn applied(&self) -> u64 {
-        self.machine.applied().min(self.handed)
+        self.machine.stands_at().min(self.handed)
     }
 
     /// One tick of the configured interval: elections, heartbeats, and the node's own housekeeping.
