@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -37,7 +38,8 @@ async def main() -> None:
     args = parser.parse_args()
     peers = {int(id_): addr for id_, _, addr in (peer.partition("=") for peer in args.peers.split(","))}
     store = Store()
-    async with Raft.build(args.id, peers[args.id], store, Config(log_dir=args.dir), peers) as raft:
+    config = Config(log_dir=args.dir, log_engine=os.environ.get("BENCH_LOG_ENGINE", "lmdb"))
+    async with Raft.build(args.id, peers[args.id], store, config, peers) as raft:
         await raft.wait_for(leader=True, timeout=40)
         await serve(args.id, lambda: raft.status.leader_id, raft.propose, store.map)
 

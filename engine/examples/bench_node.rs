@@ -202,7 +202,10 @@ fn main() {
         .map(|peer| peer.split_once('=').expect("id=host:port"))
         .map(|(id, addr)| (id.parse().unwrap(), addr.to_string()))
         .collect();
-    let config = Config { log_dir: value("--dir").into(), ..Config::default() };
+    let mut config = Config { log_dir: value("--dir").into(), ..Config::default() };
+    if let Ok(engine) = std::env::var("BENCH_LOG_ENGINE") {
+        config.set("log_engine", &engine).unwrap();
+    }
     let map = Arc::new(Mutex::new(Map::default()));
     let machine = MachineThread::spawn(Box::new(Machine(Arc::clone(&map))), || {}).unwrap();
     let (tell, completions) = mpsc::channel();

@@ -1,6 +1,6 @@
 //! Clients: they ask any node for anything, remember what they were told, and hold the cluster to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raftify_engine::request::{Completion, MemberChange, Reply, Request, Token};
 use raftify_engine::{Committed, Error, ErrorCode};
@@ -39,6 +39,8 @@ struct Pending {
 #[derive(Default)]
 pub struct Clients {
     pending: BTreeMap<Token, Pending>,
+    /// Whose results the machine's side gave out.
+    told: BTreeSet<Token>,
     next_token: Token,
     next_command: u64,
     next_scripted: u64,
@@ -52,6 +54,11 @@ pub struct Clients {
 }
 
 impl Clients {
+    /// Its result was given out by the machine's side.
+    pub fn told(&mut self, token: u64) {
+        self.told.insert(token);
+    }
+
     pub fn is_pending(&self, token: u64) -> bool {
         self.pending.contains_key(&token)
     }
@@ -305,6 +312,16 @@ impl World {
     pub fn completed(&mut self, at: Place, completion: Completion) {
         let Completion { token, result } = completion;
         self.tell(|| format!("node {} answers ({token}): {result:?}", at.0));
+        if self.clients.told.remove(&token) {
+            // It had ended before the machine's side told its result: what was on its way may say anything but that it was not done.
+            let says_not_done = result.as_ref().is_err_and(|e| e.committed == raftify_engine::Committed::No);
+            assert!(
+                !says_not_done,
+                "VIOLATION: node {} says of what it has applied that it was not done: {result:?}",
+                at.0
+            );
+            return;
+        }
         let Some(pending) = self.clients.pending.remove(&token) else {
             panic!("VIOLATION: node {} answers request {token}, which is not pending: {result:?}", at.0);
         };

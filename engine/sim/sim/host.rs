@@ -568,12 +568,12 @@ impl World {
                 self.oracle.restored(id, index, hash);
             }
         }
-        let failed = self.life(at).is_none_or(|l| l.core.status().error.is_some());
         for (token, index, term, position) in told {
-            // One that ended before (its deadline came, the node fails) has an answer, or one is on its way.
-            if self.clients.is_pending(token) && !failed {
+            // One that ended before (its deadline came) has had its answer.
+            if self.clients.is_pending(token) {
                 let data = position.to_le_bytes().to_vec();
                 self.completed(at, Completion { token, result: Ok(Reply::Applied { index, term, data }) });
+                self.clients.told(token);
             }
         }
         self.wake(at);
