@@ -323,6 +323,22 @@ fn s16_a_deposed_leader_answers_no_read_and_a_lost_round_is_asked_again() {
     finish(&mut world);
 }
 
+#[test]
+fn a_leader_that_is_to_leave_hands_over_to_one_that_stays() {
+    for leaver in 1..=3 {
+        let mut world = quiet(3);
+        let leader = world.settle();
+        let other = world.others(leader)[leaver as usize % 2];
+        let changes = vec![MemberChange::Remove { id: other }, MemberChange::Demote { id: leader }];
+        let token = world.ask(leader, Op::Change, Request::ChangeMembers(changes), Some(5 * SECOND)).unwrap();
+        let term = world.term(leader);
+        world.outcome(token).unwrap();
+        let next = world.leader().unwrap();
+        assert!(next != leader && next != other && world.term(next) <= term + 1, "one hand-over is enough");
+        finish(&mut world);
+    }
+}
+
 /// Makes the machine of this node lie about the next commands.
 fn lies(world: &mut World, id: u64, raises: bool) {
     let from = world.hosts[&id].life.as_ref().unwrap().core.applied() + 1;

@@ -221,13 +221,16 @@ impl Core {
             return Ok(Proposed::Later);
         }
         // A leader does not remove itself: the others would wait out an election. It hands over, and the next one removes it.
-        let leaves = change.goals().any(|(id, goal)| {
-            id == self.id && matches!(goal, super::membership::Goal::Gone | super::membership::Goal::Learner)
-        });
+        let leaving: Vec<NodeId> = change
+            .goals()
+            .filter(|(_, goal)| matches!(goal, super::membership::Goal::Gone | super::membership::Goal::Learner))
+            .map(|(id, _)| id)
+            .collect();
         let change = &self.postponed(change);
         let Some(planned) = plan(change, &self.cluster)? else { return Ok(Proposed::Already) };
-        if leaves && self.cluster.voters.len() > 1 {
-            self.transfer(0)?;
+        if leaving.contains(&self.id) && self.cluster.voters.len() > 1 {
+            // Not to one that would have to hand over as well: they would pass it on for ever (found by seed 616821).
+            self.transfer(self.successor(&leaving)?)?;
             return Ok(Proposed::Later);
         }
         let context = self.context(Kind::ChangeMembers, node, start, sequence);
