@@ -176,9 +176,9 @@ impl Core {
                 ),
                 (Some(_), Some(_)) if theirs.is_some() => (Verdict::Accepted, String::new()),
                 (Some(_), Some(_)) => (Verdict::Later, "recorded; take over the cluster's number first".into()),
-                // The entry that founds the cluster is in our log and not applied, and the other side has lost what it knew of it: nobody
-                // could be recorded before these two have elected.
-                (Some(_), None) if theirs.is_none() && self.is_named_by_founding(peer, directory) => {
+                // The entry that founds the cluster is in our log and not applied: nobody could be recorded before those that it names have
+                // elected, and it is committed. (The other side may have lost in a crash what it knew of it.)
+                (Some(_), None) if self.is_named_by_founding(peer, directory) => {
                     (Verdict::Accepted, String::new())
                 }
                 // S11: who was born to another founding is never recorded, or it would count as one of ours.
