@@ -396,6 +396,24 @@ fn s17_a_leader_with_which_the_majority_disagrees_is_the_one_that_stops() {
 }
 
 #[test]
+fn s17_a_node_that_was_stopped_and_comes_to_the_same_when_it_starts_again_is_taken_back() {
+    let mut world = quiet(3);
+    let leader = world.settle();
+    world.done(leader, 20);
+    let follower = world.others(leader)[0];
+    lies(&mut world, follower, true);
+    until_found_out(&mut world, follower);
+    let host = world.hosts.get_mut(&follower).unwrap();
+    (host.lie, host.retired) = (None, false);
+    world.after(0, Event::Restart(follower));
+    world.settle();
+    world.done(follower, 20);
+    world.run_for(5 * SECOND);
+    assert!(world.hosts[&follower].life.is_some(), "it was stopped once, not for ever");
+    finish(&mut world);
+}
+
+#[test]
 fn s17_results_are_compared_only_where_the_cluster_says_so() {
     let mut world = quiet(3);
     let leader = world.settle();

@@ -100,8 +100,13 @@ impl Core {
             }
             match self.outcomes.sum_at(mark.index) {
                 Some(ours) if ours == mark.sum => {
+                    let start = self.outcomes.window_start(mark.index);
+                    if compared.differs.is_some_and(|(index, _)| start <= index && index <= mark.index) {
+                        // It has started again, and came to the same this time.
+                        compared = Compared::default();
+                    }
                     if compared.upto == 0 {
-                        compared.from = self.outcomes.window_start(mark.index);
+                        compared.from = start;
                     }
                     compared.upto = mark.index;
                 }
