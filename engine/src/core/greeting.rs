@@ -38,6 +38,8 @@ pub(super) struct Greetings {
     seen: BTreeMap<NodeId, Seen>,
     /// Directories in a founding entry that is in the log and not applied.
     heard: Option<BTreeMap<NodeId, Uid>>,
+    /// When those were last asked to greet anew whom an entry that founds and did not last does not name.
+    anew: BTreeMap<NodeId, Micros>,
     /// Directories whose recording was proposed, with the term it was proposed in.
     recording: BTreeMap<NodeId, u64>,
     /// A fresh founder that has seen its majority takes part from then on.
@@ -79,6 +81,7 @@ impl Greetings {
         Greetings {
             seen: BTreeMap::new(),
             heard,
+            anew: BTreeMap::new(),
             recording: BTreeMap::new(),
             founding_open: false,
             refused: BTreeMap::new(),
@@ -504,13 +507,21 @@ impl Core {
         unrecorded.map(|m| m.id).filter(|id| self.greetings.seen.contains_key(id)).collect()
     }
 
-    /// Members that spoke to this node when they were not of any cluster yet.
-    pub(super) fn acquaintances_before_founding(&self) -> Vec<NodeId> {
-        if bugs::on(Bug::GreetsFoundersOnce) {
-            return self.unrecorded_acquaintances();
+    /// A member speaks that this node does not listen to. Where that is because of an entry of its own log that founds the cluster and
+    /// names others, another one may have lasted: the speaker greets anew, and says whether it is of a cluster now.
+    pub(super) fn greet_anew(&mut self, peer: NodeId) {
+        let passed_over = self.cluster.incarnation.is_empty()
+            && self.greetings.heard.as_ref().is_some_and(|heard| !heard.contains_key(&peer))
+            && self.greetings.seen.get(&peer).is_some_and(|seen| seen.incarnation.is_none());
+        if !passed_over || bugs::on(Bug::GreetsFoundersOnce) {
+            return;
         }
-        let members = self.cluster.members().iter().map(|m| m.id).filter(|id| *id != self.id);
-        members.filter(|id| self.greetings.seen.get(id).is_some_and(|seen| seen.incarnation.is_none())).collect()
+        let patience = u64::try_from(self.config.election_timeout().as_micros()).unwrap_or(u64::MAX);
+        let last = self.greetings.anew.entry(peer).or_insert(0);
+        if *last == 0 || self.now.saturating_sub(*last) > patience {
+            *last = self.now;
+            self.out.disconnect.push(peer);
+        }
     }
 
     /// What the log says of a member's address is newer than what it said itself before.

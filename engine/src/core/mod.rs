@@ -400,8 +400,11 @@ impl Core {
     /// A message of a peer's stream. What cannot be is dropped and told (S16).
     pub fn receive(&mut self, from: NodeId, message: Message) {
         self.heard(from);
-        if self.failed.is_some() || !self.admits(from) {
+        if self.failed.is_some() {
             return;
+        }
+        if !self.admits(from) {
+            return self.greet_anew(from);
         }
         let kind = message.msg_type;
         let log = &self.raw.raft.raft_log;
@@ -676,9 +679,8 @@ impl Core {
             }
         }
         if before.incarnation.is_empty() && !self.cluster.incarnation.is_empty() {
-            // Streams greeted before the founding: all greet anew, whom its entry does not name to be recorded (S11), the others to
-            // hear of it, for their own log may hold an entry that founds and did not last.
-            self.out.disconnect.extend(self.acquaintances_before_founding());
+            // Streams greeted before the founding, of members whom its entry does not name: they greet anew, to be recorded (S11).
+            self.out.disconnect.extend(self.unrecorded_acquaintances());
         }
         if members_changed {
             self.forget_learned(&before);
