@@ -125,6 +125,8 @@ pub struct Core {
     id: NodeId,
     addr: String,
     start: u64,
+    /// The term on the disk when this process began; it led in none up to here.
+    term_at_start: u64,
     config: Config,
     raw: RawNode<Tail>,
     identity: Identity,
@@ -272,6 +274,7 @@ impl Core {
             id: node_id,
             addr,
             start,
+            term_at_start: term,
             raw,
             initial,
             rng: Rng::new(seed),

@@ -374,6 +374,10 @@ impl Core {
         if !self.admits(from) {
             return;
         }
+        if forward.term <= self.term_at_start {
+            // Meant for the process before this one, which may have taken it: only that one could say that it has not (S15, seed 700489).
+            return;
+        }
         let (start, number) = (forward.start, forward.number);
         let at = self.requests.taken.iter().position(|(node, s, _)| *node == from && *s == start);
         let newest = at.and_then(|i| self.requests.taken.get(i)).map_or(0, |(_, _, n)| *n);
