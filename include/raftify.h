@@ -100,7 +100,7 @@
 #define RAFTIFY_ERR_SNAPSHOT_FAILED -11
 
 /**
- * The state machines of the nodes no longer agree. Reserved: this version does not compare them.
+ * A command came to something else on this node than on the majority: the node has stopped. `index` names the command.
  */
 #define RAFTIFY_ERR_STATE_DIVERGED -12
 

@@ -34,7 +34,7 @@ pub const RAFTIFY_ERR_APPLY_FAILED: i32 = -9;
 pub const RAFTIFY_ERR_RESULT_LOST: i32 = -10;
 /// A snapshot could not be taken.
 pub const RAFTIFY_ERR_SNAPSHOT_FAILED: i32 = -11;
-/// The state machines of the nodes no longer agree. Reserved: this version does not compare them.
+/// A command came to something else on this node than on the majority: the node has stopped. `index` names the command.
 pub const RAFTIFY_ERR_STATE_DIVERGED: i32 = -12;
 /// The membership change is impossible now or at all.
 pub const RAFTIFY_ERR_MEMBERSHIP: i32 = -13;
