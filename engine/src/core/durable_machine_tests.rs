@@ -1,52 +1,23 @@
 //! S7: what a state machine that is durable by itself is told after a start, by how far it had got.
 
-use std::collections::BTreeMap;
-
-use raft::eraftpb::{Entry, HardState};
-
-use super::{Context, Core, CoreOptions, Fetch, Kind, Origin};
-use crate::cluster::{ClusterState, Uid};
+use super::test_cores::{command, founders, log, options, snapshot};
+use super::{Core, CoreOptions, Fetch};
+use crate::cluster::ClusterState;
 use crate::error::{ErrorCode, Result};
-use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
 use crate::machine::{MachineAnswer, MachineRequest};
 use crate::Config;
 
 /// Entries 6 to 20; the snapshot at 10 has a file, the members are stored as of 12, and up to there it is known to be committed.
 fn start(machine_applied: Option<u64>) -> Result<Core> {
-    let founders: BTreeMap<u64, String> = (1..=3).map(|id| (id, format!("h:{id}"))).collect();
-    let cluster = ClusterState::founding(&founders);
-    let identity = Identity { node_id: 1, directory: Uid(1), digest: 1, incarnation: None, cluster_id: String::new() };
-    let snapshot =
-        SnapshotMeta { index: 10, term: 2, cluster: cluster.clone(), size: 3, crc: 0, has_file: true, outcomes: None };
-    let log = LogState {
-        identity,
-        hard_state: HardState { term: 2, vote: 0, commit: 12 },
-        cluster: ClusterRecord { index: 12, cluster },
-        snapshot: Some(snapshot),
-        first_index: 6,
-        prev_term: 2,
-        last_index: 20,
-        terms: vec![(6, 2)],
-        bytes: 0,
-    };
+    let cluster = ClusterState::founding(&founders());
+    let mut log = log(Some(snapshot(10, 2, &cluster)), (12, cluster), 20);
+    (log.first_index, log.terms) = (6, vec![(6, 2)]);
     Core::new(CoreOptions {
         config: Config { snapshot_entries: 1, ..Config::default() },
-        node_id: 1,
-        addr: "h:1".into(),
-        initial: founders,
-        start: 7,
-        seed: 7,
-        log,
         entries: (13..=20).map(command).collect(),
         machine_applied,
-        now: 0,
+        ..options(log)
     })
-}
-
-fn command(index: u64) -> Entry {
-    let origin = Origin { node: 9, start: 9, sequence: index };
-    let context = Context { kind: Kind::Command, time_us: 0, origin }.encode();
-    Entry { term: 2, index, data: b"x".to_vec(), context, ..Entry::default() }
 }
 
 /// The restore it was asked for, and the commands it heard, until nothing more comes.

@@ -2,19 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use raft::eraftpb::HardState;
-
+use super::test_cores::{founders, log, options};
 use super::{founding_digest, Core, CoreOptions};
 use crate::cluster::{ClusterState, Member, Uid};
-use crate::log::{ClusterRecord, Identity, LogState};
+use crate::log::Identity;
 use crate::wire::{Hello, Verdict, PROTOCOL_VERSION};
-use crate::Config;
 
 const INCARNATION: Uid = Uid(77);
-
-fn founders() -> BTreeMap<u64, String> {
-    (1..=3).map(|id| (id, format!("h:{id}"))).collect()
-}
 
 /// Node 4 of the cluster "ours": it joined, so its own directory knows no initial members. Node 3 has never come.
 fn joined(known_digest: u64) -> Core {
@@ -26,32 +20,10 @@ fn joined(known_digest: u64) -> Core {
     cluster.voters = vec![1, 2, 3, 4];
     cluster.incarnation = INCARNATION.to_bytes();
     cluster.founding_digest = known_digest;
+    let mut log = log(None, (9, cluster), 9);
     let incarnation = Some(INCARNATION);
-    let identity = Identity { node_id: 4, directory: Uid(4), digest: 0, incarnation, cluster_id: "ours".into() };
-    let log = LogState {
-        identity,
-        hard_state: HardState { term: 2, vote: 0, commit: 9 },
-        cluster: ClusterRecord { index: 9, cluster },
-        snapshot: None,
-        first_index: 1,
-        prev_term: 0,
-        last_index: 9,
-        terms: vec![(1, 2)],
-        bytes: 0,
-    };
-    let options = CoreOptions {
-        config: Config::default(),
-        node_id: 4,
-        addr: "h:4".into(),
-        initial: BTreeMap::new(),
-        start: 7,
-        seed: 7,
-        log,
-        entries: Vec::new(),
-        machine_applied: None,
-        now: 0,
-    };
-    Core::new(options).unwrap()
+    log.identity = Identity { node_id: 4, directory: Uid(4), digest: 0, incarnation, cluster_id: "ours".into() };
+    Core::new(CoreOptions { initial: BTreeMap::new(), ..options(log) }).unwrap()
 }
 
 fn late_founder(digest: u64) -> Hello {

@@ -2,43 +2,22 @@
 
 use std::collections::BTreeMap;
 
+use super::test_cores::{log, options};
 use super::{new_log, Core, CoreOptions};
 use crate::cluster::Uid;
 use crate::error::{Error, ErrorCode};
-use crate::log::{Identity, LogState};
+use crate::log::Identity;
 use crate::request::{Request, Ticket};
-use crate::Config;
 
 const JOIN: u64 = 1;
 const LEAVE: u64 = 2;
 
 fn joining() -> Core {
-    let identity = Identity { node_id: 4, directory: Uid(4), digest: 0, incarnation: None, cluster_id: "c".into() };
     let (hard_state, cluster, snapshot) = new_log(&BTreeMap::new());
-    let log = LogState {
-        identity,
-        hard_state,
-        cluster,
-        snapshot,
-        first_index: 1,
-        prev_term: 0,
-        last_index: 0,
-        terms: Vec::new(),
-        bytes: 0,
-    };
-    let options = CoreOptions {
-        config: Config::default(),
-        node_id: 4,
-        addr: "h:4".into(),
-        initial: BTreeMap::new(),
-        start: 7,
-        seed: 7,
-        log,
-        entries: Vec::new(),
-        machine_applied: None,
-        now: 0,
-    };
-    let mut core = Core::new(options).unwrap();
+    let mut log = log(snapshot, (cluster.index, cluster.cluster), 0);
+    log.hard_state = hard_state;
+    log.identity = Identity { node_id: 4, directory: Uid(4), digest: 0, incarnation: None, cluster_id: "c".into() };
+    let mut core = Core::new(CoreOptions { initial: BTreeMap::new(), ..options(log) }).unwrap();
     let ticket = Ticket {
         reserved_id: 4,
         raft_addr: "h:4".into(),

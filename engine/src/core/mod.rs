@@ -26,6 +26,8 @@ mod divergence;
 #[cfg(test)]
 mod durable_machine_tests;
 mod entry;
+#[cfg(test)]
+mod forward_tests;
 mod greeting;
 #[cfg(test)]
 mod greeting_tests;
@@ -42,6 +44,8 @@ mod rng;
 mod snapshotting;
 mod status;
 mod tail;
+#[cfg(test)]
+mod test_cores;
 mod transfer;
 mod writes;
 

@@ -1,0 +1,60 @@
+//! What unit tests make a core from: a log's state and the options, with everything said that most of them do not care about.
+
+use std::collections::BTreeMap;
+
+use raft::eraftpb::{Entry, HardState};
+
+use super::{Context, CoreOptions, Kind, Origin};
+use crate::cluster::{ClusterState, NodeId, Uid};
+use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
+use crate::Config;
+
+pub(super) fn founders() -> BTreeMap<NodeId, String> {
+    (1..=3).map(|id| (id, format!("h:{id}"))).collect()
+}
+
+/// A snapshot of a few bytes.
+pub(super) fn snapshot(index: u64, term: u64, cluster: &ClusterState) -> SnapshotMeta {
+    SnapshotMeta { index, term, cluster: cluster.clone(), size: 3, crc: 0, has_file: true, outcomes: None }
+}
+
+/// The log of node 1 in term 2, of which all is of term 2: entries from behind `snapshot` to `last_index`; the members are stored as of
+/// `cluster.0`, and up to there it is known to be committed.
+pub(super) fn log(snapshot: Option<SnapshotMeta>, cluster: (u64, ClusterState), last_index: u64) -> LogState {
+    let first_index = snapshot.as_ref().map_or(0, |s| s.index) + 1;
+    let (index, cluster) = cluster;
+    LogState {
+        identity: Identity { node_id: 1, directory: Uid(1), digest: 1, incarnation: None, cluster_id: String::new() },
+        hard_state: HardState { term: 2, vote: 0, commit: index },
+        cluster: ClusterRecord { index, cluster },
+        prev_term: if snapshot.is_some() { 2 } else { 0 },
+        snapshot,
+        first_index,
+        last_index,
+        terms: if last_index >= first_index { vec![(first_index, 2)] } else { Vec::new() },
+        bytes: 0,
+    }
+}
+
+/// The node of this log, one of three founders.
+pub(super) fn options(log: LogState) -> CoreOptions {
+    let node_id = log.identity.node_id;
+    CoreOptions {
+        config: Config::default(),
+        node_id,
+        addr: format!("h:{node_id}"),
+        initial: founders(),
+        start: 7,
+        seed: 7,
+        log,
+        entries: Vec::new(),
+        machine_applied: None,
+        now: 0,
+    }
+}
+
+pub(super) fn command(index: u64) -> Entry {
+    let origin = Origin { node: 9, start: 9, sequence: index };
+    let context = Context { kind: Kind::Command, time_us: 0, origin }.encode();
+    Entry { term: 2, index, data: b"x".to_vec(), context, ..Entry::default() }
+}
