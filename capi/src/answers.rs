@@ -75,6 +75,25 @@ fn unpack(mut rest: &[u8]) -> Result<Vec<(u64, Outcome)>> {
     Ok(outcomes)
 }
 
+/// SAFETY: every pointer is NULL or as the preface of the header demands.
+unsafe fn answer_packed(
+    node: *mut NodeHandle,
+    request: u64,
+    outcomes: *const u8,
+    len: usize,
+    error: *mut *mut ErrorObject,
+    answer: fn(u64, Vec<(u64, Outcome)>) -> MachineAnswer,
+) -> raftify_status {
+    // SAFETY: see above.
+    unsafe {
+        call(node, error, |node| {
+            let outcomes = unpack(slice(outcomes, len, "outcomes")?)?;
+            node.open().answered(request, &[Kind::Apply])?;
+            node.node().answer(answer(request, outcomes))
+        })
+    }
+}
+
 /// As raftify_apply_done, with the outcomes as one buffer: repeated { uint64 index; uint32 failed; uint32 len; uint8
 /// data[len] }, little-endian, without padding.
 ///
@@ -89,13 +108,9 @@ pub unsafe extern "C" fn raftify_apply_done_packed(
     len: usize,
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
-    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    // SAFETY: as this function's own caller must see to it.
     unsafe {
-        call(node, error, |node| {
-            let outcomes = unpack(slice(outcomes, len, "outcomes")?)?;
-            node.open().answered(request, &[Kind::Apply])?;
-            node.node().answer(MachineAnswer::Applied { id: request, outcomes })
-        })
+        answer_packed(node, request, outcomes, len, error, |id, outcomes| MachineAnswer::Applied { id, outcomes })
     }
 }
 
@@ -114,12 +129,11 @@ pub unsafe extern "C" fn raftify_apply_told_packed(
     len: usize,
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
-    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    // SAFETY: as this function's own caller must see to it.
     unsafe {
-        call(node, error, |node| {
-            let outcomes = unpack(slice(outcomes, len, "outcomes")?)?;
-            node.open().answered(request, &[Kind::Apply])?;
-            node.node().answer(MachineAnswer::AppliedAndTold { id: request, outcomes })
+        answer_packed(node, request, outcomes, len, error, |id, outcomes| MachineAnswer::AppliedAndTold {
+            id,
+            outcomes,
         })
     }
 }

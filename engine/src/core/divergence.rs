@@ -112,8 +112,9 @@ impl Core {
                 }
                 Some(_) if report.details_for == mark.index => {
                     let limit = usize::try_from(self.outcomes_window).unwrap_or(usize::MAX);
-                    let details: Vec<Mark> =
+                    let mut details: Vec<Mark> =
                         report.details.iter().take(limit).map(|m| Mark { index: m.index, sum: m.sum }).collect();
+                    details.sort_unstable_by_key(|mark| mark.index);
                     let first = self.outcomes.first_difference(mark.index, report.details_from, &details);
                     compared.differs.get_or_insert((first, self.now));
                     break;

@@ -175,13 +175,16 @@ impl Outcomes {
         (from, marks.collect())
     }
 
-    /// The first index at or before `index` at which somebody else's sums differ from ours, as far as both remember.
+    /// The first index at or before `index` at which somebody else's sums (ascending) differ from ours, as far as both remember.
     pub fn first_difference(&self, index: u64, from: u64, theirs: &[Mark]) -> u64 {
         let (ours_from, ours) = self.details(index);
         let from = from.max(ours_from);
         let mut at: Vec<u64> = ours.iter().chain(theirs).map(|mark| mark.index).collect();
         at.sort_unstable();
-        let sum_of_theirs = |index: u64| theirs.iter().rfind(|mark| mark.index <= index).map_or(0, |mark| mark.sum);
+        let sum_of_theirs = |index: u64| {
+            let after = theirs.partition_point(|mark| mark.index <= index);
+            after.checked_sub(1).and_then(|last| theirs.get(last)).map_or(0, |mark| mark.sum)
+        };
         let differs = |at: &u64| self.sum_at(*at) != Some(sum_of_theirs(*at));
         at.into_iter().filter(|at| *at >= from && *at <= index).find(differs).unwrap_or(index)
     }
