@@ -342,6 +342,22 @@ async def test_a_snapshot_that_cannot_be_taken_keeps_nobody_from_working(tmp_pat
             assert (await raft.snapshot()).index > 100
 
 
+async def test_a_proposal_waits_for_the_next_leader_when_the_leaders_process_was_replaced(tmp_path: Path) -> None:
+    """The new process leads nothing, and what was meant for it was certainly not taken: not an unknown outcome, for whatever was sent."""
+    async with cluster_of(
+        tmp_path, 3, tick_interval=0.1, raft_config={"election_tick": 25, "heartbeat_tick": 2}
+    ) as cluster:
+        leader = await cluster.leader()
+        follower = next(member for member in cluster.members if member is not leader)
+        await cluster.write(follower, "before")
+        await leader.kill()
+        await leader.start()
+        # No election can have come to an end yet, on a machine that is not very slow: the follower sends it there first.
+        for number in range(5):
+            await cluster.write(follower, f"after/{number}", timeout=30)
+        await cluster.same_state()
+
+
 async def test_a_slow_apply_stops_neither_elections_nor_the_others(tmp_path: Path) -> None:
     """Ten seconds, suspended on the leader, blocking its whole loop on a follower: longer than any election timeout here."""
     peers = 3

@@ -121,6 +121,9 @@ pub struct Forward {
     pub number: u64,
     #[prost(message, repeated, tag = "4")]
     pub proposals: Vec<ForwardedProposal>,
+    /// The start number of the leader's process that it is meant for: only that one may say that it has not taken it.
+    #[prost(uint64, tag = "5")]
+    pub to_start: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

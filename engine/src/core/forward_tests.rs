@@ -3,11 +3,12 @@
 use raft::eraftpb::{Message, MessageType};
 
 use super::test_cores::{founders, log, options};
-use super::{Body, Core};
-use crate::cluster::ClusterState;
-use crate::wire::{Forward, ForwardAnswer, ForwardedProposal};
+use super::{Body, Core, Outbound};
+use crate::cluster::{ClusterState, Uid};
+use crate::request::Request;
+use crate::wire::{Forward, ForwardAnswer, ForwardedProposal, Hello, Verdict, Welcome, PROTOCOL_VERSION};
 
-/// A node that began in term 2, and follows node 2 in term 3.
+/// Start number 7 of node 1, which began in term 2 and follows node 2 in term 3.
 fn follower() -> Core {
     let mut core = Core::new(options(log(None, (9, ClusterState::founding(&founders())), 9))).unwrap();
     let heartbeat = Message {
@@ -27,9 +28,14 @@ fn follower() -> Core {
     core
 }
 
-fn answer_to(core: &mut Core, term: u64) -> Option<ForwardAnswer> {
-    let proposals = vec![ForwardedProposal { sequence: 1, data: b"x".to_vec(), kind: 0 }];
-    core.receive_forward(3, Forward { term, start: 5, number: 1, proposals });
+fn proposals() -> Vec<ForwardedProposal> {
+    vec![ForwardedProposal { sequence: 1, data: b"x".to_vec(), kind: 0 }]
+}
+
+/// What the node says to a forward of its present term for the process with this start number.
+fn answer_to(to_start: u64) -> Option<ForwardAnswer> {
+    let mut core = follower();
+    core.receive_forward(3, Forward { term: 3, start: 5, number: 1, proposals: proposals(), to_start });
     core.poll().messages.into_iter().find_map(|message| match message.body {
         Body::ForwardAnswer(answer) => Some(answer),
         _ => None,
@@ -38,7 +44,51 @@ fn answer_to(core: &mut Core, term: u64) -> Option<ForwardAnswer> {
 
 #[test]
 fn s15_what_the_process_before_may_have_taken_is_not_refused_by_the_next() {
-    let taken = |term| answer_to(&mut follower(), term).map(|answer| answer.taken);
-    assert_eq!(taken(2), None, "the asker would propose it again, and it may be in the log");
-    assert_eq!(taken(3), Some(false), "this process knows that it has not taken it");
+    let taken = |to_start| answer_to(to_start).map(|answer| answer.taken);
+    assert_eq!(taken(6), None, "the asker would propose it again, and it may be in the log");
+    assert_eq!(taken(7), Some(false), "this process knows that it has not taken it");
+}
+
+/// The leader answers our dial from the process with this start number.
+fn let_in(core: &mut Core, start: u64) {
+    let hello = Hello {
+        version: PROTOCOL_VERSION,
+        node_id: 2,
+        to: 1,
+        directory: Uid(2).to_bytes(),
+        digest: 1,
+        start,
+        ..Hello::default()
+    };
+    assert!(core.welcomed(2, &Welcome { verdict: Verdict::Accepted as i32, reason: String::new(), hello: Some(hello) }));
+}
+
+fn forwarded(core: &mut Core) -> Vec<Forward> {
+    let forward = |message: Outbound| match message.body {
+        Body::Forward(forward) => Some(forward),
+        _ => None,
+    };
+    core.poll().messages.into_iter().filter_map(forward).collect()
+}
+
+#[test]
+fn s15_a_forward_names_the_process_that_our_stream_leads_to_and_what_that_refuses_goes_to_the_next_leader() {
+    let mut core = follower();
+    core.submit(1, Request::Propose(b"x".to_vec()), None);
+    assert!(forwarded(&mut core).is_empty(), "no stream leads to the leader yet");
+
+    let_in(&mut core, 20);
+    let first = forwarded(&mut core).remove(0);
+    assert_eq!((first.term, first.to_start), (3, 20));
+
+    // The leader's process dies before the forward has left, and its next one lets us in: it leads nothing in this term, and says so.
+    core.forward_not_sent(first.number);
+    let_in(&mut core, 21);
+    core.tick();
+    let second = forwarded(&mut core).remove(0);
+    assert_eq!((second.term, second.to_start, &second.proposals), (3, 21, &first.proposals));
+    core.receive_forward_answer(2, ForwardAnswer { start: 7, number: second.number, ..ForwardAnswer::default() });
+    core.tick();
+    let actions = core.poll();
+    assert!(actions.completions.is_empty(), "it waits for the next leader, and is not given up as unknown");
 }

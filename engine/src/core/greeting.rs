@@ -32,6 +32,8 @@ pub(super) struct Seen {
     pub incarnation: Option<Uid>,
     pub at: Micros,
     pub connected: bool,
+    /// The start number of the process that our own stream leads to, once it agreed.
+    pub listener: Option<u64>,
 }
 
 pub(super) struct Greetings {
@@ -251,6 +253,9 @@ impl Core {
                 match ours {
                     Verdict::Accepted => {
                         self.see(hello);
+                        if let Some(seen) = self.greetings.seen.get_mut(&peer) {
+                            seen.listener = Some(hello.start);
+                        }
                         self.greetings.refused.remove(&peer);
                         true
                     }
@@ -299,12 +304,13 @@ impl Core {
     }
 
     fn see(&mut self, hello: &Hello) {
-        let connected = self.greetings.seen.get(&hello.node_id).is_some_and(|s| s.connected);
+        let before = self.greetings.seen.get(&hello.node_id);
         let seen = Seen {
             directory: Uid::from_bytes(&hello.directory),
             incarnation: Uid::from_bytes(&hello.incarnation),
             at: self.now,
-            connected,
+            connected: before.is_some_and(|s| s.connected),
+            listener: before.and_then(|s| s.listener),
         };
         let ours = seen.incarnation.is_some() && seen.incarnation == self.identity.incarnation;
         self.greetings.seen.insert(hello.node_id, seen);
@@ -517,9 +523,9 @@ impl Core {
             return;
         }
         let patience = u64::try_from(self.config.election_timeout().as_micros()).unwrap_or(u64::MAX);
-        let last = self.greetings.anew.entry(peer).or_insert(0);
-        if *last == 0 || self.now.saturating_sub(*last) > patience {
-            *last = self.now;
+        let asked = self.greetings.anew.get(&peer);
+        if asked.is_none_or(|at| self.now.saturating_sub(*at) > patience) {
+            self.greetings.anew.insert(peer, self.now);
             self.out.disconnect.push(peer);
         }
     }

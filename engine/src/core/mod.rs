@@ -129,8 +129,6 @@ pub struct Core {
     id: NodeId,
     addr: String,
     start: u64,
-    /// The term on the disk when this process began; it led in none up to here.
-    term_at_start: u64,
     config: Config,
     raw: RawNode<Tail>,
     identity: Identity,
@@ -278,7 +276,6 @@ impl Core {
             id: node_id,
             addr,
             start,
-            term_at_start: term,
             raw,
             initial,
             rng: Rng::new(seed),

@@ -285,6 +285,8 @@ impl Core {
 
     fn forward_unsent(&mut self) {
         let (leader, term) = (self.leader_id(), self.raw.raft.term);
+        // A leader that has not let our stream in yet could not be sent anything.
+        let Some(to_start) = self.greetings.seen(leader).and_then(|seen| seen.listener) else { return };
         while !self.requests.unsent.is_empty() {
             let mut proposals = Vec::new();
             let mut requests = Vec::new();
@@ -323,7 +325,7 @@ impl Core {
             self.requests.next_forward = self.requests.next_forward.saturating_add(1);
             let number = self.requests.next_forward;
             self.requests.forwards.insert(number, (self.now, requests));
-            let forward = Forward { term, start: self.start, number, proposals };
+            let forward = Forward { term, start: self.start, number, proposals, to_start };
             self.out.messages.push(Outbound { to: leader, body: Body::Forward(forward) });
         }
     }
@@ -374,8 +376,8 @@ impl Core {
         if !self.admits(from) {
             return;
         }
-        if forward.term <= self.term_at_start {
-            // Meant for the process before this one, which may have taken it: only that one could say that it has not (S15, seed 700489).
+        if forward.to_start != self.start {
+            // Meant for a process before this one, which may have taken it: only that one could say that it has not (S15, seed 700489).
             return;
         }
         let (start, number) = (forward.start, forward.number);

@@ -96,7 +96,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_item() -> impl Strategy<Value = Item> {
-        let forward = (any::<[u64; 3]>(), prop::collection::vec((any::<u64>(), any::<Vec<u8>>(), any::<u32>()), 0..4))
+        let forward = (any::<[u64; 4]>(), prop::collection::vec((any::<u64>(), any::<Vec<u8>>(), any::<u32>()), 0..4))
             .prop_map(|(n, proposals)| {
                 Body::Forward(Forward {
                     term: n[0],
@@ -106,6 +106,7 @@ mod tests {
                         .into_iter()
                         .map(|(sequence, data, kind)| ForwardedProposal { sequence, data, kind })
                         .collect(),
+                    to_start: n[3],
                 })
             });
         let answer =
