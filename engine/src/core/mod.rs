@@ -29,6 +29,7 @@ mod election_timer;
 mod entry;
 #[cfg(test)]
 mod forward_tests;
+mod forwards;
 mod greeting;
 #[cfg(test)]
 mod greeting_tests;
