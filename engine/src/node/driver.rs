@@ -553,6 +553,14 @@ impl Driver {
             Event::SnapshotFailed { index, reason } => {
                 self.log(slog::Level::Error, "storage", || format!("the snapshot at index {index} failed: {reason}"));
             }
+            Event::SnapshotDamaged { index, stands_in, reason } => {
+                self.log(slog::Level::Error, "storage", || {
+                    format!(
+                        "the snapshot at index {index} cannot be restored: {reason}; the one at index {stands_in} stands in, from \
+                         which the log goes on"
+                    )
+                });
+            }
             _ => {}
         }
         self.sink.event(event);
