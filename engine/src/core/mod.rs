@@ -565,6 +565,7 @@ impl Core {
         }
         self.removed = true;
         self.abdicate();
+        self.let_go_of_peers();
         // Who asked to leave hears that it has.
         self.requests_to_leave().into_iter().for_each(|request| self.complete(request, Ok(Reply::Done)));
         if self.requests.leaving {
