@@ -6,7 +6,7 @@ use raftify_engine::{Committed, ErrorCode};
 
 use crate::sim::clients::Op;
 use crate::sim::finish;
-use crate::sim::host::Lie;
+use crate::sim::lie::Lie;
 use crate::sim::world::{Event, Profile, World, MILLI, SECOND};
 
 fn quiet(nodes: u64) -> World {
