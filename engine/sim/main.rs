@@ -7,6 +7,7 @@
 //! `cargo run -p raftify-engine --example sim -- --script FILE`, a seed with `-- --seed N`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod founding;
 mod rules;
 mod sim;
 mod stories;

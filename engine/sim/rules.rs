@@ -4,9 +4,10 @@ use raftify_engine::request::{MemberChange, Reply, Request};
 use raftify_engine::status::Role;
 use raftify_engine::{Committed, ErrorCode};
 
+use crate::sim::act::Act;
 use crate::sim::clients::Op;
 use crate::sim::finish;
-use crate::sim::host::Lie;
+use crate::sim::lie::Lie;
 use crate::sim::world::{Event, Profile, World, MILLI, SECOND};
 
 fn quiet(nodes: u64) -> World {
@@ -71,6 +72,28 @@ fn s2_slow_disks_of_followers_topple_no_leader() {
     assert!(world.result(token).is_none(), "nothing can be durable on a majority");
     world.outcome(token).unwrap();
     assert_eq!((world.leader(), world.term(leader)), (Some(leader), term));
+    finish(&mut world);
+}
+
+#[test]
+fn s3_what_a_follower_says_twice_waits_twice_for_the_same_write() {
+    let mut profile = Profile::quiet(3);
+    // Each append comes a second time, and what raft answers then is a Ready that writes nothing.
+    profile.duplicates = 1.0;
+    let mut world = World::scripted(7, profile);
+    let leader = world.settle();
+    world.done(leader, 3);
+    let until = world.now + 3 * SECOND;
+    let followers = world.others(leader);
+    for id in &followers {
+        world.hosts.get_mut(id).unwrap().disk.hung_until = until;
+    }
+    let (token, _) = world.propose(leader, Some(10 * SECOND)).unwrap();
+    world.run_for(2 * SECOND);
+    let behind = |id: &u64| world.hosts[id].disk.synced.last_index() < world.hosts[&leader].disk.synced.last_index();
+    assert!(followers.iter().all(behind), "both have it in their hands, and not on their disks");
+    assert!(world.result(token).is_none(), "no acknowledgement passed the disk");
+    world.outcome(token).unwrap();
     finish(&mut world);
 }
 
@@ -439,6 +462,42 @@ fn s17_a_node_that_took_a_snapshot_goes_on_with_its_sum_and_is_found_out_by_it()
     until_found_out(&mut world, late);
     world.done(leader, 5);
     finish(&mut world);
+}
+
+/// S20: what one machine and its links draw for themselves disturbs no other.
+#[test]
+fn s20_what_happens_to_one_node_alone_is_drawn_from_nobody_elses_stream() {
+    let run = |fault: Option<Act>| {
+        let mut world = quiet(3);
+        world.cut_off(3);
+        let leader = world.settle_among(&[1, 2]);
+        let other = 3 - leader;
+        if let Some(act) = fault {
+            world.perform(act);
+        }
+        world.propose(3, Some(SECOND));
+        let mut seen = Vec::new();
+        for id in [leader, other].repeat(20) {
+            let token = world.propose(id, Some(SECOND)).unwrap().0;
+            seen.push(format!("{:?} at {}", world.outcome(token), world.now));
+        }
+        let draws = &mut world.draws;
+        let links = [(1, 2), (2, 1)].map(|(from, to)| draws.link(from, to).next());
+        let nodes = [1, 2].map(|id| (draws.disk(id).next(), draws.machine(id).next(), draws.node(id).next()));
+        (seen, links, nodes)
+    };
+    let node = 3;
+    let alone = run(None);
+    for act in [
+        Act::Crash { node, power: true, down: 50 * MILLI },
+        Act::CrashTwice { node, between: 5 * MILLI, down: 50 * MILLI },
+        Act::SlowDisk { node, by: 20 * MILLI, long: SECOND },
+        Act::FailSync { node, down: 100 * MILLI },
+        Act::Snapshot { node, timeout: None },
+        Act::Propose { node, first: 1, count: 20, padding: 10, timeout: None, retries: 0 },
+    ] {
+        assert_eq!(run(Some(act.clone())), alone, "{act:?}");
+    }
 }
 
 const SOON: u64 = crate::sim::script::SOON;

@@ -137,6 +137,35 @@ fn a_wiped_member_is_removed_and_joins_again_under_a_new_id() {
 }
 
 #[test]
+fn a_removed_member_votes_for_a_leader_that_lost_the_removal_in_a_crash() {
+    let mut lost = 0;
+    for seed in 0..10 {
+        let mut world = World::scripted(seed, Profile::quiet(3));
+        let leader = world.settle();
+        world.done(leader, 5);
+        let (gone, hangs) = (world.others(leader)[0], world.others(leader)[1]);
+        // The removal is on the disks of the leader and of the one that is removed, and nowhere else for a long time.
+        world.perform(Act::Hang { node: hangs, long: 30 * SECOND });
+        world.perform(Act::SlowDisk { node: leader, by: 90 * MILLI, long: SECOND });
+        let remove = Request::ChangeMembers(vec![Alter::Remove(gone).change()]);
+        world.ask(leader, Op::Change, remove, LONG).unwrap();
+        let told = |w: &mut World| w.hosts[&gone].life.as_ref().unwrap().core.status().role == Role::Removed;
+        assert!(world.run_until_so(5 * SECOND, told), "{}", world.describe());
+        world.crash(leader, true, 10 * MILLI);
+        world.run_for(11 * MILLI);
+        if !world.voters(leader).contains(&gone) {
+            continue;
+        }
+        lost += 1;
+        let elected = world.run_until_so(10 * SECOND, |w| w.leader() == Some(leader));
+        assert!(elected, "nobody else can vote, or lead{}", world.describe());
+        world.run_for(30 * SECOND);
+        finish(&mut world);
+    }
+    assert!(lost > 1, "the leader remembers the removal in every seed");
+}
+
+#[test]
 fn a_join_that_is_killed_at_any_moment_runs_again() {
     for step in 0..40 {
         let mut world = World::scripted(step, snapshotting(3));

@@ -2,12 +2,15 @@
 //! what must hold is in [`oracle`], what may go wrong in [`faults`], who asks for what in [`clients`].
 
 pub mod act;
+pub mod applying;
+pub mod checks;
 pub mod clients;
 pub mod disk;
 pub mod draws;
 pub mod faults;
 pub mod history;
 pub mod host;
+pub mod lie;
 pub mod machine;
 pub mod network;
 pub mod oracle;
@@ -16,6 +19,7 @@ pub mod record;
 pub mod script;
 pub mod shrink;
 pub mod world;
+pub mod writing;
 
 use draws::Draws;
 use raftify_engine::status::Role;

@@ -14,7 +14,7 @@ fn data_file(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_log_older_than_what_was_durable_is_corrupt() {
+fn s8_a_log_older_than_its_side_file_says_has_lost_data() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(LogEngine::Lmdb, dir.path()).unwrap();
     log.writer.write(&[range(2, 3, 1, 10)]).unwrap();
@@ -78,7 +78,7 @@ fn put_back(dir: &Path, bytes: &[u8], durable: &[u8]) {
 }
 
 #[test]
-fn a_flipped_bit_is_found_or_harmless() {
+fn s8_a_flipped_bit_is_found_before_the_file_is_mapped_or_harmless() {
     let (dir, bytes, expected) = sample_with_content();
     let durable = std::fs::read(dir.path().join("log/durable")).unwrap();
     let mut found = 0u32;
@@ -96,7 +96,7 @@ fn a_flipped_bit_is_found_or_harmless() {
 }
 
 #[test]
-fn a_truncated_file_is_found() {
+fn s8_a_truncated_file_is_found_before_it_is_mapped() {
     let (dir, bytes, expected) = sample_with_content();
     let durable = std::fs::read(dir.path().join("log/durable")).unwrap();
     for length in (0..bytes.len()).step_by(1531).chain([1, 4096, 8192, bytes.len() - 1]) {

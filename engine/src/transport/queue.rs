@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_handed_back_in_order() {
+    fn s18_what_does_not_fit_is_handed_back_in_order() {
         let queue = LaneQueue::new(400, 10, 1000);
         queue.open();
         let back = queue.push((0..5).map(|n| item(n, 100)).collect()).unwrap_err();

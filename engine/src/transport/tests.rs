@@ -244,7 +244,7 @@ fn a_restarted_peer_on_the_same_port_is_found_again() {
 }
 
 #[test]
-fn a_slow_driver_pushes_back_and_the_control_lane_still_passes_s18() {
+fn s18_a_slow_driver_pushes_back_and_the_control_lane_still_passes() {
     run(async {
         let mut a = Host::start(TransportConfig { max_inflight_bytes: 4 << 20, ..settings(1, "127.0.0.1:0") }).await;
         let mut b = Host::start(TransportConfig { max_inflight_bytes: 4 << 20, ..settings(2, "127.0.0.1:0") }).await;

@@ -111,7 +111,7 @@ fn unacknowledged(before: &Image, after: &Image) -> Image {
 }
 
 #[test]
-fn a_last_frame_torn_at_any_byte_is_dropped_and_everything_before_it_is_kept() {
+fn s9_a_last_frame_torn_at_any_byte_is_dropped_and_everything_before_it_is_kept() {
     let (before, held_before, after, held) = sample();
     let (name, frames) = newest(&after);
     let (start, claim) = *frames.last().unwrap();
@@ -140,7 +140,7 @@ fn a_last_frame_torn_at_any_byte_is_dropped_and_everything_before_it_is_kept() {
 }
 
 #[test]
-fn a_flipped_bit_in_any_live_frame_is_found() {
+fn s9_a_flipped_bit_in_any_live_frame_is_found() {
     let (_, _, mut image, held) = sample();
     // A power loss may have taken the side file: then only the frames behind the damage tell.
     let (newest_name, newest_frames) = newest(&image);
@@ -203,7 +203,7 @@ fn a_segment_that_is_missing_cut_or_emptied_is_found() {
 }
 
 #[test]
-fn old_content_of_a_recycled_segment_is_never_believed() {
+fn s9_old_content_of_a_recycled_segment_is_never_believed() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path()).unwrap();
     // All frames of the same length, so that old ones begin where new ones will.
