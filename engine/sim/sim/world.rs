@@ -31,6 +31,7 @@ pub type Place = (u64, u64);
 pub enum Event {
     Tick(Place),
     Poll(Place),
+    Deadline(Place),
     Synced(Place),
     Machine(Place),
     SnapshotFile {
@@ -137,7 +138,7 @@ pub struct Retry {
 impl Event {
     fn place(&self) -> Option<Place> {
         match self {
-            Event::Tick(at) | Event::Poll(at) | Event::Machine(at) => Some(*at),
+            Event::Tick(at) | Event::Poll(at) | Event::Deadline(at) | Event::Machine(at) => Some(*at),
             Event::SnapshotFile { at, .. }
             | Event::Fetched { at, .. }
             | Event::Dial { at, .. }
@@ -329,6 +330,7 @@ impl World {
         match event {
             Event::Tick(at) => self.tick(at),
             Event::Poll(at) => self.poll(at),
+            Event::Deadline(at) => self.deadline(at),
             Event::Synced(at) => self.synced(at),
             Event::Machine(at) => self.machine_done(at),
             Event::SnapshotFile { at, id, bytes } => self.snapshot_file_done(at, id, bytes),

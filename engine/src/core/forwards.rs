@@ -223,7 +223,12 @@ impl Core {
                 }
             }
         }
-        Ok(if entries.is_empty() { None } else { self.append(entries) })
+        let count = entries.len() as u64;
+        let at = if entries.is_empty() { None } else { self.append(entries) };
+        if let Some((first, _)) = at {
+            self.awaited_by(from, first.saturating_add(count).saturating_sub(1));
+        }
+        Ok(at)
     }
 
     /// The leader's word on one of our forwards.

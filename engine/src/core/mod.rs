@@ -36,6 +36,9 @@ mod greeting_tests;
 mod handover;
 #[cfg(test)]
 mod leave_tests;
+#[cfg(test)]
+mod lone_commit_tests;
+mod lone_commits;
 mod machine_stream;
 mod membership;
 mod outcomes;
@@ -78,6 +81,7 @@ use bugs::Bug;
 use divergence::Divergence;
 use election_timer::ElectionTimer;
 use greeting::Greetings;
+use lone_commits::LoneCommits;
 use machine_stream::MachineStream;
 use outcomes::Outcomes;
 use reads::Reads;
@@ -161,6 +165,7 @@ pub struct Core {
     divergence: Divergence,
     snapshots: Snapshots,
     greetings: Greetings,
+    lone_commits: LoneCommits,
     last_role: Role,
     last_leader: (u64, NodeId),
     removed: bool,
@@ -292,6 +297,7 @@ impl Core {
             divergence: Divergence::default(),
             snapshots: Snapshots::new(now, log.bytes),
             greetings: Greetings::new(founding_heard),
+            lone_commits: LoneCommits::default(),
             last_role: Role::Waiting,
             last_leader: (0, 0),
             removed: cluster.is_removed(node_id),
@@ -315,9 +321,10 @@ impl Core {
         self.wall_us = wall_us;
     }
 
-    /// When [`Core::expire`] has something to do.
+    /// When something is to be done although nothing came: [`Core::expire`], then [`Core::poll`].
     pub fn next_deadline(&self) -> Option<Micros> {
-        self.requests.next_deadline()
+        let lone = self.lone_commits.next_due().filter(|_| self.failed.is_none());
+        self.requests.next_deadline().into_iter().chain(lone).min()
     }
 
     pub fn id(&self) -> NodeId {
@@ -467,6 +474,7 @@ impl Core {
             self.consider_snapshot();
             self.write_extra();
             self.fetch_wanted();
+            self.tell_lone_commits();
             self.requests.forget_deadlines();
         }
         std::mem::take(&mut self.out)

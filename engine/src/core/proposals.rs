@@ -236,7 +236,10 @@ impl Core {
         let data = prost_raft::Message::encode_to_vec(&planned);
         let entry = Entry { entry_type: EntryType::EntryConfChangeV2 as i32, data, context, ..Entry::default() };
         match self.append(vec![entry]) {
-            Some((index, term)) => Ok(Proposed::At(index, term)),
+            Some((index, term)) => {
+                self.awaited_by_all(index);
+                Ok(Proposed::At(index, term))
+            }
             None => Ok(Proposed::Later),
         }
     }
@@ -279,6 +282,12 @@ impl Core {
             return false;
         }
         let context = self.context(kind, self.id, self.start, u64::MAX);
-        self.append(vec![Entry { data, context, ..Entry::default() }]).is_some()
+        match self.append(vec![Entry { data, context, ..Entry::default() }]) {
+            Some((index, _)) => {
+                self.awaited_by_all(index);
+                true
+            }
+            None => false,
+        }
     }
 }

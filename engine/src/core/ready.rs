@@ -25,6 +25,8 @@ impl Core {
             // S1: a leader's messages go at once, but not before its term and vote are durable (a single voter wins inside `campaign()`).
             if (new_vote || !term_is_durable) && !bugs::on(Bug::SendsBeforeItsTermIsDurable) {
                 self.hold(&mut held, message);
+            } else if leads {
+                self.post_as_leader(message);
             } else {
                 self.post(message);
             }
