@@ -1,6 +1,6 @@
 """`make bench`: three nodes on this machine, measured in the same run as what this disk and this loop can do at all.
 
-    python benches/run.py [--secs 5] [--warm 2] [--only 128x1,128x64]
+    python benches/run.py [--secs 5] [--warm 2] [--only 128x1,128x64] [--driver python|rust|c] [--nodes 3] [--reads]
     BENCH_HOME=DIR python benches/run.py PEER...     beside other libraries, with the bench kit in DIR
 
 A figure alone says little (another disk, another day): read the ratios.
@@ -18,15 +18,25 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "out"
-DRIVER = HERE / "raftify_ffi_python"
+#: Which program is the node, and what builds it.
+DRIVERS: dict[str, tuple[str, list[str]]] = {
+    "python": ("raftify_ffi_python", []),
+    "rust": (
+        "raftify_engine_rust",
+        ["cargo", "build", "--release", "--locked", "-p", "raftify-engine", "--example", "bench_node"],
+    ),
+    "c": ("raftify_c", ["make", "--silent", "-C", str(HERE / "raftify_c")]),
+}
 #: payload bytes, proposals in flight
 WORK = [(128, 1), (128, 16), (128, 64), (128, 256), (128, 1024), (16384, 64)]
 START_TIMEOUT = 60.0
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def free_ports(count: int) -> list[int]:
@@ -57,11 +67,11 @@ def syncs_per_second(directory: Path, seconds: float) -> float:
 
 
 class Node:
-    def __init__(self, node_id: int, peers: str, directory: Path) -> None:
+    def __init__(self, driver: Path, node_id: int, peers: str, directory: Path) -> None:
         self.id = node_id
         directory.mkdir(parents=True)
         self._log = (OUT / f"node-{node_id}.err").open("w")
-        command = [str(DRIVER / "node"), "--id", str(node_id), "--peers", peers, "--dir", str(directory)]
+        command = [str(driver / "node"), "--id", str(node_id), "--peers", peers, "--dir", str(directory)]
         self._process = subprocess.Popen(
             command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
@@ -87,11 +97,19 @@ class Node:
             raise SystemExit(f"bench: node {self.id} ended; see {self._log.name}")
         return line
 
-    def hear_json(self, timeout: float) -> dict[str, Any]:
+    def hear_json(self, timeout: float, heard: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         while not (line := self.hear(timeout)).startswith("{"):
-            pass
+            heard(line)
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def cpu_seconds(self) -> float:
+        """User and system time so far; 0 where there is no /proc."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / TICKS
 
     def stop(self) -> None:
         if self._process.stdin is not None:
@@ -105,21 +123,35 @@ class Node:
 
 
 def measure(
-    nodes: list[Node], leader: int, payload: int, inflight: int, args: argparse.Namespace
+    nodes: list[Node], asked: int, command: str, follow_leader: bool, args: argparse.Namespace
 ) -> tuple[int, dict[str, Any]]:
-    """Runs one workload on the leader, whoever that is by then."""
+    """Runs one workload on a node: the leader, whoever that is by then, or just this one. Adds the CPU time of all nodes in the window."""
+    spent: dict[str, float] = {}
+
+    def heard(line: str) -> None:
+        if line in ("MEASURE", "END"):
+            spent[line] = sum(node.cpu_seconds() for node in nodes)
+
     for _ in range(10):
-        node = nodes[leader - 1]
-        node.say(f"BENCH {payload} {inflight} {args.secs} {args.warm}")
-        answer = node.hear_json(args.warm + args.secs + 90)
+        nodes[asked - 1].say(command)
+        answer = nodes[asked - 1].hear_json(args.warm + args.secs + 90, heard)
         if "error" not in answer:
-            return leader, answer
-        leader = answer["leader"] or leader
+            answer["cpu_s"] = spent.get("END", 0.0) - spent.get("MEASURE", 0.0)
+            return asked, answer
+        if follow_leader:
+            asked = answer["leader"] or asked
         time.sleep(0.5)
     raise SystemExit("bench: no leader stays one")
 
 
-def run_alone(args: argparse.Namespace) -> None:
+def row(name: str, inflight: int, result: dict[str, Any], disk: float) -> str:
+    rate = result["n"] / result["secs"]
+    cpu = 1e6 * result["cpu_s"] / max(result["n"], 1)
+    numbers = [f"{rate:.0f}", f"{rate / disk:.2f}", f"{result['p50_ms']:.3f}", f"{result['p99_ms']:.3f}", f"{cpu:.1f}"]
+    return "| " + " | ".join([name, str(inflight), *numbers, str(result["errors"])]) + " |"
+
+
+def run_alone(driver: Path, args: argparse.Namespace) -> None:
     data = OUT / "data"
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
@@ -127,27 +159,24 @@ def run_alone(args: argparse.Namespace) -> None:
     try:
         disk = syncs_per_second(data, 2.0)
         print(f"this disk: {disk:.0f} appends of 4 KiB made durable a second\n")
-        ports = free_ports(3)
+        ports = free_ports(args.nodes)
         peers = ",".join(f"{i}=127.0.0.1:{port}" for i, port in enumerate(ports, 1))
-        nodes = [Node(i, peers, data / str(i)) for i in (1, 2, 3)]
+        nodes = [Node(driver, i, peers, data / str(i)) for i in range(1, args.nodes + 1)]
         leader = max(int(node.hear(START_TIMEOUT).split()[1]) for node in nodes) or 1
-        print("| payload, B | in flight | proposals/s | x syncs/s | p50 ms | p99 ms | errors |")
-        print("|---|---|---|---|---|---|---|")
+        print("| | in flight | a second | x syncs/s | p50 ms | p99 ms | CPU us, all nodes | errors |")
+        print("|---|---|---|---|---|---|---|---|")
         for payload, inflight in WORK:
             if args.only and f"{payload}x{inflight}" not in args.only.split(","):
                 continue
-            leader, result = measure(nodes, leader, payload, inflight, args)
-            rate = result["n"] / result["secs"]
-            cells = [
-                payload,
-                inflight,
-                f"{rate:.0f}",
-                f"{rate / disk:.2f}",
-                result["p50_ms"],
-                result["p99_ms"],
-                result["errors"],
-            ]
-            print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+            command = f"BENCH {payload} {inflight} {args.secs} {args.warm}"
+            leader, result = measure(nodes, leader, command, True, args)
+            print(row(f"proposals of {payload} B", inflight, result, disk), flush=True)
+            if args.reads and payload == WORK[0][0]:
+                follower = leader % args.nodes + 1
+                for where, node in (("leader", leader), ("follower", follower)):
+                    command = f"READS {inflight} {args.secs} {args.warm}"
+                    _, result = measure(nodes, node, command, False, args)
+                    print(row(f"reads, {where}", inflight, result, disk), flush=True)
         print("\nall nodes hold the same state:", "yes" if converged(nodes) else "NO")
     finally:
         for node in nodes:
@@ -172,19 +201,30 @@ def main() -> int:
     parser.add_argument("--secs", type=int, default=5)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--only", help="for instance 128x1,128x64")
+    parser.add_argument("--driver", choices=list(DRIVERS), default="python", help="whose state machine is measured")
+    parser.add_argument("--nodes", type=int, default=3, help="of the cluster: 1, 3, 5 or 7")
+    parser.add_argument(
+        "--reads", action="store_true", help="linearizable reads as well, on leader and follower (driver c)"
+    )
     parser.add_argument("peers", nargs="*", help="other drivers of the bench kit in BENCH_HOME")
     args = parser.parse_args()
+    if args.reads and args.driver != "c":
+        parser.error("reads are measured with --driver c")
     OUT.mkdir(exist_ok=True)
+    folder, build = DRIVERS[args.driver]
+    if build:
+        subprocess.run(build, cwd=HERE.parent, check=True)
+    driver = HERE / folder
     kit = os.environ.get("BENCH_HOME")
     if args.peers and not kit:
         parser.error("other libraries are measured with the bench kit: set BENCH_HOME to its folder")
     if not kit:
-        run_alone(args)
+        run_alone(driver, args)
         return 0
     command = [str(Path(kit) / "run.sh"), "--secs", str(args.secs), "--warm", str(args.warm)]
     if args.only:
         command += ["--only", args.only]
-    done = subprocess.run([*command, str(DRIVER), *args.peers], env={**os.environ, "BENCH_OUT": str(OUT)}, check=False)
+    done = subprocess.run([*command, str(driver), *args.peers], env={**os.environ, "BENCH_OUT": str(OUT)}, check=False)
     return done.returncode
 
 

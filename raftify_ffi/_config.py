@@ -46,7 +46,7 @@ APPLY_ERROR_POLICIES: Final = ("reply", "stop")
 class Config:
     """A node's settings. Unknown names, wrong types and values that cannot work raise `InvalidConfig` naming field, value and remedy.
 
-    Times are seconds, sizes bytes. `None` stands for the default. `log_engine` ("lmdb" or "segment") keeps the log of a directory that is
+    Times are seconds, sizes bytes. `None` stands for the default. `log_engine` ("segment" or "lmdb") keeps the log of a directory that is
     made now; one that exists is opened as what it is.
 
     Accepted from earlier releases and without effect, because the library decides what they tuned: `save_compacted_logs`,
@@ -82,7 +82,7 @@ class Config:
         snapshot_entries: int = 100_000,
         snapshot_bytes: int = 64 << 20,
         trailing_entries: int = 10_000,
-        log_engine: str = "lmdb",
+        log_engine: str = "segment",
         disk_quota: int | None = None,
         hung_write: float | None = None,
         on_apply_error: str = "reply",

@@ -12,9 +12,9 @@ pub const DEFAULT_MAX_PROPOSAL_SIZE: u64 = 16 << 20;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogEngine {
     /// A B+tree in one file; two flushes a commit.
-    #[default]
     Lmdb,
     /// Recycled segments of checksummed frames; one flush a commit.
+    #[default]
     Segment,
 }
 
