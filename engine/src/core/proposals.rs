@@ -84,7 +84,9 @@ impl Core {
     }
 
     pub(super) fn context(&mut self, kind: Kind, node: NodeId, start: u64, sequence: u64) -> Vec<u8> {
-        let time_us = if bugs::on(Bug::ClockGoesBack) { self.wall_us } else { self.newest_time_us.max(self.wall_us) };
+        // Counts at once: the next entry may be made before raft has put this one into the log.
+        self.newest_time_us = self.newest_time_us.max(self.wall_us);
+        let time_us = if bugs::on(Bug::ClockGoesBack) { self.wall_us } else { self.newest_time_us };
         Context { kind, time_us, origin: Origin { node, start, sequence } }.encode()
     }
 
