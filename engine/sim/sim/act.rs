@@ -85,6 +85,12 @@ pub enum Act {
         node: u64,
         timeout: Timeout,
     },
+    /// The machine of a lost member joins anew, from the same address: it gets an id from `node`, and an empty directory.
+    Rejoin {
+        node: u64,
+        lost: u64,
+        timeout: Timeout,
+    },
     /// The log is told the node's new address, and once that has ended, however it ended, the node moves there.
     Move {
         node: u64,
@@ -193,6 +199,7 @@ impl Act {
                 | Act::Join { .. }
                 | Act::Change { .. }
                 | Act::Leave { .. }
+                | Act::Rejoin { .. }
                 | Act::Move { .. }
         )
     }

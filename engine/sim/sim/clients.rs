@@ -47,6 +47,8 @@ pub struct Clients {
     next_addr: u64,
     /// Addresses that were asked for, and by whom.
     pub moves: Vec<(String, u64)>,
+    /// Changes that take somebody out of the voting, and until when they may still come to be; as long as nobody was answered, always.
+    pub removals: BTreeMap<Token, Option<u64>>,
     /// Kept for those who look: scripts.
     pub results: BTreeMap<Token, Result<Reply, Error>>,
     pub keep: bool,
@@ -57,6 +59,11 @@ impl Clients {
     /// Its result was given out by the machine's side.
     pub fn told(&mut self, token: u64) {
         self.told.insert(token);
+    }
+
+    /// Somebody waits for an id for this address.
+    pub fn reserves(&self, addr: &str) -> bool {
+        self.pending.values().any(|p| matches!(&p.op, Op::Reserve(of) if of == addr))
     }
 
     pub fn is_pending(&self, token: u64) -> bool {
@@ -204,7 +211,16 @@ impl World {
         if members.is_empty() {
             return None;
         }
-        let waits = |h: &super::host::Host| h.ticket.is_some() && !h.retired;
+        let lost: Vec<u64> = self.hosts.keys().copied().filter(|id| self.is_to_be_replaced(*id)).collect();
+        if !lost.is_empty() && self.hosts.len() < 14 && self.draws.clients.chance(0.5) {
+            let lost = pick(&mut self.draws.clients, &lost);
+            let removes = members.contains(&lost) && self.draws.clients.chance(0.5);
+            return Some(match removes {
+                true => Act::Change { node, changes: vec![Alter::Remove(lost)], timeout },
+                false => Act::Rejoin { node, lost, timeout },
+            });
+        }
+        let waits = |h: &super::host::Host| h.ticket.is_some() && !h.retired && !h.lost;
         let waiting: Vec<u64> =
             self.hosts.iter().filter(|(id, h)| waits(h) && !voters.contains(id)).map(|(id, _)| *id).collect();
         let rng = &mut self.draws.clients;
@@ -229,7 +245,7 @@ impl World {
                 let moves = pick(rng, &members);
                 self.clients.next_addr += 1;
                 let addr = format!("moved:{}", self.clients.next_addr);
-                self.hosts.contains_key(&moves).then_some(Act::Move { node, moves, addr, timeout })
+                self.hosts.get(&moves).is_some_and(|h| !h.lost).then_some(Act::Move { node, moves, addr, timeout })
             }
             7 if !learners.is_empty() => change(vec![Alter::Promote(pick(rng, &learners))]),
             8 if voters.len() > 2 => change(vec![Alter::Demote(pick(rng, &voters))]),
@@ -286,13 +302,18 @@ impl World {
             Act::Join { node, joiner, learner, timeout } => {
                 self.join(node, joiner, learner, timeout);
             }
-            Act::Change { node, changes, timeout } => {
+            Act::Change { node, changes, timeout } if self.is_sane(&changes) => {
+                let removes = changes.iter().any(|c| matches!(c, Alter::Remove(_) | Alter::Demote(_)));
                 let changes = changes.iter().map(Alter::change).collect();
-                self.ask(node, Op::Change, Request::ChangeMembers(changes), timeout);
+                let token = self.ask(node, Op::Change, Request::ChangeMembers(changes), timeout);
+                self.clients.removals.extend(token.filter(|_| removes).map(|token| (token, None)));
             }
-            Act::Leave { node, timeout } => {
-                self.ask(node, Op::Change, Request::Leave, timeout);
+            Act::Leave { node, timeout } if !self.has_lost_voters() => {
+                let token = self.ask(node, Op::Change, Request::Leave, timeout);
+                self.clients.removals.extend(token.map(|token| (token, None)));
             }
+            Act::Change { .. } | Act::Leave { .. } => {}
+            Act::Rejoin { node, lost, timeout } => self.rejoin(node, lost, timeout),
             Act::Move { node, moves, addr, timeout } => {
                 self.clients.moves.push((addr.clone(), moves));
                 let changes = vec![MemberChange::UpdateAddress { id: moves, addr: addr.clone() }];
@@ -330,6 +351,10 @@ impl World {
             let excused = self.hosts[&at.0].late_until.max(deadline) + deadline / 4;
             assert!(self.now <= excused, "VIOLATION: request {token} ended {} µs late", self.now - deadline);
         }
+        match &result {
+            Err(error) if error.committed != Committed::No => self.may_have_removed(token),
+            _ => drop(self.clients.removals.remove(&token)),
+        }
         if pending.gone {
             self.count("cancelled");
             return;
@@ -359,7 +384,11 @@ impl World {
             Op::Reserve(addr) => {
                 if let Ok(Reply::Ticket(ticket)) = &result {
                     let id = ticket.reserved_id;
-                    assert!(!self.hosts.contains_key(&id), "VIOLATION: id {id} is reserved twice (S12)");
+                    if let Some(member) = self.hosts.get(&id) {
+                        // The address is a member's: that one is to be removed first.
+                        assert!(member.addr == addr && member.lost, "VIOLATION: id {id} is reserved twice (S12)");
+                        return self.count("ids that members at the address have");
+                    }
                     self.add_host(id, addr, BTreeMap::new());
                     self.hosts.get_mut(&id).expect("just added").ticket = Some(ticket.clone());
                     let wait = self.draws.node(id).range(0, 50 * MILLI);
@@ -385,6 +414,9 @@ impl World {
     /// The machine comes up again under another address.
     pub fn relocate(&mut self, id: u64, addr: String) {
         if !self.turmoil {
+            return;
+        }
+        if self.hosts.get(&id).is_none_or(|h| h.lost || h.retired) {
             return;
         }
         self.kill(id, false);
@@ -434,6 +466,9 @@ impl World {
 
     /// The process died: its callers never hear.
     pub fn clients_lost(&mut self, id: u64, life: u64) {
+        let of_this = self.clients.pending.iter().filter(|(_, p)| p.at == (id, life));
+        let tokens: Vec<Token> = of_this.map(|(token, _)| *token).collect();
+        tokens.into_iter().for_each(|token| self.may_have_removed(token));
         self.clients.pending.retain(|_, p| p.at != (id, life));
     }
 

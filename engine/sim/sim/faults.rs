@@ -2,10 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use raftify_engine::Uid;
-
 use super::act::Act;
-use super::disk::{Disk, Image, Sabotage};
 use super::draws::pick;
 use super::host::Host;
 use super::network::Cut;
@@ -84,8 +81,8 @@ impl World {
             Kind::SlowDisk => Act::SlowDisk { node: one, by: rng.range(5, 200) * MILLI, long: 2 * long },
             Kind::FailSync => Act::FailSync { node: one, down: rng.range(100 * MILLI, SECOND) },
             Kind::Full => Act::Full { node: one, long, stops: rng.chance(0.5) },
-            Kind::Flip if losses > 0 && rng.chance(0.3) => Act::Flip { node: one },
-            Kind::Wipe if losses > 0 && rng.chance(0.3) => Act::Wipe { node: one },
+            Kind::Flip if losses > 0 && rng.chance(0.7) => Act::Flip { node: one },
+            Kind::Wipe if losses > 0 && rng.chance(0.7) => Act::Wipe { node: one },
             Kind::Flip | Kind::Wipe => return Vec::new(),
             Kind::Jump => {
                 let mut nodes = vec![one];
@@ -213,47 +210,6 @@ impl World {
         self.tell(|| format!("cut {cut} is whole again"));
     }
 
-    fn may_lose(&self, id: u64) -> bool {
-        let known = |h: &Host| h.life.as_ref().is_some_and(|l| l.core.cluster().recorded_directory(id).is_some());
-        let there = self.hosts.get(&id).is_some_and(|h| !h.lost);
-        self.profile.wipes > 0 && there && self.hosts.values().filter(|h| !h.lost).all(known)
-    }
-
-    /// A directory is lost for good, once everybody running knows whose it was (S11's limit).
-    pub fn wipe(&mut self, id: u64) {
-        if !self.may_lose(id) {
-            return;
-        }
-        self.profile.wipes -= 1;
-        self.kill(id, true);
-        self.tell(|| format!("the directory of node {id} is wiped"));
-        let directory = Uid(u128::from(self.draws.node(id).next()));
-        let keeps_name = self.profile.sabotage == Some(Sabotage::WipedKeepsItsName);
-        let Some(host) = self.hosts.get_mut(&id) else { return };
-        let mut identity = host.disk.synced.identity.clone();
-        if !keeps_name {
-            identity.directory = directory;
-            identity.incarnation = None;
-        }
-        host.disk = Disk::new(Image::born(identity, &host.initial));
-        host.kept = None;
-        host.wiped = true;
-        host.lost = true;
-        self.after(10 * MILLI, Event::Restart(id));
-    }
-
-    /// A bit of this node's log has turned: whoever reads it stops (S10), and does not start any more.
-    pub fn flip(&mut self, id: u64) {
-        if self.may_lose(id) {
-            self.profile.wipes -= 1;
-            self.tell(|| format!("a bit turns on the disk of node {id}"));
-            if let Some(host) = self.hosts.get_mut(&id) {
-                host.disk.flipped = true;
-                host.lost = true;
-            }
-        }
-    }
-
     pub fn crash(&mut self, id: u64, power: bool, down: u64) {
         self.kill(id, power);
         self.after(down, Event::Restart(id));
@@ -268,7 +224,8 @@ impl World {
         self.network.cut_leaders.clear();
         self.network.break_snapshots = 0;
         // A move that was asked for and whose outcome nobody heard: its operator sees to it that both addresses answer.
-        self.addrs.extend(std::mem::take(&mut self.clients.moves));
+        let moves = std::mem::take(&mut self.clients.moves);
+        self.addrs.extend(moves.into_iter().filter(|(_, id)| self.hosts.get(id).is_some_and(|h| !h.retired)));
         let profile = &mut self.profile;
         (profile.loss, profile.duplicates, profile.reorder, profile.late) = (0.0, 0.0, 0.0, 0.0);
         profile.snapshot_fails = 0.0;

@@ -11,6 +11,7 @@ pub mod faults;
 pub mod history;
 pub mod host;
 pub mod lie;
+pub mod losses;
 pub mod machine;
 pub mod network;
 pub mod oracle;

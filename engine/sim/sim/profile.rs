@@ -104,7 +104,7 @@ pub struct Profile {
     pub padding: u64,
     /// Parts in a thousand by which clocks run fast or slow.
     pub clock_skew: u64,
-    /// Directories that may be lost for good.
+    /// Directories that may be lost for good; never more at once than leave every configuration a majority.
     pub wipes: u64,
     /// State machines are durable by themselves, and come back at or behind what they had applied (S7).
     #[serde(default)]
@@ -224,8 +224,9 @@ impl Profile {
                 profile.mix.push((kind, weight));
             }
         }
-        if membership == 0 && rng.chance(0.5) {
-            profile.wipes = (profile.nodes - 1) / 2;
+        if rng.chance(0.5) {
+            // Where members that are lost can be replaced there may be more of them, one after the other.
+            profile.wipes = if membership == 0 { (profile.nodes - 1) / 2 } else { rng.range(1, 5) };
         }
         profile.durable_machine = rng.chance(0.3);
         draw_config(rng, &mut profile.config);
