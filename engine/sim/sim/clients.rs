@@ -389,6 +389,9 @@ impl World {
                         assert!(member.addr == addr && member.lost, "VIOLATION: id {id} is reserved twice (S12)");
                         return self.count("ids that members at the address have");
                     }
+                    // Who was lost at this address is not there any more, and is not replaced a second time.
+                    let before = self.hosts.values_mut().filter(|h| h.lost && h.addr == addr);
+                    before.for_each(|h| h.addr.clear());
                     self.add_host(id, addr, BTreeMap::new());
                     self.hosts.get_mut(&id).expect("just added").ticket = Some(ticket.clone());
                     let wait = self.draws.node(id).range(0, 50 * MILLI);

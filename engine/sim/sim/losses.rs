@@ -118,8 +118,8 @@ impl World {
 
     /// It is lost, and nobody has taken its address since, or is about to.
     pub fn is_to_be_replaced(&self, id: u64) -> bool {
-        let Some(host) = self.hosts.get(&id).filter(|h| h.lost) else { return false };
-        !self.hosts.values().any(|h| h.addr == host.addr && !h.lost) && !self.clients.reserves(&host.addr)
+        let lost = self.hosts.get(&id).filter(|h| h.lost && !h.addr.is_empty());
+        lost.is_some_and(|h| !self.clients.reserves(&h.addr))
     }
 
     /// The machine of a lost member gets an empty directory and a new id: it joins from the same address, in the lost one's place (S12).
