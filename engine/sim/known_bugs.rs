@@ -34,7 +34,7 @@ impl Fault {
 }
 
 /// Seeds within which each is found: several times what was needed, from several bases, when it was last measured.
-const BOUNDS: [(Fault, u64); 32] = [
+const BOUNDS: [(Fault, u64); 34] = [
     (Fault::Core(Bug::AcknowledgesBeforeSync), 50),
     (Fault::Core(Bug::ForgetsItsVote), 50),
     (Fault::Core(Bug::VotesPassTheDisk), 50),
@@ -67,6 +67,8 @@ const BOUNDS: [(Fault, u64); 32] = [
     (Fault::Shell(Sabotage::OpenDoesNotSync), 1500),
     (Fault::Shell(Sabotage::WrittenTooEarly), 50),
     (Fault::Shell(Sabotage::WipedKeepsItsName), 1000),
+    (Fault::Shell(Sabotage::RestoresUnchecked), 1000),
+    (Fault::Shell(Sabotage::StandsInOverAGap), 1000),
 ];
 
 fn run(fault: Fault, seed: u64) -> Option<Box<Failure>> {

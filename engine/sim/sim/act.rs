@@ -4,6 +4,7 @@
 use raftify_engine::request::MemberChange;
 use serde::{Deserialize, Serialize};
 
+use super::files::Spoil;
 use super::world::{World, MILLI};
 
 /// [`MemberChange`] in a script.
@@ -163,6 +164,14 @@ pub enum Act {
     Flip {
         node: u64,
     },
+    /// The power goes, and in the morning the file of the snapshot that the log names is not what it was; the older ones neither, if
+    /// `all`. Up again after `down`, if one can stand in; otherwise lost.
+    SpoilSnapshot {
+        node: u64,
+        how: Spoil,
+        all: bool,
+        down: u64,
+    },
     /// The directory is lost for good.
     Wipe {
         node: u64,
@@ -247,6 +256,7 @@ impl Act {
                 true
             }
             Act::Crash { down: long, .. }
+            | Act::SpoilSnapshot { down: long, .. }
             | Act::CrashTwice { down: long, .. }
             | Act::Pause { long, .. }
             | Act::Hang { long, .. }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::act::Act;
 use super::draws::pick;
+use super::files::Spoil;
 use super::host::Host;
 use super::network::Cut;
 use super::profile::Kind;
@@ -84,6 +85,11 @@ impl World {
             Kind::Flip if losses > 0 && rng.chance(0.7) => Act::Flip { node: one },
             Kind::Wipe if losses > 0 && rng.chance(0.7) => Act::Wipe { node: one },
             Kind::Flip | Kind::Wipe => return Vec::new(),
+            Kind::SpoilSnapshot => {
+                let place = rng.range(0, 1000);
+                let how = pick(rng, &[Spoil::Flip(place), Spoil::Flip(place), Spoil::Cut(place), Spoil::Gone]);
+                Act::SpoilSnapshot { node: one, how, all: rng.chance(0.2), down: long }
+            }
             Kind::Jump => {
                 let mut nodes = vec![one];
                 if rng.chance(0.5) {
@@ -159,6 +165,7 @@ impl World {
             Act::Wipe { node } => self.wipe(node),
             Act::Jump { nodes, wall } => nodes.iter().for_each(|id| self.jump_clock(*id, wall)),
             Act::Flip { node } => self.flip(node),
+            Act::SpoilSnapshot { node, how, all, down } => self.spoil_snapshot(node, how, all, down),
             Act::Pause { node, .. }
             | Act::Hang { node, .. }
             | Act::SlowDisk { node, .. }

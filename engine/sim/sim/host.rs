@@ -111,7 +111,10 @@ impl World {
         let Some(host) = self.hosts.get_mut(&id) else { return };
         let machine = host.kept.take().unwrap_or_default();
         let machine_applied = self.profile.durable_machine.then_some(machine.applied);
-        let (log, entries) = host.disk.open(self.profile.sabotage);
+        let Some((log, entries)) = host.disk.open(self.profile.sabotage, self.profile.spares) else {
+            assert!(host.lost, "VIOLATION: node {id} does not start, and a snapshot could stand in (S6)");
+            return self.tell(|| format!("node {id} does not start: its snapshot is corrupt"));
+        };
         let image = &host.disk.synced;
         let mut shadow = Shadow::new(log.first_index - 1, log.prev_term, log.first_index - 1);
         let kept = image.read(log.first_index, u64::MAX, u64::MAX);
@@ -285,8 +288,10 @@ impl World {
             }
         }
         if let Some(meta) = actions.prune {
+            let (spares, sabotage) = (self.profile.spares, self.profile.sabotage);
             let host = self.hosts.get_mut(&id).expect("a running host");
-            host.disk.files.retain(|index, _| *index >= meta.index);
+            let first_index = host.life.as_ref().map_or(0, |l| l.core.first_index());
+            host.disk.files.prune(meta.index, first_index, spares, sabotage);
         }
         if let Some(peers) = actions.peers {
             self.tell(|| format!("node {id} peers: {peers:?}"));

@@ -10,6 +10,7 @@ use raftify_engine::Uid;
 use super::act::Alter;
 use super::clients::Op;
 use super::disk::{Disk, Image, Sabotage};
+use super::files::Spoil;
 use super::world::{Event, World, MILLI, SECOND};
 
 /// As long as this the network may keep a request whose caller was told nothing certain.
@@ -42,7 +43,9 @@ impl World {
         // S11's limit: every member is there and knows whose directory it was.
         let knows = |member: &u64| {
             let life = self.hosts.get(member).and_then(|h| h.life.as_ref());
-            self.is_lost(*member) || life.is_some_and(|l| l.core.cluster().recorded_directory(id).is_some())
+            *member == id
+                || self.is_lost(*member)
+                || life.is_some_and(|l| l.core.cluster().recorded_directory(id).is_some())
         };
         let members: Vec<u64> = cluster.members().iter().map(|m| m.id).collect();
         members.contains(&id) && members.iter().all(knows) && !self.removal_may_come() && self.can_do_without(id)
@@ -120,6 +123,40 @@ impl World {
     pub fn is_to_be_replaced(&self, id: u64) -> bool {
         let lost = self.hosts.get(&id).filter(|h| h.lost && !h.addr.is_empty());
         lost.is_some_and(|h| !self.clients.reserves(&h.addr))
+    }
+
+    /// S6: the file of its snapshot is not what it was, which the next start finds out.
+    pub fn spoil_snapshot(&mut self, id: u64, how: Spoil, all: bool, down: u64) {
+        let named = |w: &World| w.hosts.get(&id).and_then(|h| h.disk.synced.snapshot.clone()).filter(|m| m.has_file);
+        if named(self).is_none() {
+            return;
+        }
+        // What may not be lost may at least crash.
+        self.crash(id, true, down);
+        let may_lose = self.may_lose(id);
+        let (spares, sabotage) = (self.profile.spares, self.profile.sabotage);
+        let (Some(meta), Some(host)) = (named(self), self.hosts.get_mut(&id)) else { return };
+        let log = host.disk.synced.open().0;
+        let stands_in = host.disk.files.stand_in(&log, sabotage).filter(|_| spares && !all);
+        if stands_in.is_none() && !may_lose {
+            return;
+        }
+        host.disk.files.spoil(meta.index, how);
+        while let Some(spare) = host.disk.files.stand_in(&log, sabotage).filter(|_| all) {
+            host.disk.files.spoil(spare.index, how);
+        }
+        host.lost = stands_in.is_none();
+        self.tell(|| {
+            format!(
+                "the snapshot {} of node {id} is spoiled; {:?} stands in",
+                meta.index,
+                stands_in.as_ref().map(|m| m.index)
+            )
+        });
+        self.count(if stands_in.is_some() { "snapshots that another stood in for" } else { "snapshots lost" });
+        if stands_in.is_none() {
+            self.profile.wipes -= 1;
+        }
     }
 
     /// The machine of a lost member gets an empty directory and a new id: it joins from the same address, in the lost one's place (S12).

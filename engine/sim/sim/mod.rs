@@ -8,6 +8,7 @@ pub mod clients;
 pub mod disk;
 pub mod draws;
 pub mod faults;
+pub mod files;
 pub mod history;
 pub mod host;
 pub mod lie;

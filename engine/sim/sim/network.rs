@@ -278,7 +278,7 @@ impl World {
 
     pub fn send_snapshot(&mut self, at: Place, send: SnapshotSend) {
         let SnapshotSend { to, meta, message } = send;
-        let file = self.hosts.get(&at.0).and_then(|h| h.disk.files.get(&meta.index)).cloned();
+        let file = self.hosts.get(&at.0).and_then(|h| h.disk.files.get(meta.index)).cloned();
         assert!(
             file.is_some() || !meta.has_file,
             "VIOLATION: node {} sends snapshot {} and has no file of it",
@@ -340,7 +340,7 @@ impl World {
             return self.after(delay, Event::SnapshotSent { at: from, peer: to.0, send, delivered: false });
         }
         if let Some(file) = file {
-            host.disk.files.insert(meta.index, file);
+            host.disk.files.insert((*meta).clone(), file);
         }
         life.core.receive_snapshot(from.0, message, (*meta).clone());
         self.tell(|| format!("node {} has received snapshot {}", to.0, meta.index));

@@ -39,6 +39,7 @@ pub enum Kind {
     FailSync,
     Full,
     Flip,
+    SpoilSnapshot,
     Wipe,
     Jump,
     SlowMachine,
@@ -46,7 +47,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 25] = [
+    pub const ALL: [Kind; 26] = [
         Kind::Kill,
         Kind::PowerLoss,
         Kind::KillThenPower,
@@ -68,6 +69,7 @@ impl Kind {
         Kind::FailSync,
         Kind::Full,
         Kind::Flip,
+        Kind::SpoilSnapshot,
         Kind::Wipe,
         Kind::Jump,
         Kind::SlowMachine,
@@ -112,6 +114,9 @@ pub struct Profile {
     /// The machine's side tells its own proposers their results itself.
     #[serde(default)]
     pub tells: bool,
+    /// An older snapshot file is kept as long as the log goes on from it (S6).
+    #[serde(default)]
+    pub spares: bool,
     pub sabotage: Option<Sabotage>,
 
     // ---- what a run draws from; a script says it all by itself
@@ -159,6 +164,7 @@ impl Profile {
             wipes: 0,
             durable_machine: false,
             tells: false,
+            spares: true,
             sabotage: None,
             client_every: 5 * MILLI,
             shares: [0; 4],
@@ -231,6 +237,7 @@ impl Profile {
         profile.durable_machine = rng.chance(0.3);
         draw_config(rng, &mut profile.config);
         profile.tells = rng.chance(0.5);
+        profile.spares = rng.chance(0.7);
         profile
     }
 }
