@@ -127,7 +127,8 @@ impl World {
 
     /// S6: the file of its snapshot is not what it was, which the next start finds out.
     pub fn spoil_snapshot(&mut self, id: u64, how: Spoil, all: bool, down: u64) {
-        let named = |w: &World| w.hosts.get(&id).and_then(|h| h.disk.synced.snapshot.clone()).filter(|m| m.has_file);
+        let here = |w: &World| w.hosts.get(&id).filter(|h| !h.lost).and_then(|h| h.disk.synced.snapshot.clone());
+        let named = |w: &World| here(w).filter(|m| m.has_file);
         if named(self).is_none() {
             return;
         }
