@@ -34,7 +34,7 @@ impl Fault {
 }
 
 /// Seeds within which each is found: several times what was needed, from several bases, when it was last measured.
-const BOUNDS: [(Fault, u64); 34] = [
+const BOUNDS: [(Fault, u64); 35] = [
     (Fault::Core(Bug::AcknowledgesBeforeSync), 50),
     (Fault::Core(Bug::ForgetsItsVote), 50),
     (Fault::Core(Bug::VotesPassTheDisk), 50),
@@ -64,6 +64,7 @@ const BOUNDS: [(Fault, u64); 34] = [
     (Fault::Core(Bug::ClockGoesBack), 50),
     (Fault::Core(Bug::MergesAppendsBlindly), 200),
     (Fault::Core(Bug::StoresMembersAboveCommit), 50),
+    (Fault::Core(Bug::AnswersTwice), 50),
     (Fault::Shell(Sabotage::OpenDoesNotSync), 1500),
     (Fault::Shell(Sabotage::WrittenTooEarly), 50),
     (Fault::Shell(Sabotage::WipedKeepsItsName), 1000),

@@ -107,6 +107,11 @@ pub enum Act {
         power: bool,
         down: u64,
     },
+    /// The node is closed in order, and its process ends. Up again after `down`.
+    Close {
+        node: u64,
+        down: u64,
+    },
     /// The process ends and is started again after `down`; `between` after its end the power goes too, for as long.
     CrashTwice {
         node: u64,
@@ -256,6 +261,7 @@ impl Act {
                 true
             }
             Act::Crash { down: long, .. }
+            | Act::Close { down: long, .. }
             | Act::SpoilSnapshot { down: long, .. }
             | Act::CrashTwice { down: long, .. }
             | Act::Pause { long, .. }

@@ -1,6 +1,6 @@
 //! Clients: they ask any node for anything, remember what they were told, and hold the cluster to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use raftify_engine::request::{Completion, MemberChange, Reply, Request, Token};
 use raftify_engine::{Committed, Error, ErrorCode};
@@ -39,8 +39,8 @@ struct Pending {
 #[derive(Default)]
 pub struct Clients {
     pending: BTreeMap<Token, Pending>,
-    /// Whose results the machine's side gave out.
-    told: BTreeSet<Token>,
+    /// Whose results the machine's side gave out, as long as the core may not have heard of it.
+    told: BTreeMap<Token, Place>,
     next_token: Token,
     next_command: u64,
     next_scripted: u64,
@@ -57,13 +57,25 @@ pub struct Clients {
 
 impl Clients {
     /// Its result was given out by the machine's side.
-    pub fn told(&mut self, token: u64) {
-        self.told.insert(token);
+    pub fn told(&mut self, token: Token, at: Place) {
+        self.told.insert(token, at);
+    }
+
+    /// The core has heard of it: from now on it says nothing of them.
+    pub fn told_ended(&mut self, tokens: &[Token]) {
+        for token in tokens {
+            self.told.remove(token);
+        }
     }
 
     /// Somebody waits for an id for this address.
     pub fn reserves(&self, addr: &str) -> bool {
         self.pending.values().any(|p| matches!(&p.op, Op::Reserve(of) if of == addr))
+    }
+
+    /// Somebody waits at this process.
+    pub fn wait_at(&self, at: Place) -> bool {
+        self.pending.values().any(|p| p.at == at)
     }
 
     pub fn is_pending(&self, token: u64) -> bool {
@@ -333,12 +345,12 @@ impl World {
     pub fn completed(&mut self, at: Place, completion: Completion) {
         let Completion { token, result } = completion;
         self.tell(|| format!("node {} answers ({token}): {result:?}", at.0));
-        if self.clients.told.remove(&token) {
-            // It had ended before the machine's side told its result: what was on its way may say anything but that it was not done.
-            let says_not_done = result.as_ref().is_err_and(|e| e.committed == raftify_engine::Committed::No);
+        if self.clients.told.contains_key(&token) {
+            self.count("results told that came again");
+            // It ended before the core heard of that: what it says may be anything but a second result, or that it was not done.
             assert!(
-                !says_not_done,
-                "VIOLATION: node {} says of what it has applied that it was not done: {result:?}",
+                result.as_ref().is_err_and(|e| e.committed != Committed::No),
+                "VIOLATION: node {} says of what it has applied, and told the caller: {result:?}",
                 at.0
             );
             return;
@@ -469,6 +481,7 @@ impl World {
 
     /// The process died: its callers never hear.
     pub fn clients_lost(&mut self, id: u64, life: u64) {
+        self.clients.told.retain(|_, at| *at != (id, life));
         let of_this = self.clients.pending.iter().filter(|(_, p)| p.at == (id, life));
         let tokens: Vec<Token> = of_this.map(|(token, _)| *token).collect();
         tokens.into_iter().for_each(|token| self.may_have_removed(token));
@@ -478,7 +491,9 @@ impl World {
     /// Requests without an answer at these nodes.
     pub fn pending_at(&self, ids: &[u64]) -> Vec<String> {
         let of = |(token, p): (&u64, &Pending)| ids.contains(&p.at.0).then(|| format!("{token}: {p:?}"));
-        self.clients.pending.iter().filter_map(of).collect()
+        let told =
+            self.clients.told.iter().filter(|(_, at)| ids.contains(&at.0)).map(|(t, at)| format!("{t}: told {at:?}"));
+        self.clients.pending.iter().filter_map(of).chain(told).collect()
     }
 
     pub fn result(&self, token: Token) -> Option<&Result<Reply, Error>> {

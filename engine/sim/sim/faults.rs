@@ -48,6 +48,7 @@ impl World {
         let leading = leader.unwrap_or(one);
         let act = match kind {
             Kind::Kill => Act::Crash { node: one, power: false, down: long },
+            Kind::Close => Act::Close { node: one, down: long },
             Kind::PowerLoss => Act::Crash { node: any, power: true, down: long },
             Kind::KillThenPower => {
                 let (between, down) = (rng.range(0, 60 * MILLI), rng.range(0, 40 * MILLI));
@@ -143,6 +144,7 @@ impl World {
         let now = self.now;
         match act.clone() {
             Act::Crash { node, power, down } => self.crash(node, power, down),
+            Act::Close { node, down } => self.close(node, down),
             Act::CrashTwice { node, between, down } => {
                 self.crash(node, false, down);
                 self.after(between, Event::Power(node));
@@ -222,6 +224,22 @@ impl World {
         self.after(down, Event::Restart(id));
     }
 
+    /// As a program does that is stopped in order: whoever waits at this node hears of it.
+    pub fn close(&mut self, id: u64, down: u64) {
+        let Some(at) = self.place(id) else { return };
+        if let Some(life) = self.life(at) {
+            life.core.close();
+        }
+        self.poll(at);
+        assert!(
+            !self.clients.wait_at(at),
+            "VIOLATION: requests without an end after close: {:?}",
+            self.pending_at(&[id])
+        );
+        self.kill(id, false);
+        self.after(down, Event::Restart(id));
+    }
+
     /// All faults end, and whoever can runs again.
     pub fn calm(&mut self) {
         self.turmoil = false;
@@ -242,6 +260,7 @@ impl World {
         profile.snapshot_send = (1000, 20 * MILLI);
         profile.snapshot_file = (500, 5 * MILLI);
         profile.restore = (500, 5 * MILLI);
+        profile.answer = (5, 100);
         let now = self.now;
         for host in self.hosts.values_mut() {
             host.paused_until = host.paused_until.min(now);

@@ -1,9 +1,10 @@
 //! One machine and the process on it: carries out what the core asks for, as the real shell does, and shows the oracle all of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::MessageType;
 use raftify_engine::core::{Actions, Body, Core, CoreOptions};
+use raftify_engine::machine::MachineAnswer;
 use raftify_engine::request::Ticket;
 use raftify_engine::status::{Event as Told, Role};
 use raftify_engine::{Error, ErrorCode};
@@ -62,6 +63,11 @@ pub struct Life {
     /// Term, commit, applied and snapshot, as they were last seen.
     pub positions: (u64, u64, u64, u64),
     pub restored: bool,
+    /// Answers of the machine on their way to the core, with the requests whose results its side has told.
+    pub inbox: VecDeque<(MachineAnswer, Vec<u64>)>,
+    pub inbox_until: u64,
+    /// The core has heard that these were told: with the next poll they have ended.
+    pub told: Vec<u64>,
 }
 
 impl Host {
@@ -150,6 +156,9 @@ impl World {
             redial_due: false,
             positions: (0, 0, 0, 0),
             restored: false,
+            inbox: VecDeque::new(),
+            inbox_until: 0,
+            told: Vec::new(),
         });
         self.tell(|| format!("node {id} starts (life {number}): {positions:?}"));
         let at = (id, number);
@@ -229,8 +238,10 @@ impl World {
         life.core.expire();
         let voters = voters_of(&life.core);
         let actions = life.core.poll();
+        let told = std::mem::take(&mut life.told);
         let more = life.core.has_more();
         self.carry_out(at, actions, voters);
+        self.clients.told_ended(&told);
         if more {
             self.wake(at);
         }

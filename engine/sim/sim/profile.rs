@@ -16,6 +16,7 @@ use super::world::{MILLI, SECOND};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     Kill,
+    Close,
     PowerLoss,
     KillThenPower,
     /// Everybody at once.
@@ -47,8 +48,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 26] = [
+    pub const ALL: [Kind; 27] = [
         Kind::Kill,
+        Kind::Close,
         Kind::PowerLoss,
         Kind::KillThenPower,
         Kind::Outage,
@@ -99,6 +101,9 @@ pub struct Profile {
     pub restore: (u64, u64),
     pub snapshot_file: (u64, u64),
     pub snapshot_send: (u64, u64),
+    /// From the machine's side to the core.
+    #[serde(default)]
+    pub answer: (u64, u64),
     /// Snapshots that cannot be taken or written.
     pub snapshot_fails: f64,
     /// Messages go through raft's codec.
@@ -158,6 +163,7 @@ impl Profile {
             snapshot_file: (500, 5000),
             snapshot_send: (1000, 20_000),
             snapshot_fails: 0.0,
+            answer: (5, 100),
             codec: false,
             padding: 100,
             clock_skew: 0,
@@ -238,6 +244,7 @@ impl Profile {
         draw_config(rng, &mut profile.config);
         profile.tells = rng.chance(0.5);
         profile.spares = rng.chance(0.7);
+        profile.answer = (5, pick(rng, &[50, 50, 2000, 100_000]));
         profile
     }
 }
