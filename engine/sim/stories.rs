@@ -264,6 +264,7 @@ fn p3_who_was_told_a_result_hears_nothing_else_whatever_happens_before_the_core_
         world.run_for(SECOND);
         let still = asked.iter().filter(|(token, _)| matches!(world.result(*token), Some(Ok(_)))).count();
         assert!(still >= told, "a result was taken back");
+        world.calm();
         finish(&mut world);
     }
 }
