@@ -496,6 +496,27 @@ fn s17_a_node_that_took_a_snapshot_goes_on_with_its_sum_and_is_found_out_by_it()
     finish(&mut world);
 }
 
+#[test]
+fn s18_appends_that_do_not_fit_a_narrow_link_go_again_and_hold_up_no_heartbeat() {
+    let mut profile = Profile::quiet(3);
+    profile.padding = 3000;
+    profile.config.max_size_per_msg = 4096;
+    let mut world = World::scripted(7, profile);
+    let leader = world.settle();
+    let term = world.term(leader);
+    // Each append takes a third of an election timeout and more, and few may wait.
+    world.perform(Act::Narrow { node: leader, rate: 50, room: 8000, long: 30 * SECOND });
+    let asked: Vec<_> = (0..40).filter_map(|_| world.propose(leader, Some(25 * SECOND))).collect();
+    for (token, _) in asked {
+        if let Err(error) = world.outcome(token) {
+            assert_eq!(error.code, ErrorCode::ApplyFailed, "{error}");
+        }
+    }
+    assert_eq!((world.leader(), world.term(leader)), (Some(leader), term), "heartbeats pass the appends");
+    assert!(world.clients.counts["sends that did not fit"] > 0);
+    finish(&mut world);
+}
+
 /// S20: what one machine and its links draw for themselves disturbs no other.
 #[test]
 fn s20_what_happens_to_one_node_alone_is_drawn_from_nobody_elses_stream() {

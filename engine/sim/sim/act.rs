@@ -136,6 +136,13 @@ pub enum Act {
         node: u64,
         both: bool,
     },
+    /// What this node sends in bulk passes at `rate` bytes a millisecond on each stream, and no more than `room` bytes wait for it.
+    Narrow {
+        node: u64,
+        rate: u64,
+        room: u64,
+        long: u64,
+    },
     BreakSnapshots {
         count: u64,
     },
@@ -265,6 +272,7 @@ impl Act {
             | Act::SpoilSnapshot { down: long, .. }
             | Act::CrashTwice { down: long, .. }
             | Act::Pause { long, .. }
+            | Act::Narrow { long, .. }
             | Act::Hang { long, .. }
             | Act::Full { long, .. }
             | Act::SlowDisk { long, .. }

@@ -6,7 +6,7 @@ use super::act::Act;
 use super::draws::pick;
 use super::files::Spoil;
 use super::host::Host;
-use super::network::Cut;
+use super::network::{Cut, Narrow};
 use super::profile::Kind;
 use super::world::{Event, World, MILLI, SECOND};
 
@@ -76,6 +76,10 @@ impl World {
             }
             Kind::NewLeaders => Act::CutLeaders { count: rng.range(1, 5), long: rng.range(50, 600) * MILLI },
             Kind::Break => Act::Break { node: one, both: rng.chance(0.5) },
+            Kind::Narrow => {
+                let (rate, room) = (pick(rng, &[1, 20, 500]), pick(rng, &[200, 4000, 100_000]));
+                Act::Narrow { node: leading, rate, room, long: 2 * long }
+            }
             Kind::BreakSnapshots => Act::BreakSnapshots { count: rng.range(1, 4) },
             Kind::Pause => Act::Pause { node: one, long },
             Kind::Hang => Act::Hang { node: one, long },
@@ -163,6 +167,9 @@ impl World {
             Act::Break { node, both } => {
                 self.break_streams(|from, to| from == node || (both && to == node), (0, 5 * MILLI));
             }
+            Act::Narrow { node, rate, room, long } => {
+                self.network.narrow.insert(node, Narrow { rate, room, until: now + long });
+            }
             Act::BreakSnapshots { count } => self.network.break_snapshots += count,
             Act::Wipe { node } => self.wipe(node),
             Act::Jump { nodes, wall } => nodes.iter().for_each(|id| self.jump_clock(*id, wall)),
@@ -247,6 +254,7 @@ impl World {
         self.network.cut.clear();
         self.network.cuts.clear();
         self.network.cut_leaders.clear();
+        self.network.narrow.clear();
         self.network.break_snapshots = 0;
         // A move that was asked for and whose outcome nobody heard: its operator sees to it that both addresses answer.
         let moves = std::mem::take(&mut self.clients.moves);

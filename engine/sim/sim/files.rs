@@ -81,7 +81,11 @@ impl Files {
         let len = file.bytes.len();
         let at = |thousandths: u64| (len as u64 * thousandths.min(999) / 1000) as usize;
         match how {
-            Spoil::Flip(place) => Arc::make_mut(&mut file.bytes)[at(place)] ^= 1 << (place % 8),
+            Spoil::Flip(place) => {
+                if let Some(byte) = Arc::make_mut(&mut file.bytes).get_mut(at(place)) {
+                    *byte ^= 1 << (place % 8);
+                }
+            }
             Spoil::Cut(left) => Arc::make_mut(&mut file.bytes).truncate(at(left)),
             Spoil::Gone => drop(self.by_index.remove(&index)),
         }

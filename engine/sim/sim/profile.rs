@@ -32,6 +32,7 @@ pub enum Kind {
     /// Whoever is elected next is cut off at once.
     NewLeaders,
     Break,
+    Narrow,
     BreakSnapshots,
     Pause,
     Hang,
@@ -48,7 +49,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 27] = [
+    pub const ALL: [Kind; 28] = [
         Kind::Kill,
         Kind::Close,
         Kind::PowerLoss,
@@ -63,6 +64,7 @@ impl Kind {
         Kind::Flapping,
         Kind::NewLeaders,
         Kind::Break,
+        Kind::Narrow,
         Kind::BreakSnapshots,
         Kind::Pause,
         Kind::Hang,
