@@ -259,11 +259,8 @@ impl World {
     /// How long this waits in the bulk lane of a narrow link; `None`: it does not fit any more.
     fn squeeze(&mut self, at: Place, to: u64, body: &Body) -> Option<u64> {
         let now = self.now;
-        let Some((rate, room)) =
-            self.network.narrow.get(&at.0).filter(|n| now < n.until).map(|n| (n.rate.max(1), n.room))
-        else {
-            return Some(0);
-        };
+        let Some(narrow) = self.network.narrow.get(&at.0).filter(|n| now < n.until) else { return Some(0) };
+        let (rate, room, until) = (narrow.rate.max(1), narrow.room, narrow.until);
         let size = match body {
             Body::Raft(message) => 64 + message.entries.iter().map(|e| 64 + e.data.len() as u64).sum::<u64>(),
             Body::Forward(forward) => 64 + prost::Message::encoded_len(forward) as u64,
@@ -276,7 +273,8 @@ impl World {
             self.count("sends that did not fit");
             return None;
         }
-        stream.passed = stream.passed.max(now) + size * MILLI / rate;
+        // What has not passed by then passes at once when the link is wide again.
+        stream.passed = (stream.passed.max(now) + size * MILLI / rate).min(until.max(now));
         Some(stream.passed - now)
     }
 
