@@ -490,10 +490,20 @@ impl World {
 
     /// Requests without an answer at these nodes.
     pub fn pending_at(&self, ids: &[u64]) -> Vec<String> {
-        let of = |(token, p): (&u64, &Pending)| ids.contains(&p.at.0).then(|| format!("{token}: {p:?}"));
-        let told =
-            self.clients.told.iter().filter(|(_, at)| ids.contains(&at.0)).map(|(t, at)| format!("{t}: told {at:?}"));
-        self.clients.pending.iter().filter_map(of).chain(told).collect()
+        self.pending_that(ids, |_| true)
+    }
+
+    /// The same, without those that may wait for ever: no deadline, and a member is lost whom they may wait for (to be promoted, say).
+    pub fn unended_at(&self, ids: &[u64]) -> Vec<String> {
+        let lost = self.has_lost_members();
+        self.pending_that(ids, |p| !lost || p.deadline.is_some() || !matches!(p.op, Op::Change))
+    }
+
+    fn pending_that(&self, ids: &[u64], counts: impl Fn(&Pending) -> bool) -> Vec<String> {
+        let pending = self.clients.pending.iter().filter(|(_, p)| ids.contains(&p.at.0) && counts(p));
+        let told = self.clients.told.iter().filter(|(_, at)| ids.contains(&at.0));
+        let pending = pending.map(|(token, p)| format!("{token}: {p:?}"));
+        pending.chain(told.map(|(token, at)| format!("{token}: told {at:?}"))).collect()
     }
 
     pub fn result(&self, token: Token) -> Option<&Result<Reply, Error>> {

@@ -75,6 +75,11 @@ impl World {
         lives.into_iter().any(votes)
     }
 
+    pub fn has_lost_members(&self) -> bool {
+        let lives = self.hosts.values().filter_map(|h| h.life.as_ref());
+        lives.into_iter().any(|l| l.core.cluster().members().iter().any(|m| self.is_lost(m.id)))
+    }
+
     /// Nobody knows how this ended: it may be in a log, or on its way.
     pub fn may_have_removed(&mut self, token: u64) {
         let until = self.now + MAY_STILL_COME;
