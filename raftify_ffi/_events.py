@@ -71,6 +71,19 @@ class SnapshotNotTaken(Event):
 
 
 @dataclass(frozen=True)
+class SnapshotDamaged(Event):
+    """At start the newest snapshot's file was damaged or missing, and an older one took its place; with the log behind it nothing is
+    lost. Every iterator of this run begins with it, right after the `PresentState`."""
+
+    #: Of the damaged one.
+    index: int
+    #: Index of the one that was restored.
+    stands_in: int
+    #: Names the file.
+    reason: str
+
+
+@dataclass(frozen=True)
 class SnapshotNotSent(Event):
     """A snapshot on its way to a peer was given up; a newer one follows."""
 
@@ -126,6 +139,7 @@ _MAKERS: Final[Mapping[str, Callable[[dict[str, Any]], Event]]] = {
     "snapshot_taken": lambda facts: SnapshotTaken(facts["index"], facts["size"]),
     "snapshot_installed": lambda facts: SnapshotInstalled(facts["index"], facts["size"]),
     "snapshot_failed": lambda facts: SnapshotNotTaken(facts["index"], facts["reason"]),
+    "snapshot_damaged": lambda facts: SnapshotDamaged(facts["index"], facts["stands_in"], facts["reason"]),
     "snapshot_not_sent": lambda facts: SnapshotNotSent(facts["peer"], facts["index"], facts["reason"]),
     "peer_refused": lambda facts: PeerRefused(facts["peer"], facts["reason"]),
     "disk_hung": lambda facts: DiskHung(facts["millis"]),
@@ -212,15 +226,19 @@ class EventHub:
     def __init__(self, home: asyncio.AbstractEventLoop) -> None:
         self._home = home
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
+        #: What was found at start, before anybody could listen, and no status tells.
+        self._found: list[SnapshotDamaged] = []
         self._lock = threading.Lock()
 
     def add(self, stream: EventStream) -> None:
+        """On the stream's own loop."""
         with self._lock:
             self._streams.add(stream)
+            found = list(self._found)
+        for event in found:
+            stream.put(event)
 
-    def _each(self, method: str, argument: object) -> None:
-        with self._lock:
-            streams = list(self._streams)
+    def _each(self, streams: list[EventStream], method: str, argument: object) -> None:
         for stream in streams:
             if stream.loop is self._home:
                 getattr(stream, method)(argument)
@@ -231,7 +249,13 @@ class EventHub:
                 pass  # that loop has closed
 
     def publish(self, event: Event) -> None:
-        self._each("put", event)
+        with self._lock:
+            streams = list(self._streams)
+            if isinstance(event, SnapshotDamaged):
+                self._found.append(event)
+        self._each(streams, "put", event)
 
     def end(self, error: RaftError | None) -> None:
-        self._each("end", error)
+        with self._lock:
+            streams = list(self._streams)
+        self._each(streams, "end", error)

@@ -10,8 +10,8 @@ use raftify_engine::{Result, Runtime};
 
 use crate::error::{left_behind, raftify_status, ErrorObject};
 use crate::fork::Owner;
-use crate::panic::{catch, refuse_in_callback};
-use crate::pointer::{call, finish, invalid, null, place, slice, text, timeout, token, Handle};
+use crate::panic::catch;
+use crate::pointer::{call, finish, free, invalid, live, place, slice, text, timeout, token, Handle};
 use crate::queue::QueueHandle;
 use crate::requests::{changes, transferee, MemberChange};
 use crate::runtime::{RuntimeHandle, JOIN};
@@ -74,12 +74,8 @@ pub unsafe extern "C" fn raftify_client_new(
     let made = || -> Result<()> {
         // SAFETY: NULL or writable (preface of the header).
         let out = unsafe { place(out, "out") }?;
-        // SAFETY: NULL or a live runtime (preface of the header).
-        let runtime = unsafe { runtime.as_ref() }.ok_or_else(|| null("runtime"))?;
-        // SAFETY: NULL or a live queue (preface of the header).
-        let queue = unsafe { queue.as_ref() }.ok_or_else(|| null("queue"))?;
-        runtime.owner().check()?;
-        queue.owner().check()?;
+        // SAFETY: each is NULL or a live handle (preface of the header).
+        let (runtime, queue) = unsafe { (live(runtime)?, live(queue)?) };
         // SAFETY: NULL or `len` bytes (preface of the header).
         let addrs = unsafe { text(addrs, len, "addrs") }?;
         let addrs: Vec<String> =
@@ -234,13 +230,10 @@ pub unsafe extern "C" fn raftify_client_send_message(
     timeout_ms: i64,
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
-    let request = || {
-        // SAFETY: NULL or `len` bytes (preface of the header).
-        let message = unsafe { slice(message, len, "message") }?;
-        Ok(Request::Message(message.to_vec()))
-    };
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe { submit(client, token, timeout_ms, error, request) }
+    unsafe {
+        submit(client, token, timeout_ms, error, || Ok(Request::Message(slice(message, len, "message")?.to_vec())))
+    }
 }
 
 /// Frees the client; NULL is ignored. What is pending ends with RAFTIFY_ERR_CLOSED, then CLOSED comes.
@@ -251,19 +244,13 @@ pub unsafe extern "C" fn raftify_client_send_message(
 ///   done; FORKED in a forked child: the handle is gone. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_client_free(client: *mut ClientHandle) -> raftify_status {
-    let free = || -> Result<()> {
-        // SAFETY: NULL or a live client (preface of the header).
-        let Some(handle) = (unsafe { client.as_ref() }) else { return Ok(()) };
-        handle.owner.check()?;
-        refuse_in_callback("raftify_client_free")?;
-        // SAFETY: made by Box::into_raw in raftify_client_new, given back once (preface of the header).
-        let handle = unsafe { Box::from_raw(client) };
+    let end = |handle: Box<ClientHandle>| {
         handle.client.close();
         if handle.ending.wait(JOIN) {
             return Ok(());
         }
         Err(left_behind("the client"))
     };
-    // SAFETY: no error slot.
-    unsafe { finish(catch(free), std::ptr::null_mut()) }
+    // SAFETY: NULL or a live client, given back once (preface of the header).
+    unsafe { free(client, end) }
 }

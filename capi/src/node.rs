@@ -16,7 +16,7 @@ use crate::fork::Owner;
 use crate::machine::{CMachine, Machine};
 use crate::open_requests::OpenRequests;
 use crate::panic::{catch, refuse_in_callback};
-use crate::pointer::{call, finish, invalid, null, place, slice, text, Handle};
+use crate::pointer::{call, finish, free, invalid, live, place, slice, text, Handle};
 use crate::queue::QueueHandle;
 use crate::requests::RAFTIFY_TIMEOUT_DEFAULT;
 use crate::runtime::{RuntimeHandle, JOIN};
@@ -135,15 +135,8 @@ pub unsafe extern "C" fn raftify_node_start(
         refuse_in_callback("raftify_node_start")?;
         // SAFETY: NULL or writable (preface of the header).
         let out = unsafe { place(out, "out") }?;
-        // SAFETY: NULL or a live runtime (preface of the header).
-        let runtime = unsafe { runtime.as_ref() }.ok_or_else(|| null("runtime"))?;
-        // SAFETY: NULL or a live queue (preface of the header).
-        let queue = unsafe { queue.as_ref() }.ok_or_else(|| null("queue"))?;
-        // SAFETY: NULL or live settings (preface of the header).
-        let config = unsafe { config.as_ref() }.ok_or_else(|| null("config"))?;
-        for owner in [runtime.owner(), queue.owner(), config.owner()] {
-            owner.check()?;
-        }
+        // SAFETY: each is NULL or a live handle (preface of the header).
+        let (runtime, queue, config) = unsafe { (live(runtime)?, live(queue)?, live(config)?) };
         let settings = config.settings();
         // SAFETY: NULL or `raft_addr_len` bytes (preface of the header).
         let raft_addr = unsafe { text(raft_addr, raft_addr_len, "raft_addr") }?.to_owned();
@@ -293,13 +286,7 @@ pub unsafe extern "C" fn raftify_node_close(node: *mut NodeHandle, timeout_ms: i
 /// child: the handle is gone. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_node_free(node: *mut NodeHandle) -> raftify_status {
-    let free = || -> Result<()> {
-        // SAFETY: NULL or a live node (preface of the header).
-        let Some(handle) = (unsafe { node.as_ref() }) else { return Ok(()) };
-        handle.owner.check()?;
-        refuse_in_callback("raftify_node_free")?;
-        // SAFETY: made by Box::into_raw in raftify_node_start, given back once (preface of the header).
-        let handle = unsafe { Box::from_raw(node) };
+    let end = |handle: Box<NodeHandle>| {
         let deadline = Instant::now().checked_add(JOIN).unwrap_or_else(Instant::now);
         handle.node.close(Duration::ZERO);
         let ended = handle.node.wait_closed(left(deadline));
@@ -312,6 +299,6 @@ pub unsafe extern "C" fn raftify_node_free(node: *mut NodeHandle) -> raftify_sta
         }
         Err(left_behind("a thread of the node"))
     };
-    // SAFETY: no error slot.
-    unsafe { finish(catch(free), std::ptr::null_mut()) }
+    // SAFETY: NULL or a live node, given back once (preface of the header).
+    unsafe { free(node, end) }
 }

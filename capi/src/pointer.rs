@@ -13,7 +13,7 @@ use raftify_engine::{Error, ErrorCode, Result};
 
 use crate::error::ErrorObject;
 use crate::fork::Owner;
-use crate::panic::catch;
+use crate::panic::{catch, refuse_in_callback};
 
 pub(crate) fn invalid(message: impl Into<String>) -> Error {
     Error::not_done(ErrorCode::InvalidArgument, message)
@@ -29,6 +29,18 @@ pub(crate) trait Handle {
     fn owner(&self) -> &Owner;
     /// After a panic in one of its calls: nothing may go on with it.
     fn poison(&self) {}
+    /// Why it cannot be freed yet.
+    fn in_use(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// The object behind an opaque pointer: there is one, and this process made it.
+pub(crate) unsafe fn live<'a, H: Handle>(handle: *const H) -> Result<&'a H> {
+    // SAFETY: NULL, or a live handle (module text).
+    let handle = unsafe { handle.as_ref() }.ok_or_else(|| null(H::NAME))?;
+    handle.owner().check()?;
+    Ok(handle)
 }
 
 /// The frame of every call on a handle that reports by status and error object.
@@ -37,22 +49,36 @@ pub(crate) unsafe fn call<H: Handle>(
     error: *mut *mut ErrorObject,
     body: impl FnOnce(&H) -> Result<()>,
 ) -> i32 {
-    // SAFETY: NULL, or a live handle (module text).
-    let result = match unsafe { handle.as_ref() } {
-        None => Err(null(H::NAME)),
-        Some(handle) => handle.owner().check().and_then(|()| {
-            catch(|| body(handle)).inspect_err(|failure| {
-                if failure.code == ErrorCode::Internal {
-                    let _ = catch(|| {
-                        handle.poison();
-                        Ok(())
-                    });
-                }
-            })
-        }),
-    };
+    // SAFETY: passed on to our caller.
+    let result = unsafe { live(handle) }.and_then(|handle| {
+        catch(|| body(handle)).inspect_err(|failure| {
+            if failure.code == ErrorCode::Internal {
+                let _ = catch(|| {
+                    handle.poison();
+                    Ok(())
+                });
+            }
+        })
+    });
     // SAFETY: NULL or writable (module text).
     unsafe { finish(result, error) }
+}
+
+/// The frame of every free that ends something: with `end` the handle is given up, whatever comes of it.
+pub(crate) unsafe fn free<H: Handle>(handle: *mut H, end: impl FnOnce(Box<H>) -> Result<()>) -> i32 {
+    let freed = || -> Result<()> {
+        if handle.is_null() {
+            return Ok(());
+        }
+        // SAFETY: passed on to our caller.
+        let object = unsafe { live(handle) }?;
+        refuse_in_callback(&format!("raftify_{}_free", H::NAME))?;
+        object.in_use()?;
+        // SAFETY: made by Box::into_raw in the function that made the handle, given back once (preface of the header).
+        end(unsafe { Box::from_raw(handle) })
+    };
+    // SAFETY: no error slot.
+    unsafe { finish(catch(freed), std::ptr::null_mut()) }
 }
 
 /// Turns a result into a status, and hands the error object out where one is wanted.

@@ -17,7 +17,7 @@ use raftify_engine::{Error, ErrorCode, Result};
 use crate::error::{raftify_status, ErrorObject};
 use crate::fork::Owner;
 use crate::panic::{catch, in_callback, refuse_in_callback, CallbackScope};
-use crate::pointer::{call, finish, invalid, place, Handle};
+use crate::pointer::{call, finish, free, invalid, place, Handle};
 use crate::record::{Event, Payload, Record, RAFTIFY_EVENT_LOG};
 use crate::wake::{Descriptor, DestroyFn, UserData, Wake, WakeFn};
 
@@ -337,18 +337,12 @@ pub unsafe extern "C" fn raftify_queue_wait(queue: *mut QueueHandle, timeout_ms:
 ///   Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_queue_free(queue: *mut QueueHandle) -> raftify_status {
-    let free = || -> Result<()> {
-        // SAFETY: NULL or a live queue (preface of the header).
-        let Some(handle) = (unsafe { queue.as_ref() }) else { return Ok(()) };
-        handle.owner.check()?;
-        refuse_in_callback("raftify_queue_free")?;
-        // SAFETY: made by Box::into_raw in raftify_queue_new, given back once (preface of the header).
-        let handle = unsafe { Box::from_raw(queue) };
+    let end = |handle: Box<QueueHandle>| {
         handle.shared.retire();
         Ok(())
     };
-    // SAFETY: no error slot.
-    unsafe { finish(catch(free), std::ptr::null_mut()) }
+    // SAFETY: NULL or a live queue, given back once (preface of the header).
+    unsafe { free(queue, end) }
 }
 
 #[cfg(test)]

@@ -81,6 +81,18 @@ pub(crate) fn transferee(to: u64) -> Option<u64> {
     (to != 0).then_some(to)
 }
 
+/// The frame of all that is asked of a node under a token and with a deadline.
+unsafe fn submit(
+    node: *mut NodeHandle,
+    token: u64,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+    request: impl FnOnce() -> Result<Request>,
+) -> raftify_status {
+    // SAFETY: passed on to our caller.
+    unsafe { call(node, error, |node| node.node().submit(self::token(token)?, request()?, timeout(timeout_ms)?)) }
+}
+
 /// Proposes a command. COMPLETION: `data` is what the state machine of this node returned for it, `index` and `term`
 /// are its entry's.
 ///
@@ -100,13 +112,7 @@ pub unsafe extern "C" fn raftify_propose(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe {
-        call(node, error, |node| {
-            let (token, timeout) = (self::token(token)?, timeout(timeout_ms)?);
-            let data = slice(data, len, "data")?.to_vec();
-            node.node().submit(token, Request::Propose(data), timeout)
-        })
-    }
+    unsafe { submit(node, token, timeout_ms, error, || Ok(Request::Propose(slice(data, len, "data")?.to_vec()))) }
 }
 
 /// Proposes several commands, in this order, with one hand-over: either all are accepted or none. Each has its own
@@ -151,7 +157,7 @@ pub unsafe extern "C" fn raftify_read(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe { call(node, error, |node| node.node().submit(self::token(token)?, Request::Read, timeout(timeout_ms)?)) }
+    unsafe { submit(node, token, timeout_ms, error, || Ok(Request::Read)) }
 }
 
 /// Reserves an id for the node at `addr`, or finds the one it has. COMPLETION: `data` is a ticket as JSON, for
@@ -172,9 +178,8 @@ pub unsafe extern "C" fn raftify_reserve_id(
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
     unsafe {
-        call(node, error, |node| {
-            let addr = text(addr, addr_len, "addr")?.to_owned();
-            node.node().submit(self::token(token)?, Request::ReserveId { addr }, timeout(timeout_ms)?)
+        submit(node, token, timeout_ms, error, || {
+            Ok(Request::ReserveId { addr: text(addr, addr_len, "addr")?.to_owned() })
         })
     }
 }
@@ -219,12 +224,7 @@ pub unsafe extern "C" fn raftify_change_members(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands, also those within the changes.
-    unsafe {
-        call(node, error, |node| {
-            let request = Request::ChangeMembers(self::changes(changes, count)?);
-            node.node().submit(self::token(token)?, request, timeout(timeout_ms)?)
-        })
-    }
+    unsafe { submit(node, token, timeout_ms, error, || Ok(Request::ChangeMembers(self::changes(changes, count)?))) }
 }
 
 /// Takes this node out of its cluster for good; its id is spent. COMPLETION: it is out.
@@ -240,7 +240,7 @@ pub unsafe extern "C" fn raftify_leave(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe { call(node, error, |node| node.node().submit(self::token(token)?, Request::Leave, timeout(timeout_ms)?)) }
+    unsafe { submit(node, token, timeout_ms, error, || Ok(Request::Leave)) }
 }
 
 /// Makes another member the leader. COMPLETION: `data` is {"leader_id":2}.
@@ -257,11 +257,7 @@ pub unsafe extern "C" fn raftify_transfer_leader(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe {
-        call(node, error, |node| {
-            node.node().submit(self::token(token)?, Request::TransferLeader(transferee(to)), timeout(timeout_ms)?)
-        })
-    }
+    unsafe { submit(node, token, timeout_ms, error, || Ok(Request::TransferLeader(transferee(to)))) }
 }
 
 /// Gives up leadership without naming a successor. COMPLETION: this node does not lead (any more).
@@ -277,9 +273,7 @@ pub unsafe extern "C" fn raftify_step_down(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe {
-        call(node, error, |node| node.node().submit(self::token(token)?, Request::StepDown, timeout(timeout_ms)?))
-    }
+    unsafe { submit(node, token, timeout_ms, error, || Ok(Request::StepDown)) }
 }
 
 /// Takes a snapshot on this node; with nothing new since the last one, that one is named. COMPLETION: `data` is
@@ -296,9 +290,7 @@ pub unsafe extern "C" fn raftify_snapshot(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe {
-        call(node, error, |node| node.node().submit(self::token(token)?, Request::Snapshot, timeout(timeout_ms)?))
-    }
+    unsafe { submit(node, token, timeout_ms, error, || Ok(Request::Snapshot)) }
 }
 
 /// Hands the node a raft message as if it had come over the wire: for programs written for earlier releases. It is
@@ -317,10 +309,5 @@ pub unsafe extern "C" fn raftify_send_message(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe {
-        call(node, error, |node| {
-            let message = slice(message, len, "message")?.to_vec();
-            node.node().submit(self::token(token)?, Request::Message(message), timeout(timeout_ms)?)
-        })
-    }
+    unsafe { submit(node, token, timeout_ms, error, || Ok(Request::Message(slice(message, len, "message")?.to_vec()))) }
 }

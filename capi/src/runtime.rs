@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use raftify_engine::{Result, Runtime};
 
-use crate::error::{raftify_status, ErrorObject};
+use crate::error::{left_behind, raftify_status, ErrorObject};
 use crate::fork::Owner;
-use crate::panic::{catch, refuse_in_callback};
-use crate::pointer::{finish, invalid, place, Handle};
+use crate::panic::catch;
+use crate::pointer::{finish, free, invalid, place, Handle};
 
 /// How long a free waits for threads to end.
 pub(crate) const JOIN: Duration = Duration::from_secs(2);
@@ -25,6 +25,13 @@ impl Handle for RuntimeHandle {
 
     fn owner(&self) -> &Owner {
         &self.owner
+    }
+
+    fn in_use(&self) -> Result<()> {
+        match Arc::strong_count(&self.shared).saturating_sub(1) {
+            0 => Ok(()),
+            users => Err(invalid(format!("{users} nodes or clients still use this runtime; free them before it"))),
+        }
     }
 }
 
@@ -65,22 +72,12 @@ pub unsafe extern "C" fn raftify_runtime_new(
 ///   the handle is gone. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_runtime_free(runtime: *mut RuntimeHandle) -> raftify_status {
-    let free = || -> Result<()> {
-        // SAFETY: NULL or a live runtime (preface of the header).
-        let Some(handle) = (unsafe { runtime.as_ref() }) else { return Ok(()) };
-        handle.owner.check()?;
-        refuse_in_callback("raftify_runtime_free")?;
-        let users = Arc::strong_count(&handle.shared).saturating_sub(1);
-        if users > 0 {
-            return Err(invalid(format!("{users} nodes or clients still use this runtime; free them before it")));
-        }
-        // SAFETY: made by Box::into_raw in raftify_runtime_new, given back once (preface of the header).
-        let handle = unsafe { Box::from_raw(runtime) };
+    let end = |handle: Box<RuntimeHandle>| {
         if handle.shared.shutdown(JOIN) {
             return Ok(());
         }
-        Err(crate::error::left_behind("the runtime's thread"))
+        Err(left_behind("the runtime's thread"))
     };
-    // SAFETY: no error slot.
-    unsafe { finish(catch(free), std::ptr::null_mut()) }
+    // SAFETY: NULL or a live runtime, given back once (preface of the header).
+    unsafe { free(runtime, end) }
 }

@@ -1,7 +1,7 @@
 //! One node of the bench protocol (`benches/README.md`): the engine alone, a map as state machine, proposals submitted in batches.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, Write};
 use std::sync::{mpsc, Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -15,8 +15,15 @@ use raftify_engine::{Config, Error, Rng, Runtime};
 
 #[derive(Default)]
 struct Map {
-    values: BTreeMap<Vec<u8>, Vec<u8>>,
+    values: HashMap<[u8; 8], Vec<u8>>,
     applied: u64,
+}
+
+impl Map {
+    /// By key: equal maps look the same.
+    fn sorted(&self) -> BTreeMap<&[u8; 8], &Vec<u8>> {
+        self.values.iter().collect()
+    }
 }
 
 struct Machine(Arc<Mutex<Map>>);
@@ -26,16 +33,10 @@ impl StateMachine for Machine {
         let mut map = self.0.lock().unwrap();
         for entry in &batch.entries {
             let command = &batch.data[entry.offset..entry.offset + entry.len];
-            let (key, value) = command.split_at(8);
-            match map.values.get_mut(key) {
-                Some(present) => {
-                    present.clear();
-                    present.extend_from_slice(value);
-                }
-                None => {
-                    map.values.insert(key.to_vec(), value.to_vec());
-                }
-            }
+            let (key, value) = command.split_first_chunk::<8>().ok_or("a command without a key")?;
+            let present = map.values.entry(*key).or_default();
+            present.clear();
+            present.extend_from_slice(value);
             map.applied += 1;
         }
         Ok(())
@@ -45,7 +46,7 @@ impl StateMachine for Machine {
         let map = self.0.lock().unwrap();
         let mut write = |bytes: &[u8]| out.write(bytes).map_err(|e| e.to_string());
         write(&map.applied.to_le_bytes())?;
-        for (key, value) in &map.values {
+        for (key, value) in map.sorted() {
             write(key)?;
             write(&(value.len() as u32).to_le_bytes())?;
             write(value)?;
@@ -64,11 +65,10 @@ impl StateMachine for Machine {
         }
         let (applied, mut rest) = state.split_first_chunk::<8>().ok_or("too short")?;
         let mut map = Map { applied: u64::from_le_bytes(*applied), ..Map::default() };
-        while rest.len() >= 12 {
-            let (key, more) = rest.split_at(8);
+        while let Some((key, more)) = rest.split_first_chunk::<8>() {
             let (len, more) = more.split_first_chunk::<4>().ok_or("too short")?;
             let (value, more) = more.split_at(u32::from_le_bytes(*len) as usize);
-            map.values.insert(key.to_vec(), value.to_vec());
+            map.values.insert(*key, value.to_vec());
             rest = more;
         }
         *self.0.lock().unwrap() = map;
@@ -237,7 +237,7 @@ fn main() {
             ["STATE"] => {
                 let map = map.lock().unwrap();
                 let mut digest = 0u32;
-                for (key, value) in &map.values {
+                for (key, value) in map.sorted() {
                     digest = crc32c::crc32c_append(crc32c::crc32c_append(digest, key), value);
                 }
                 say(&format!("{{\"applied\":{},\"keys\":{},\"digest\":{digest}}}", map.applied, map.values.len()));

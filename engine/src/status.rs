@@ -77,6 +77,13 @@ pub enum Event {
         index: u64,
         reason: String,
     },
+    /// At start: the file of the snapshot at `index`, which the log names, is damaged or missing; the older one at `stands_in` is
+    /// restored, from which the log goes on without a gap (S6). Nothing is lost, and the next snapshot takes the place of both.
+    SnapshotDamaged {
+        index: u64,
+        stands_in: u64,
+        reason: String,
+    },
     /// A snapshot on its way to a peer was given up; a newer one follows (S19).
     SnapshotNotSent {
         peer: NodeId,

@@ -77,6 +77,9 @@ pub struct Welcome {
     pub reason: String,
     #[prost(message, optional, tag = "3")]
     pub hello: Option<Hello>,
+    /// From a node that was removed: the members it knew last, for one that knows none of them and may have been removed as well.
+    #[prost(message, repeated, tag = "4")]
+    pub members: Vec<Member>,
 }
 
 /// One batch on a peer stream. Its checksum lies in the envelope of every message (`transport::envelope`).

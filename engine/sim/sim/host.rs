@@ -59,6 +59,7 @@ pub struct Life {
     pub accepted: BTreeSet<(u64, u64)>,
     pub sending: BTreeMap<u64, u64>,
     poll_due: bool,
+    deadline_due: bool,
     redial_due: bool,
     /// Term, commit, applied and snapshot, as they were last seen.
     pub positions: (u64, u64, u64, u64),
@@ -153,6 +154,7 @@ impl World {
             accepted: BTreeSet::new(),
             sending: BTreeMap::new(),
             poll_due: false,
+            deadline_due: false,
             redial_due: false,
             positions: (0, 0, 0, 0),
             restored: false,
@@ -230,8 +232,16 @@ impl World {
         self.after(next, Event::Tick(at));
     }
 
+    pub fn deadline(&mut self, at: Place) {
+        if let Some(life) = self.life(at) {
+            life.deadline_due = false;
+            self.poll(at);
+        }
+    }
+
     pub fn poll(&mut self, at: Place) {
         let (now, wall) = self.clock(at.0);
+        let (tick, rate) = (self.profile.tick, self.hosts[&at.0].rate);
         let Some(life) = self.life(at) else { return };
         life.poll_due = false;
         life.core.set_time(now, wall);
@@ -240,10 +250,16 @@ impl World {
         let actions = life.core.poll();
         let told = std::mem::take(&mut life.told);
         let more = life.core.has_more();
+        // What is due before the next tick.
+        let due = life.core.next_deadline().map(|due| due.saturating_sub(now) * 1000 / rate);
+        let due = due.filter(|after| (1..tick).contains(after) && !std::mem::replace(&mut life.deadline_due, true));
         self.carry_out(at, actions, voters);
         self.clients.told_ended(&told);
         if more {
             self.wake(at);
+        }
+        if let Some(after) = due {
+            self.after(after, Event::Deadline(at));
         }
         if self.life(at).is_some_and(|l| std::mem::take(&mut l.redial_due)) {
             self.redial(at);

@@ -31,6 +31,7 @@ pub type Place = (u64, u64);
 pub enum Event {
     Tick(Place),
     Poll(Place),
+    Deadline(Place),
     Synced(Place),
     Machine(Place),
     /// The machine's next answer has come through the inbox.
@@ -139,7 +140,9 @@ pub struct Retry {
 impl Event {
     fn place(&self) -> Option<Place> {
         match self {
-            Event::Tick(at) | Event::Poll(at) | Event::Machine(at) | Event::Answered(at) => Some(*at),
+            Event::Tick(at) | Event::Poll(at) | Event::Deadline(at) | Event::Machine(at) | Event::Answered(at) => {
+                Some(*at)
+            }
             Event::SnapshotFile { at, .. }
             | Event::Fetched { at, .. }
             | Event::Dial { at, .. }
@@ -331,6 +334,7 @@ impl World {
         match event {
             Event::Tick(at) => self.tick(at),
             Event::Poll(at) => self.poll(at),
+            Event::Deadline(at) => self.deadline(at),
             Event::Synced(at) => self.synced(at),
             Event::Machine(at) => self.machine_done(at),
             Event::Answered(at) => self.answered(at),

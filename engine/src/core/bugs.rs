@@ -4,7 +4,12 @@
 //! nothing of this is in the program. Where raft itself owns the rule that is broken, it is broken at our border with it: in
 //! messages, storage and hard state.
 //!
-//! May not live here: anything that a node does. Each fault is one `if` at the place where its rule is kept.
+//! May not live here: anything that a node does. Each fault is one `if` at the place where its rule is kept; what it takes more than
+//! that stands here.
+
+use raft::eraftpb::Entry;
+
+use super::Core;
 
 /// One fault that somebody once shipped, or that a rule of ours (S1 …) exists to prevent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,4 +133,27 @@ pub(crate) fn on(bug: Bug) -> bool {
 #[cfg(not(feature = "known-bugs"))]
 pub(crate) const fn on(_: Bug) -> bool {
     false
+}
+
+impl Core {
+    /// [`Bug::CommitsEntriesOfOldTerms`].
+    pub(super) fn commit_too_much(&mut self) {
+        let (majority, _) = self.raw.raft.mut_prs().maximal_committed_index();
+        let log = &mut self.raw.raft.raft_log;
+        if majority > log.committed && majority <= log.last_index() {
+            log.commit_to(majority);
+        }
+    }
+
+    /// [`Bug::KeepsConflictingSuffix`].
+    pub(super) fn keep_conflicting_suffix(&self, entries: &mut Vec<Entry>) {
+        if let (Some(first), Some(last)) = (entries.first().map(|e| e.index), entries.last().map(|e| e.index)) {
+            if first <= self.raw.store().last() {
+                self.raw.store().for_each(last.saturating_add(1), u64::MAX, |entry| {
+                    entries.push(entry.clone());
+                    true
+                });
+            }
+        }
+    }
 }

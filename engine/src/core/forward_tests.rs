@@ -60,7 +60,7 @@ fn let_in(core: &mut Core, start: u64) {
         start,
         ..Hello::default()
     };
-    assert!(core.welcomed(2, &Welcome { verdict: Verdict::Accepted as i32, reason: String::new(), hello: Some(hello) }));
+    assert!(core.welcomed(2, &Welcome { verdict: Verdict::Accepted as i32, hello: Some(hello), ..Welcome::default() }));
 }
 
 fn forwarded(core: &mut Core) -> Vec<Forward> {

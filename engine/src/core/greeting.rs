@@ -238,7 +238,8 @@ impl Core {
         } else if !matches!(verdict, Verdict::WrongNode) {
             self.refuse_peer(hello.node_id, reason.clone());
         }
-        Welcome { verdict: verdict as i32, reason, hello: Some(self.hello(hello.node_id)) }
+        let members = if self.removed { self.cluster.members().to_vec() } else { Vec::new() };
+        Welcome { verdict: verdict as i32, reason, hello: Some(self.hello(hello.node_id)), members }
     }
 
     /// The answer to our own dial: go on sending?
@@ -247,6 +248,7 @@ impl Core {
             self.refuse_peer(peer, format!("another node answers at its address: {}", welcome.reason));
             return false;
         };
+        self.learn_members(hello, &welcome.members);
         match Verdict::try_from(welcome.verdict) {
             Ok(Verdict::Accepted) => {
                 let (ours, reason) = self.verdict(hello);
@@ -301,6 +303,26 @@ impl Core {
                 false
             }
         }
+    }
+
+    /// A removed node says who was left: whoever knows only nodes that are gone would wait for them for ever (found by seed 1007296).
+    fn learn_members(&mut self, hello: &Hello, members: &[Member]) {
+        let ours =
+            self.identity.incarnation.is_some() && Uid::from_bytes(&hello.incarnation) == self.identity.incarnation;
+        let mut news = false;
+        for member in members.iter().filter(|m| ours && m.id != 0 && m.id != self.id && !m.addr.is_empty()) {
+            if self.cluster.member(member.id).is_none() && !self.cluster.is_removed(member.id) {
+                news |= self.greetings.learned.insert(member.id, member.addr.clone()).as_ref() != Some(&member.addr);
+            }
+        }
+        if news {
+            self.announce_peers();
+        }
+    }
+
+    /// Removed: whoever holds a stream to this node greets anew, and hears who is left.
+    pub(super) fn let_go_of_peers(&mut self) {
+        self.out.disconnect.extend(self.greetings.seen.keys());
     }
 
     fn see(&mut self, hello: &Hello) {

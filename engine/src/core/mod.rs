@@ -25,20 +25,26 @@ mod deadlines;
 mod divergence;
 #[cfg(test)]
 mod durable_machine_tests;
+mod election_timer;
 mod entry;
 #[cfg(test)]
 mod forward_tests;
+mod forwards;
 mod greeting;
 #[cfg(test)]
 mod greeting_tests;
 mod handover;
 #[cfg(test)]
 mod leave_tests;
+#[cfg(test)]
+mod lone_commit_tests;
+mod lone_commits;
 mod machine_stream;
 mod membership;
 mod outcomes;
 mod proposals;
 mod reads;
+mod ready;
 mod requests;
 mod rng;
 mod snapshotting;
@@ -73,7 +79,9 @@ use crate::request::Reply;
 use crate::status::{Event, Role};
 use bugs::Bug;
 use divergence::Divergence;
+use election_timer::ElectionTimer;
 use greeting::Greetings;
+use lone_commits::LoneCommits;
 use machine_stream::MachineStream;
 use outcomes::Outcomes;
 use reads::Reads;
@@ -157,6 +165,7 @@ pub struct Core {
     divergence: Divergence,
     snapshots: Snapshots,
     greetings: Greetings,
+    lone_commits: LoneCommits,
     last_role: Role,
     last_leader: (u64, NodeId),
     removed: bool,
@@ -164,13 +173,6 @@ pub struct Core {
     /// Older snapshots' files go when no restore needs one of them any more.
     prune: Option<Arc<SnapshotMeta>>,
     out: Actions,
-}
-
-/// Raft draws election timeouts from the thread's random source; ours come from the seed, drawn whenever raft starts a new wait.
-#[derive(Default)]
-struct ElectionTimer {
-    epoch: Option<(u64, StateRole, NodeId)>,
-    ticks: usize,
 }
 
 /// The change an entry makes to the membership, in raft's newer form. `None` if it cannot be read.
@@ -295,6 +297,7 @@ impl Core {
             divergence: Divergence::default(),
             snapshots: Snapshots::new(now, log.bytes),
             greetings: Greetings::new(founding_heard),
+            lone_commits: LoneCommits::default(),
             last_role: Role::Waiting,
             last_leader: (0, 0),
             removed: cluster.is_removed(node_id),
@@ -318,9 +321,10 @@ impl Core {
         self.wall_us = wall_us;
     }
 
-    /// When [`Core::expire`] has something to do.
+    /// When something is to be done although nothing came: [`Core::expire`], then [`Core::poll`].
     pub fn next_deadline(&self) -> Option<Micros> {
-        self.requests.next_deadline()
+        let lone = self.lone_commits.next_due().filter(|_| self.failed.is_none());
+        self.requests.next_deadline().into_iter().chain(lone).min()
     }
 
     pub fn id(&self) -> NodeId {
@@ -370,7 +374,7 @@ impl Core {
             self.draw_election_timeout();
             if self.raw.tick() && !self.is_leader() {
                 // A campaign that comes to nothing waits anew.
-                self.timer.epoch = None;
+                self.timer.restart();
             }
         }
         self.tick_requests();
@@ -378,27 +382,6 @@ impl Core {
         self.record_acquaintances();
         self.promote_learners();
         self.tick_outcomes();
-    }
-
-    /// Elections wait for the disk (S4), for a majority of fresh founders (S11), and for all of this node's log to be durable:
-    /// a voter that wins at once must not lead over entries that a crash could take.
-    fn may_tick(&self) -> bool {
-        if self.is_leader() {
-            return true;
-        }
-        let log = &self.raw.raft.raft_log;
-        !self.removed && !self.writes.hung() && log.last_index() == log.persisted && self.may_take_part()
-    }
-
-    fn draw_election_timeout(&mut self) {
-        let raft = &self.raw.raft;
-        let epoch = (raft.term, raft.state, raft.leader_id);
-        if self.timer.epoch != Some(epoch) {
-            self.timer.epoch = Some(epoch);
-            let (low, high) = self.config.election_range();
-            self.timer.ticks = self.rng.range(low, high) as usize;
-        }
-        self.raw.raft.set_randomized_election_timeout(self.timer.ticks);
     }
 
     /// A message of a peer's stream. What cannot be is dropped and told (S16).
@@ -470,7 +453,9 @@ impl Core {
     /// Everything that follows from the inputs since the last call.
     pub fn poll(&mut self) -> Actions {
         if self.failed.is_none() {
-            self.commit_too_much();
+            if bugs::on(Bug::CommitsEntriesOfOldTerms) && self.is_leader() {
+                self.commit_too_much();
+            }
             self.note_role();
             self.found_cluster();
             self.flush_proposals();
@@ -489,127 +474,15 @@ impl Core {
             self.consider_snapshot();
             self.write_extra();
             self.fetch_wanted();
+            self.tell_lone_commits();
             self.requests.forget_deadlines();
         }
         std::mem::take(&mut self.out)
     }
 
-    fn commit_too_much(&mut self) {
-        if bugs::on(Bug::CommitsEntriesOfOldTerms) && self.is_leader() {
-            let (majority, _) = self.raw.raft.mut_prs().maximal_committed_index();
-            let log = &mut self.raw.raft.raft_log;
-            if majority > log.committed && majority <= log.last_index() {
-                log.commit_to(majority);
-            }
-        }
-    }
-
     /// More to do although no input came.
     pub fn has_more(&self) -> bool {
         self.failed.is_none() && self.raw.has_ready()
-    }
-
-    fn take_ready(&mut self) {
-        let leads = self.is_leader();
-        let mut ready = self.raw.ready();
-        let number = ready.number();
-        let hard_state = self.raw.raft.hard_state();
-        let new_vote = self.writes.changes_vote(&hard_state);
-        let term_is_durable = self.writes.durable_term() == hard_state.term;
-        let mut held = Vec::new();
-        for message in appends::merge(ready.take_messages(), self.config.max_size_per_msg) {
-            // S1: a leader's messages go at once, but not before its term and vote are durable (a single voter wins inside `campaign()`).
-            if (new_vote || !term_is_durable) && !bugs::on(Bug::SendsBeforeItsTermIsDurable) {
-                self.hold(&mut held, message);
-            } else {
-                self.post(message);
-            }
-        }
-        for message in ready.take_persisted_messages() {
-            // S2: a slow disk topples nobody.
-            let passes = matches!(
-                MessageType::from_i32(message.msg_type),
-                Some(MessageType::MsgHeartbeatResponse | MessageType::MsgRequestPreVoteResponse)
-            );
-            let passes_by_mistake = bugs::on(Bug::AcknowledgesBeforeSync)
-                || (bugs::on(Bug::VotesPassTheDisk) && message.msg_type == MessageType::MsgRequestVoteResponse as i32);
-            if (passes && term_is_durable && !leads && !new_vote) || passes_by_mistake {
-                self.post(message);
-            } else {
-                self.hold(&mut held, message);
-            }
-        }
-        let installed = (!ready.snapshot().is_empty()).then(|| self.install_snapshot(ready.snapshot())).flatten();
-        let mut entries = ready.take_entries();
-        if bugs::on(Bug::KeepsConflictingSuffix) {
-            if let (Some(first), Some(last)) = (entries.first().map(|e| e.index), entries.last().map(|e| e.index)) {
-                if first <= self.raw.store().last() {
-                    let keep = &mut entries;
-                    self.raw.store().for_each(last.saturating_add(1), u64::MAX, |entry| {
-                        keep.push(entry.clone());
-                        true
-                    });
-                }
-            }
-        }
-        let entries = Arc::new(entries);
-        if !entries.is_empty() {
-            self.note_appended(&entries);
-            // S3: readable from memory before raft lets go of them.
-            self.raw.mut_store().append(Arc::clone(&entries));
-            if bugs::on(Bug::MembersAtAppend) {
-                for entry in entries.iter().filter(|e| entry::is_conf_change(e)) {
-                    self.apply_own(entry);
-                }
-            }
-        }
-        let read_states = ready.take_read_states();
-        let committed = ready.committed_entries().last().map(|e| e.index);
-        let must_write = ready.must_sync() || installed.is_some();
-        self.raw.advance_append_async(ready);
-        if must_write {
-            let entries = (!entries.is_empty()).then_some(entries);
-            self.write_ready(number, hard_state, entries, installed, held);
-        } else if bugs::on(Bug::ReadyWithoutWriteDoesNotWait) {
-            self.out.messages.extend(held);
-            self.raw.on_persist_ready(number);
-        } else if let Some(held) = self.writes.hold_behind(number, held) {
-            // Nothing is being written: it is as durable as it will be.
-            self.raw.on_persist_ready(number);
-            self.out.messages.extend(held);
-        }
-        self.reads_confirmed(read_states);
-        if let Some(upto) = committed {
-            self.hand_over(upto);
-        }
-    }
-
-    fn post(&mut self, message: Message) {
-        let mut now = Vec::new();
-        self.hold(&mut now, message);
-        self.out.messages.append(&mut now);
-    }
-
-    /// Turns raft's message into what is sent; a snapshot goes its own way.
-    fn hold(&mut self, held: &mut Vec<Outbound>, message: Message) {
-        let to = message.to;
-        if message.msg_type == MessageType::MsgSnapshot as i32 {
-            self.send_snapshot(message);
-        } else if self.admits(to) {
-            held.push(Outbound { to, body: Body::Raft(message) });
-        }
-    }
-
-    /// Entries raft has just put into the log: what they say about time and founding counts from now on.
-    fn note_appended(&mut self, entries: &[Entry]) {
-        for entry in entries {
-            if let Some(context) = Context::of(entry) {
-                self.newest_time_us = self.newest_time_us.max(context.time_us);
-                if context.kind == Kind::Founding && self.cluster.incarnation.is_empty() {
-                    self.greetings.set_heard(greeting::founding_of(entry));
-                }
-            }
-        }
     }
 
     fn note_role(&mut self) {
@@ -638,7 +511,7 @@ impl Core {
         if self.is_leader() {
             let term = self.raw.raft.term;
             self.raw.raft.become_follower(term, raft::INVALID_ID);
-            self.timer.epoch = None;
+            self.timer.restart();
         }
     }
 
@@ -700,6 +573,7 @@ impl Core {
         }
         self.removed = true;
         self.abdicate();
+        self.let_go_of_peers();
         // Who asked to leave hears that it has.
         self.requests_to_leave().into_iter().for_each(|request| self.complete(request, Ok(Reply::Done)));
         if self.requests.leaving {

@@ -96,9 +96,10 @@ fn check_snapshot(snapshots: &SnapshotDir, state: &mut LogState) -> Result<Optio
     };
     // What to do about damage is not said where nothing has to be done.
     let what = error.message.strip_suffix(REMEDY).unwrap_or(&error.message);
-    let reason = format!("{what} the one at index {} stands in, from which the log goes on", spare.index);
+    let reason = what.trim_end_matches([';', ' ']).to_owned();
+    let stands_in = spare.index;
     state.snapshot = Some(spare);
-    Ok(Some(Event::SnapshotFailed { index: named.index, reason }))
+    Ok(Some(Event::SnapshotDamaged { index: named.index, stands_in, reason }))
 }
 
 pub(super) fn directory(options: &NodeOptions) -> PathBuf {
@@ -256,7 +257,10 @@ mod tests {
                 let used = state.snapshot.map(|meta| meta.index).filter(|index| *index != 30);
                 assert_eq!(used, expected, "case {number}");
                 match (expected, checked) {
-                    (Some(_), Ok(Some(Event::SnapshotFailed { index: 30, .. }))) => {}
+                    (Some(expected), Ok(Some(Event::SnapshotDamaged { index: 30, stands_in, reason }))) => {
+                        assert_eq!(stands_in, expected, "case {number}");
+                        assert!(reason.contains(path.to_str().unwrap()) && !reason.contains("join again"), "{reason}");
+                    }
                     (None, Err(error)) => {
                         assert_eq!((error.code, error.path.as_ref()), (ErrorCode::CorruptData, Some(&path)));
                         assert!(error.message.contains("join again"), "{error}");

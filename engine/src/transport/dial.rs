@@ -111,7 +111,7 @@ pub async fn connect(addr: &str, patience: Patience) -> Result<Tame, String> {
     tcp.set_connect_timeout(Some(patience.connect));
     let connector = tower::service_fn(move |uri| {
         let connected = tcp.call(uri);
-        async move { connected.await.map(|io| TokioIo::new(Socket::new(io.into_inner()))) }
+        async move { connected.await.map(|io| TokioIo::new(Socket::dialled(io.into_inner()))) }
     });
     match timeout(patience.connect, endpoint.connect_with_connector(connector)).await {
         Ok(Ok(channel)) => Ok(Tame(channel)),

@@ -5,16 +5,15 @@ use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::{Connected, Server};
+use tonic::transport::server::Server;
 
 use super::service::{RaftService, Shared};
 use super::socket::Socket;
@@ -72,7 +71,7 @@ pub fn serve(shared: Arc<Shared>, listener: TcpListener) -> Vec<JoinHandle<()>> 
     vec![accepting, serving]
 }
 
-async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::Sender<io::Result<ServerIo>>) {
+async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::Sender<io::Result<Socket>>) {
     let room = Arc::new(Semaphore::new(shared.config.max_connections.min(Semaphore::MAX_PERMITS)));
     let mut stop = shared.stop.clone();
     // Dropped before the listener, which came first.
@@ -93,16 +92,15 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::S
         // Above the limit: closed at once, so that the backlog does not fill with them.
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
         let _ = tcp.set_nodelay(true);
-        let io = ServerIo::new(Socket::new(tcp), &shared, permit);
+        let io = Socket::taken(tcp, Guard::new(&shared, permit));
         if connections.send(Ok(io)).await.is_err() {
             return;
         }
     }
 }
 
-/// A connection that ends when the node stops, or when it says nothing at first.
-struct ServerIo {
-    tcp: Socket,
+/// Ends a connection when the node stops, or when it says nothing at first.
+pub struct Guard {
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
     /// Until the preface is there.
     greeting: Option<Pin<Box<Sleep>>>,
@@ -110,11 +108,10 @@ struct ServerIo {
     _permit: OwnedSemaphorePermit,
 }
 
-impl ServerIo {
-    fn new(tcp: Socket, shared: &Shared, permit: OwnedSemaphorePermit) -> Self {
+impl Guard {
+    fn new(shared: &Shared, permit: OwnedSemaphorePermit) -> Self {
         let mut stop = shared.stop.clone();
-        ServerIo {
-            tcp,
+        Guard {
             stopped: Box::pin(async move {
                 let _ = stop.wait_for(|stop| *stop).await;
             }),
@@ -123,57 +120,27 @@ impl ServerIo {
             _permit: permit,
         }
     }
-}
 
-impl Connected for ServerIo {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for ServerIo {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    /// An error ends the connection.
+    pub fn before_read(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.stopped.as_mut().poll(cx).is_ready() {
             // Polled again it would panic; an error ends the connection, so one that never ends takes its place.
             self.stopped = Box::pin(std::future::ready(()));
-            return Poll::Ready(Err(io::Error::new(ErrorKind::ConnectionAborted, "the node is closing")));
+            return Err(io::Error::new(ErrorKind::ConnectionAborted, "the node is closing"));
         }
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.tcp).poll_read(cx, buf);
+        Ok(())
+    }
+
+    /// So many bytes were read. An error ends the connection.
+    pub fn after_read(&mut self, cx: &mut Context<'_>, bytes: usize) -> io::Result<()> {
         if self.greeting.is_some() {
-            self.read = self.read.saturating_add(buf.filled().len().saturating_sub(before));
+            self.read = self.read.saturating_add(bytes);
             if self.read >= PREFACE {
                 self.greeting = None;
             } else if self.greeting.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
-                return Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "nothing was said on the connection")));
+                return Err(io::Error::new(ErrorKind::TimedOut, "nothing was said on the connection"));
             }
         }
-        polled
-    }
-}
-
-impl AsyncWrite for ServerIo {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, data)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        Ok(())
     }
 }

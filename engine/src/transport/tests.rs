@@ -108,7 +108,8 @@ impl Host {
         loop {
             match self.heard.recv().await.expect("the transport has ended") {
                 Incoming::Hello { answer, .. } => {
-                    let welcome = Welcome { verdict: self.verdict.into(), reason: "so it is".into(), hello: None };
+                    let welcome =
+                        Welcome { verdict: self.verdict.into(), reason: "so it is".into(), ..Welcome::default() };
                     let _ = answer.send(welcome);
                 }
                 Incoming::Welcomed { answer, .. } => {

@@ -1,0 +1,176 @@
+//! The driver and the other nodes: what comes in from them goes to the core, what the core has for them goes out.
+//!
+//! Lives here: which lane a message takes, what a lost connection or an unsent message means to the core. The sockets are the transport's.
+
+use std::collections::BTreeMap;
+
+use prost_raft::Message as _;
+use raft::eraftpb::{Message, MessageType};
+
+use super::{Driver, Feedback};
+use crate::cluster::NodeId;
+use crate::core::{Body, Outbound, SnapshotSend};
+use crate::error::ErrorCode;
+use crate::log::SnapshotMeta;
+use crate::node::FIRST_INTERNAL_TOKEN;
+use crate::snapshots::wire_header;
+use crate::transport::{Incoming, Lane, Permit};
+use crate::wire::{Body as ItemBody, Item, SnapshotHeader};
+
+impl Driver {
+    pub(super) fn heard(&mut self, incoming: Incoming, permits: &mut Vec<Permit>) {
+        match incoming {
+            Incoming::Frame { from, items, permit, .. } => {
+                permits.push(permit);
+                for item in items {
+                    self.item(from, item);
+                }
+            }
+            Incoming::Hello { hello, answer, .. } => {
+                let welcome = self.core.greeted(&hello);
+                // The dialler may be gone already.
+                let _ = answer.send(welcome);
+            }
+            Incoming::Welcomed { peer, welcome, answer, .. } => {
+                let go_on = self.core.welcomed(peer, &welcome);
+                let _ = answer.send(go_on);
+            }
+            Incoming::Connected { peer, lane } => {
+                let lanes = self.lanes.entry(peer).or_default();
+                if !lanes.contains(&lane) {
+                    lanes.push(lane);
+                }
+                let both = lanes.len() == Lane::ALL.len();
+                self.core.connected(peer, both);
+                self.status_due = true;
+                self.log(slog::Level::Debug, "transport", || format!("connected to node {peer} ({lane:?})"));
+            }
+            Incoming::Disconnected { peer, lane, reason } => {
+                self.lanes.entry(peer).or_default().retain(|l| *l != lane);
+                self.core.connected(peer, false);
+                self.status_due = true;
+                self.log(slog::Level::Info, "transport", || format!("lost node {peer} ({lane:?}): {reason}"));
+            }
+            Incoming::DialFailed { peer, lane, reason } => {
+                self.log(slog::Level::Debug, "transport", || format!("cannot reach node {peer} ({lane:?}): {reason}"));
+            }
+            Incoming::NotSent { to, items, .. } => self.not_sent(to, items),
+            Incoming::SnapshotHeader { from, header, answer } => {
+                let _ = answer.send(self.core.accepts_snapshot(from, header.index));
+            }
+            Incoming::SnapshotReceived { from, header, raft_message } => {
+                self.snapshot_received(from, header, &raft_message)
+            }
+            Incoming::SnapshotIntakeFailed { from, index, error } => {
+                self.log(slog::Level::Warning, "storage", || {
+                    format!("snapshot {index} from node {from} was not stored: {}", error.message)
+                });
+            }
+            Incoming::SnapshotSent { to, index, result } => {
+                if let Err(reason) = &result {
+                    self.log(slog::Level::Warning, "transport", || {
+                        format!("snapshot {index} did not reach node {to}: {reason}")
+                    });
+                }
+                self.core.snapshot_sent(to, result.is_ok());
+            }
+            Incoming::Call { request, timeout, answer } => {
+                let token = self.next_token;
+                self.next_token = self.next_token.wrapping_add(1).max(FIRST_INTERNAL_TOKEN);
+                self.waiters.insert(token, answer);
+                let timeout = self.timeout(timeout, self.default_timeout(&request));
+                self.core.submit(token, request, timeout);
+            }
+        }
+    }
+
+    fn item(&mut self, from: NodeId, item: Item) {
+        match item.body {
+            Some(ItemBody::Raft(bytes)) => match Message::decode(bytes.as_slice()) {
+                Ok(message) => self.core.receive(from, message),
+                Err(error) => {
+                    self.log(slog::Level::Warning, "transport", || {
+                        format!("a message from node {from} cannot be read: {error}")
+                    });
+                }
+            },
+            Some(ItemBody::Forward(forward)) => self.core.receive_forward(from, forward),
+            Some(ItemBody::ForwardAnswer(answer)) => self.core.receive_forward_answer(from, answer),
+            Some(ItemBody::OutcomeReport(report)) => self.core.receive_outcome_report(from, &report),
+            Some(ItemBody::OutcomeAnswer(answer)) => self.core.receive_outcome_answer(from, &answer),
+            // Of a newer version: not for us.
+            None => {}
+        }
+    }
+
+    fn snapshot_received(&mut self, from: NodeId, header: SnapshotHeader, raft_message: &[u8]) {
+        let Ok(message) = Message::decode(raft_message) else { return };
+        let Some(cluster) = header.cluster else { return };
+        let SnapshotHeader { index, term, size, crc, has_file, outcomes, .. } = header;
+        self.core.receive_snapshot(from, message, SnapshotMeta { index, term, cluster, size, crc, has_file, outcomes });
+    }
+
+    fn not_sent(&mut self, to: NodeId, items: Vec<Item>) {
+        let mut appends = false;
+        for item in items {
+            match item.body {
+                Some(ItemBody::Forward(forward)) => self.feedback.push(Feedback::ForwardNotSent(forward.number)),
+                Some(ItemBody::Raft(_)) => appends = true,
+                _ => {}
+            }
+        }
+        if appends {
+            self.feedback.push(Feedback::Unreachable(to));
+        }
+    }
+
+    /// One frame's worth for each peer and lane, in order.
+    pub(super) fn post(&mut self, messages: Vec<Outbound>) {
+        let mut lanes: BTreeMap<(NodeId, Lane), Vec<Item>> = BTreeMap::new();
+        for Outbound { to, body } in messages {
+            let (lane, body) = match body {
+                Body::Raft(message) => {
+                    // Also an append without entries: it must not overtake those with.
+                    let bulk = message.msg_type == MessageType::MsgAppend as i32;
+                    (if bulk { Lane::Bulk } else { Lane::Control }, ItemBody::Raft(message.encode_to_vec()))
+                }
+                Body::Forward(forward) => (Lane::Bulk, ItemBody::Forward(forward)),
+                Body::ForwardAnswer(answer) => (Lane::Control, ItemBody::ForwardAnswer(answer)),
+                Body::OutcomeReport(report) => (Lane::Control, ItemBody::OutcomeReport(report)),
+                Body::OutcomeAnswer(answer) => (Lane::Control, ItemBody::OutcomeAnswer(answer)),
+            };
+            lanes.entry((to, lane)).or_default().push(Item { body: Some(body) });
+        }
+        for ((to, lane), items) in lanes {
+            if let Err(back) = self.transport.send(to, lane, items) {
+                self.not_sent(to, back);
+            }
+        }
+    }
+
+    pub(super) fn send_snapshot(&mut self, send: SnapshotSend) {
+        let meta = &send.meta;
+        let header = wire_header(meta);
+        match self.shared.files.source(meta) {
+            Ok(source) => self.transport.send_snapshot(send.to, header, send.message.encode_to_vec(), source),
+            Err(error) if error.code == ErrorCode::CorruptData => self.feedback.push(Feedback::Failed(error)),
+            Err(error) => {
+                self.log(slog::Level::Error, "storage", || error.message.clone());
+                self.feedback.push(Feedback::SnapshotNotSent(send.to));
+            }
+        }
+    }
+
+    /// What a stream says first, and the directories that the log has recorded.
+    pub(super) fn set_hello(&mut self) {
+        let recorded: BTreeMap<NodeId, Vec<u8>> = self
+            .core
+            .cluster()
+            .members()
+            .iter()
+            .filter(|m| !m.directory.is_empty())
+            .map(|m| (m.id, m.directory.clone()))
+            .collect();
+        self.transport.set_hello(self.core.hello(0), recorded);
+    }
+}
