@@ -58,7 +58,7 @@ const BOUNDS: [(Fault, u64); 35] = [
     (Fault::Core(Bug::ReusesIds), 50),
     (Fault::Core(Bug::SnapshotForgetsIds), 300),
     (Fault::Core(Bug::ForwardsWithoutEnd), 100),
-    (Fault::Core(Bug::PrunesBeforeTheLogNamesIt), 150),
+    (Fault::Core(Bug::PrunesBeforeTheLogNamesIt), 400),
     (Fault::Core(Bug::FreshDirectoriesVote), 1000),
     (Fault::Core(Bug::GreetsFoundersOnce), 4000),
     (Fault::Core(Bug::ClockGoesBack), 50),
