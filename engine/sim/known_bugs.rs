@@ -34,7 +34,7 @@ impl Fault {
 }
 
 /// Seeds within which each is found: several times what was needed, from several bases, when it was last measured.
-const BOUNDS: [(Fault, u64); 32] = [
+const BOUNDS: [(Fault, u64); 35] = [
     (Fault::Core(Bug::AcknowledgesBeforeSync), 50),
     (Fault::Core(Bug::ForgetsItsVote), 50),
     (Fault::Core(Bug::VotesPassTheDisk), 50),
@@ -58,15 +58,18 @@ const BOUNDS: [(Fault, u64); 32] = [
     (Fault::Core(Bug::ReusesIds), 50),
     (Fault::Core(Bug::SnapshotForgetsIds), 300),
     (Fault::Core(Bug::ForwardsWithoutEnd), 100),
-    (Fault::Core(Bug::PrunesBeforeTheLogNamesIt), 150),
+    (Fault::Core(Bug::PrunesBeforeTheLogNamesIt), 400),
     (Fault::Core(Bug::FreshDirectoriesVote), 1000),
-    (Fault::Core(Bug::GreetsFoundersOnce), 1500),
+    (Fault::Core(Bug::GreetsFoundersOnce), 4000),
     (Fault::Core(Bug::ClockGoesBack), 50),
     (Fault::Core(Bug::MergesAppendsBlindly), 200),
     (Fault::Core(Bug::StoresMembersAboveCommit), 50),
-    (Fault::Shell(Sabotage::OpenDoesNotSync), 1500),
+    (Fault::Core(Bug::AnswersTwice), 50),
+    (Fault::Shell(Sabotage::OpenDoesNotSync), 2500),
     (Fault::Shell(Sabotage::WrittenTooEarly), 50),
     (Fault::Shell(Sabotage::WipedKeepsItsName), 1000),
+    (Fault::Shell(Sabotage::RestoresUnchecked), 1000),
+    (Fault::Shell(Sabotage::StandsInOverAGap), 1000),
 ];
 
 fn run(fault: Fault, seed: u64) -> Option<Box<Failure>> {

@@ -38,7 +38,6 @@ fn stretch(profile: &mut Profile) {
     if let Some(seconds) = number("RAFTIFY_SIM_SECONDS") {
         profile.turmoil = (seconds * SECOND as f64) as u64;
         profile.nodes = 3 + profile.nodes % 3;
-        profile.wipes = profile.wipes.min((profile.nodes - 1) / 2);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tells the story of one seed: `cargo run -p raftify-engine --example sim -- --seed N [--quiet]`.
+//! Tells the story of one seed: `cargo run -p raftify-engine --example sim -- --seed N [--quiet]`; with `--count M` what happened in so many.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[allow(dead_code)]
@@ -18,17 +18,26 @@ fn main() {
     }
     let quiet = args.iter().any(|a| a == "--quiet");
     let mut failed = 0;
+    let mut counts = std::collections::BTreeMap::new();
     for seed in seed..seed + count {
         if count == 1 {
             let started = std::time::Instant::now();
             let summary = sim::run(seed, !quiet);
             println!("seed {seed} in {:?}: {summary:?}", started.elapsed());
-        } else if let Err(failure) = sim::record::try_seed(seed, |_| ()) {
-            failed += 1;
-            println!("seed {seed}: {}", failure.message);
+        } else {
+            match sim::record::try_seed(seed, |_| ()) {
+                Ok(summary) => {
+                    summary.counts.into_iter().for_each(|(what, of)| *counts.entry(what).or_insert(0) += of);
+                }
+                Err(failure) => {
+                    failed += 1;
+                    println!("seed {seed}: {}", failure.message);
+                }
+            }
         }
     }
     if count > 1 {
-        println!("{failed} of {count} seeds failed");
+        println!("{failed} of {count} seeds failed; what happened in the others:");
+        counts.into_iter().for_each(|(what, of)| println!("{of:>9} {what}"));
     }
 }

@@ -6,6 +6,7 @@ use raftify_engine::{Committed, ErrorCode};
 
 use crate::sim::act::Act;
 use crate::sim::clients::Op;
+use crate::sim::files::Spoil;
 use crate::sim::finish;
 use crate::sim::lie::Lie;
 use crate::sim::world::{Event, Profile, World, MILLI, SECOND};
@@ -149,10 +150,41 @@ fn s6_a_crash_at_any_moment_of_installing_a_snapshot_is_survived() {
             world.done(leader, 60);
             world.after(0, Event::Restart(lags));
             let behind = world.hosts[&lags].disk.synced.last_index();
-            let fed = |w: &mut World| w.hosts[&lags].disk.files.keys().any(|index| *index > behind);
+            let fed = |w: &mut World| w.hosts[&lags].disk.files.newest() > behind;
             assert!(world.run_until_so(5 * SECOND, fed), "it needs a snapshot");
             world.run_for(step * 300);
             world.crash(lags, power, MILLI);
+            finish(&mut world);
+        }
+    }
+}
+
+#[test]
+fn s6_a_spoiled_snapshot_is_never_restored_and_an_older_one_only_where_the_log_goes_on_from_it() {
+    for how in [Spoil::Flip(500), Spoil::Cut(700), Spoil::Gone] {
+        for (trailing, all, starts) in [(15, false, true), (15, true, false), (2, false, false)] {
+            let mut profile = snapshotting(3);
+            profile.config.trailing_entries = trailing;
+            profile.wipes = 1;
+            let mut world = World::scripted(5, profile);
+            let leader = world.settle();
+            for _ in 0..4 {
+                world.done(leader, 12);
+                world.run_for(200 * MILLI);
+            }
+            let node = world.others(leader)[0];
+            world.perform(Act::SpoilSnapshot { node, how, all, down: 50 * MILLI });
+            world.run_for(SECOND);
+            assert_eq!(world.place(node).is_some(), starts, "{how:?}, {trailing} entries are kept, all spoiled: {all}");
+            // The others go on; the lost one is replaced by an operator.
+            world.done(leader, 5);
+            if !starts {
+                let changes = vec![MemberChange::Remove { id: node }];
+                let token = world.ask(leader, Op::Change, Request::ChangeMembers(changes), Some(5 * SECOND)).unwrap();
+                world.outcome(token).unwrap();
+                let joined = world.grow(leader, "host:9");
+                world.done(joined, 3);
+            }
             finish(&mut world);
         }
     }
@@ -461,6 +493,27 @@ fn s17_a_node_that_took_a_snapshot_goes_on_with_its_sum_and_is_found_out_by_it()
     lies(&mut world, late, true);
     until_found_out(&mut world, late);
     world.done(leader, 5);
+    finish(&mut world);
+}
+
+#[test]
+fn s18_appends_that_do_not_fit_a_narrow_link_go_again_and_hold_up_no_heartbeat() {
+    let mut profile = Profile::quiet(3);
+    profile.padding = 3000;
+    profile.config.max_size_per_msg = 4096;
+    let mut world = World::scripted(7, profile);
+    let leader = world.settle();
+    let term = world.term(leader);
+    // Each append takes a third of an election timeout and more, and few may wait.
+    world.perform(Act::Narrow { node: leader, rate: 50, room: 8000, long: 30 * SECOND });
+    let asked: Vec<_> = (0..40).filter_map(|_| world.propose(leader, Some(25 * SECOND))).collect();
+    for (token, _) in asked {
+        if let Err(error) = world.outcome(token) {
+            assert_eq!(error.code, ErrorCode::ApplyFailed, "{error}");
+        }
+    }
+    assert_eq!((world.leader(), world.term(leader)), (Some(leader), term), "heartbeats pass the appends");
+    assert!(world.clients.counts["sends that did not fit"] > 0);
     finish(&mut world);
 }
 

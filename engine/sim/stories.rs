@@ -242,6 +242,33 @@ fn a_cluster_grows_from_one_and_shrinks_to_one_that_was_not_its_first() {
     finish(&mut world);
 }
 
+/// The machine's side tells its callers their results, and the core hears of that a while later.
+#[test]
+fn p3_who_was_told_a_result_hears_nothing_else_whatever_happens_before_the_core_knows() {
+    for step in 0..50 {
+        let mut profile = Profile::quiet(3);
+        (profile.tells, profile.answer) = (true, (30 * MILLI, 40 * MILLI));
+        let mut world = World::scripted(step, profile);
+        let node = world.settle();
+        let asked: Vec<_> = (0..20).filter_map(|n| world.propose(node, Some((5 + 3 * n) * MILLI))).collect();
+        world.run_for(step * MILLI);
+        match step % 5 {
+            0 => world.perform(Act::Close { node, down: 50 * MILLI }),
+            1 => world.perform(Act::Crash { node, power: true, down: 50 * MILLI }),
+            2 => world.perform(Act::FailMachine { node, down: 50 * MILLI }),
+            3 => world.perform(Act::StepDown { node, timeout: LONG }),
+            // Their deadlines pass.
+            _ => {}
+        }
+        let told = asked.iter().filter(|(token, _)| matches!(world.result(*token), Some(Ok(_)))).count();
+        world.run_for(SECOND);
+        let still = asked.iter().filter(|(token, _)| matches!(world.result(*token), Some(Ok(_)))).count();
+        assert!(still >= told, "a result was taken back");
+        world.calm();
+        finish(&mut world);
+    }
+}
+
 #[test]
 fn messages_of_long_ago_change_nothing() {
     for seed in 0..5 {

@@ -4,6 +4,7 @@
 use raftify_engine::request::MemberChange;
 use serde::{Deserialize, Serialize};
 
+use super::files::Spoil;
 use super::world::{World, MILLI};
 
 /// [`MemberChange`] in a script.
@@ -85,6 +86,12 @@ pub enum Act {
         node: u64,
         timeout: Timeout,
     },
+    /// The machine of a lost member joins anew, from the same address: it gets an id from `node`, and an empty directory.
+    Rejoin {
+        node: u64,
+        lost: u64,
+        timeout: Timeout,
+    },
     /// The log is told the node's new address, and once that has ended, however it ended, the node moves there.
     Move {
         node: u64,
@@ -98,6 +105,11 @@ pub enum Act {
     Crash {
         node: u64,
         power: bool,
+        down: u64,
+    },
+    /// The node is closed in order, and its process ends. Up again after `down`.
+    Close {
+        node: u64,
         down: u64,
     },
     /// The process ends and is started again after `down`; `between` after its end the power goes too, for as long.
@@ -123,6 +135,13 @@ pub enum Act {
     Break {
         node: u64,
         both: bool,
+    },
+    /// What this node sends in bulk passes at `rate` bytes a millisecond on each stream, and no more than `room` bytes wait for it.
+    Narrow {
+        node: u64,
+        rate: u64,
+        room: u64,
+        long: u64,
     },
     BreakSnapshots {
         count: u64,
@@ -156,6 +175,14 @@ pub enum Act {
     /// A bit of the log turns. Found by reading it, it stops the node for good.
     Flip {
         node: u64,
+    },
+    /// The power goes, and in the morning the file of the snapshot that the log names is not what it was; the older ones neither, if
+    /// `all`. Up again after `down`, if one can stand in; otherwise lost.
+    SpoilSnapshot {
+        node: u64,
+        how: Spoil,
+        all: bool,
+        down: u64,
     },
     /// The directory is lost for good.
     Wipe {
@@ -193,6 +220,7 @@ impl Act {
                 | Act::Join { .. }
                 | Act::Change { .. }
                 | Act::Leave { .. }
+                | Act::Rejoin { .. }
                 | Act::Move { .. }
         )
     }
@@ -240,8 +268,11 @@ impl Act {
                 true
             }
             Act::Crash { down: long, .. }
+            | Act::Close { down: long, .. }
+            | Act::SpoilSnapshot { down: long, .. }
             | Act::CrashTwice { down: long, .. }
             | Act::Pause { long, .. }
+            | Act::Narrow { long, .. }
             | Act::Hang { long, .. }
             | Act::Full { long, .. }
             | Act::SlowDisk { long, .. }

@@ -1,6 +1,6 @@
 //! Clients: they ask any node for anything, remember what they were told, and hold the cluster to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use raftify_engine::request::{Completion, MemberChange, Reply, Request, Token};
 use raftify_engine::{Committed, Error, ErrorCode};
@@ -39,14 +39,16 @@ struct Pending {
 #[derive(Default)]
 pub struct Clients {
     pending: BTreeMap<Token, Pending>,
-    /// Whose results the machine's side gave out.
-    told: BTreeSet<Token>,
+    /// Whose results the machine's side gave out, as long as the core may not have heard of it.
+    told: BTreeMap<Token, Place>,
     next_token: Token,
     next_command: u64,
     next_scripted: u64,
     next_addr: u64,
     /// Addresses that were asked for, and by whom.
     pub moves: Vec<(String, u64)>,
+    /// Changes that take somebody out of the voting, and until when they may still come to be; as long as nobody was answered, always.
+    pub removals: BTreeMap<Token, Option<u64>>,
     /// Kept for those who look: scripts.
     pub results: BTreeMap<Token, Result<Reply, Error>>,
     pub keep: bool,
@@ -55,8 +57,25 @@ pub struct Clients {
 
 impl Clients {
     /// Its result was given out by the machine's side.
-    pub fn told(&mut self, token: u64) {
-        self.told.insert(token);
+    pub fn told(&mut self, token: Token, at: Place) {
+        self.told.insert(token, at);
+    }
+
+    /// The core has heard of it: from now on it says nothing of them.
+    pub fn told_ended(&mut self, tokens: &[Token]) {
+        for token in tokens {
+            self.told.remove(token);
+        }
+    }
+
+    /// Somebody waits for an id for this address.
+    pub fn reserves(&self, addr: &str) -> bool {
+        self.pending.values().any(|p| matches!(&p.op, Op::Reserve(of) if of == addr))
+    }
+
+    /// Somebody waits at this process.
+    pub fn wait_at(&self, at: Place) -> bool {
+        self.pending.values().any(|p| p.at == at)
     }
 
     pub fn is_pending(&self, token: u64) -> bool {
@@ -204,7 +223,16 @@ impl World {
         if members.is_empty() {
             return None;
         }
-        let waits = |h: &super::host::Host| h.ticket.is_some() && !h.retired;
+        let lost: Vec<u64> = self.hosts.keys().copied().filter(|id| self.is_to_be_replaced(*id)).collect();
+        if !lost.is_empty() && self.hosts.len() < 14 && self.draws.clients.chance(0.5) {
+            let lost = pick(&mut self.draws.clients, &lost);
+            let removes = members.contains(&lost) && self.draws.clients.chance(0.5);
+            return Some(match removes {
+                true => Act::Change { node, changes: vec![Alter::Remove(lost)], timeout },
+                false => Act::Rejoin { node, lost, timeout },
+            });
+        }
+        let waits = |h: &super::host::Host| h.ticket.is_some() && !h.retired && !h.lost;
         let waiting: Vec<u64> =
             self.hosts.iter().filter(|(id, h)| waits(h) && !voters.contains(id)).map(|(id, _)| *id).collect();
         let rng = &mut self.draws.clients;
@@ -229,7 +257,7 @@ impl World {
                 let moves = pick(rng, &members);
                 self.clients.next_addr += 1;
                 let addr = format!("moved:{}", self.clients.next_addr);
-                self.hosts.contains_key(&moves).then_some(Act::Move { node, moves, addr, timeout })
+                self.hosts.get(&moves).is_some_and(|h| !h.lost).then_some(Act::Move { node, moves, addr, timeout })
             }
             7 if !learners.is_empty() => change(vec![Alter::Promote(pick(rng, &learners))]),
             8 if voters.len() > 2 => change(vec![Alter::Demote(pick(rng, &voters))]),
@@ -286,13 +314,18 @@ impl World {
             Act::Join { node, joiner, learner, timeout } => {
                 self.join(node, joiner, learner, timeout);
             }
-            Act::Change { node, changes, timeout } => {
+            Act::Change { node, changes, timeout } if self.is_sane(&changes) => {
+                let removes = changes.iter().any(|c| matches!(c, Alter::Remove(_) | Alter::Demote(_)));
                 let changes = changes.iter().map(Alter::change).collect();
-                self.ask(node, Op::Change, Request::ChangeMembers(changes), timeout);
+                let token = self.ask(node, Op::Change, Request::ChangeMembers(changes), timeout);
+                self.clients.removals.extend(token.filter(|_| removes).map(|token| (token, None)));
             }
-            Act::Leave { node, timeout } => {
-                self.ask(node, Op::Change, Request::Leave, timeout);
+            Act::Leave { node, timeout } if !self.has_lost_voters() => {
+                let token = self.ask(node, Op::Change, Request::Leave, timeout);
+                self.clients.removals.extend(token.map(|token| (token, None)));
             }
+            Act::Change { .. } | Act::Leave { .. } => {}
+            Act::Rejoin { node, lost, timeout } => self.rejoin(node, lost, timeout),
             Act::Move { node, moves, addr, timeout } => {
                 self.clients.moves.push((addr.clone(), moves));
                 let changes = vec![MemberChange::UpdateAddress { id: moves, addr: addr.clone() }];
@@ -312,12 +345,12 @@ impl World {
     pub fn completed(&mut self, at: Place, completion: Completion) {
         let Completion { token, result } = completion;
         self.tell(|| format!("node {} answers ({token}): {result:?}", at.0));
-        if self.clients.told.remove(&token) {
-            // It had ended before the machine's side told its result: what was on its way may say anything but that it was not done.
-            let says_not_done = result.as_ref().is_err_and(|e| e.committed == raftify_engine::Committed::No);
+        if self.clients.told.contains_key(&token) {
+            self.count("results told that came again");
+            // It ended before the core heard of that: what it says may be anything but a second result, or that it was not done.
             assert!(
-                !says_not_done,
-                "VIOLATION: node {} says of what it has applied that it was not done: {result:?}",
+                result.as_ref().is_err_and(|e| e.committed != Committed::No),
+                "VIOLATION: node {} says of what it has applied, and told the caller: {result:?}",
                 at.0
             );
             return;
@@ -329,6 +362,10 @@ impl World {
         if let Some(deadline) = pending.deadline {
             let excused = self.hosts[&at.0].late_until.max(deadline) + deadline / 4;
             assert!(self.now <= excused, "VIOLATION: request {token} ended {} µs late", self.now - deadline);
+        }
+        match &result {
+            Err(error) if error.committed != Committed::No => self.may_have_removed(token),
+            _ => drop(self.clients.removals.remove(&token)),
         }
         if pending.gone {
             self.count("cancelled");
@@ -359,7 +396,14 @@ impl World {
             Op::Reserve(addr) => {
                 if let Ok(Reply::Ticket(ticket)) = &result {
                     let id = ticket.reserved_id;
-                    assert!(!self.hosts.contains_key(&id), "VIOLATION: id {id} is reserved twice (S12)");
+                    if let Some(member) = self.hosts.get(&id) {
+                        // The address is a member's: that one is to be removed first.
+                        assert!(member.addr == addr && member.lost, "VIOLATION: id {id} is reserved twice (S12)");
+                        return self.count("ids that members at the address have");
+                    }
+                    // Who was lost at this address is not there any more, and is not replaced a second time.
+                    let before = self.hosts.values_mut().filter(|h| h.lost && h.addr == addr);
+                    before.for_each(|h| h.addr.clear());
                     self.add_host(id, addr, BTreeMap::new());
                     self.hosts.get_mut(&id).expect("just added").ticket = Some(ticket.clone());
                     let wait = self.draws.node(id).range(0, 50 * MILLI);
@@ -385,6 +429,9 @@ impl World {
     /// The machine comes up again under another address.
     pub fn relocate(&mut self, id: u64, addr: String) {
         if !self.turmoil {
+            return;
+        }
+        if self.hosts.get(&id).is_none_or(|h| h.lost || h.retired) {
             return;
         }
         self.kill(id, false);
@@ -434,13 +481,29 @@ impl World {
 
     /// The process died: its callers never hear.
     pub fn clients_lost(&mut self, id: u64, life: u64) {
+        self.clients.told.retain(|_, at| *at != (id, life));
+        let of_this = self.clients.pending.iter().filter(|(_, p)| p.at == (id, life));
+        let tokens: Vec<Token> = of_this.map(|(token, _)| *token).collect();
+        tokens.into_iter().for_each(|token| self.may_have_removed(token));
         self.clients.pending.retain(|_, p| p.at != (id, life));
     }
 
     /// Requests without an answer at these nodes.
     pub fn pending_at(&self, ids: &[u64]) -> Vec<String> {
-        let of = |(token, p): (&u64, &Pending)| ids.contains(&p.at.0).then(|| format!("{token}: {p:?}"));
-        self.clients.pending.iter().filter_map(of).collect()
+        self.pending_that(ids, |_| true)
+    }
+
+    /// The same, without those that may wait for ever: no deadline, and a member is lost whom they may wait for (to be promoted, say).
+    pub fn unended_at(&self, ids: &[u64]) -> Vec<String> {
+        let lost = self.has_lost_members();
+        self.pending_that(ids, |p| !lost || p.deadline.is_some() || !matches!(p.op, Op::Change))
+    }
+
+    fn pending_that(&self, ids: &[u64], counts: impl Fn(&Pending) -> bool) -> Vec<String> {
+        let pending = self.clients.pending.iter().filter(|(_, p)| ids.contains(&p.at.0) && counts(p));
+        let told = self.clients.told.iter().filter(|(_, at)| ids.contains(&at.0));
+        let pending = pending.map(|(token, p)| format!("{token}: {p:?}"));
+        pending.chain(told.map(|(token, at)| format!("{token}: told {at:?}"))).collect()
     }
 
     pub fn result(&self, token: Token) -> Option<&Result<Reply, Error>> {

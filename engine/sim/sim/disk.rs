@@ -1,4 +1,4 @@
-//! One node's disk: a log that keeps all of a write or nothing, and snapshot files. What is synced, what only the page cache has, what is lost.
+//! One node's disk: a log that keeps all of a write or nothing, and snapshot files ([`super::files`]). What is synced, what only the page cache has, what is lost.
 //!
 //! Invariants checked here: entries stay contiguous, a stored commit or term never goes back, nothing above the named snapshot is compacted.
 
@@ -9,6 +9,8 @@ use raft::eraftpb::{Entry, HardState};
 use raftify_engine::core::new_log;
 use raftify_engine::log::{ClusterRecord, Identity, LogState, LogWrite, SnapshotMeta};
 use serde::{Deserialize, Serialize};
+
+use super::files::Files;
 
 /// The log as a reader sees it.
 #[derive(Clone)]
@@ -185,6 +187,10 @@ pub enum Sabotage {
     WrittenTooEarly,
     /// A wiped directory comes back under its old identity (S11).
     WipedKeepsItsName,
+    /// S6: the file of a snapshot is restored as it is found.
+    RestoresUnchecked,
+    /// The last two files of snapshots are kept, and the older one stands in also where the log does not go on from it (S6).
+    StandsInOverAGap,
 }
 
 pub struct Disk {
@@ -192,8 +198,7 @@ pub struct Disk {
     pub synced: Image,
     /// Written by a process that died before its sync was done: readable, and gone with a power loss (S5).
     pub page_cache: Vec<LogWrite>,
-    /// Snapshot files by index: complete and synced.
-    pub files: BTreeMap<u64, Arc<Vec<u8>>>,
+    pub files: Files,
     /// In the writer's hands: one transaction.
     pub in_flight: Vec<LogWrite>,
     /// Waiting in the process for the writer.
@@ -220,7 +225,7 @@ impl Disk {
         Disk {
             synced: image,
             page_cache: Vec::new(),
-            files: BTreeMap::new(),
+            files: Files::default(),
             in_flight: Vec::new(),
             queued: Vec::new(),
             hung_until: 0,
@@ -303,8 +308,9 @@ impl Disk {
         self.queued_since = None;
     }
 
-    /// S5: opening syncs what it finds, before anybody believes it.
-    pub fn open(&mut self, sabotage: Option<Sabotage>) -> (LogState, Vec<Entry>) {
+    /// S5: opening syncs what it finds, before anybody believes it. S6: none when the snapshot that the log names is spoiled, and no
+    /// older one can stand in.
+    pub fn open(&mut self, sabotage: Option<Sabotage>, spares: bool) -> Option<(LogState, Vec<Entry>)> {
         if sabotage == Some(Sabotage::OpenDoesNotSync) && !self.page_cache.is_empty() {
             self.unsynced.get_or_insert(self.synced.clone());
         } else {
@@ -314,16 +320,20 @@ impl Disk {
             self.synced.apply(&write);
         }
         let named = self.synced.snapshot.clone();
-        if let Some(meta) = named.as_ref().filter(|m| m.has_file) {
-            let file = self.files.get(&meta.index);
+        if !spares {
+            self.files.keep_only(named.as_ref().map_or(0, |m| m.index));
+        }
+        let (mut log, entries) = self.synced.open();
+        if let Some(meta) =
+            named.filter(|meta| !self.files.is_whole(meta) && sabotage != Some(Sabotage::RestoresUnchecked))
+        {
             assert!(
-                file.is_some_and(|f| f.len() as u64 == meta.size && crc32c::crc32c(f) == meta.crc),
+                self.files.is_spoiled(meta.index),
                 "VIOLATION: the snapshot file {} that the log names is missing or another one (S6)",
                 meta.index
             );
+            log.snapshot = Some(self.files.stand_in(&log, sabotage)?);
         }
-        let keep = named.map_or(0, |m| m.index);
-        self.files.retain(|index, _| *index == keep);
-        self.synced.open()
+        Some((log, entries))
     }
 }

@@ -2,13 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use raftify_engine::Uid;
-
 use super::act::Act;
-use super::disk::{Disk, Image, Sabotage};
 use super::draws::pick;
+use super::files::Spoil;
 use super::host::Host;
-use super::network::Cut;
+use super::network::{Cut, Narrow};
 use super::profile::Kind;
 use super::world::{Event, World, MILLI, SECOND};
 
@@ -50,6 +48,7 @@ impl World {
         let leading = leader.unwrap_or(one);
         let act = match kind {
             Kind::Kill => Act::Crash { node: one, power: false, down: long },
+            Kind::Close => Act::Close { node: one, down: long },
             Kind::PowerLoss => Act::Crash { node: any, power: true, down: long },
             Kind::KillThenPower => {
                 let (between, down) = (rng.range(0, 60 * MILLI), rng.range(0, 40 * MILLI));
@@ -77,6 +76,10 @@ impl World {
             }
             Kind::NewLeaders => Act::CutLeaders { count: rng.range(1, 5), long: rng.range(50, 600) * MILLI },
             Kind::Break => Act::Break { node: one, both: rng.chance(0.5) },
+            Kind::Narrow => {
+                let (rate, room) = (pick(rng, &[1, 20, 500]), pick(rng, &[200, 4000, 100_000]));
+                Act::Narrow { node: leading, rate, room, long: 2 * long }
+            }
             Kind::BreakSnapshots => Act::BreakSnapshots { count: rng.range(1, 4) },
             Kind::Pause => Act::Pause { node: one, long },
             Kind::Hang => Act::Hang { node: one, long },
@@ -84,9 +87,14 @@ impl World {
             Kind::SlowDisk => Act::SlowDisk { node: one, by: rng.range(5, 200) * MILLI, long: 2 * long },
             Kind::FailSync => Act::FailSync { node: one, down: rng.range(100 * MILLI, SECOND) },
             Kind::Full => Act::Full { node: one, long, stops: rng.chance(0.5) },
-            Kind::Flip if losses > 0 && rng.chance(0.3) => Act::Flip { node: one },
-            Kind::Wipe if losses > 0 && rng.chance(0.3) => Act::Wipe { node: one },
+            Kind::Flip if losses > 0 && rng.chance(0.7) => Act::Flip { node: one },
+            Kind::Wipe if losses > 0 && rng.chance(0.7) => Act::Wipe { node: one },
             Kind::Flip | Kind::Wipe => return Vec::new(),
+            Kind::SpoilSnapshot => {
+                let place = rng.range(0, 1000);
+                let how = pick(rng, &[Spoil::Flip(place), Spoil::Flip(place), Spoil::Cut(place), Spoil::Gone]);
+                Act::SpoilSnapshot { node: one, how, all: rng.chance(0.2), down: long }
+            }
             Kind::Jump => {
                 let mut nodes = vec![one];
                 if rng.chance(0.5) {
@@ -140,6 +148,7 @@ impl World {
         let now = self.now;
         match act.clone() {
             Act::Crash { node, power, down } => self.crash(node, power, down),
+            Act::Close { node, down } => self.close(node, down),
             Act::CrashTwice { node, between, down } => {
                 self.crash(node, false, down);
                 self.after(between, Event::Power(node));
@@ -158,10 +167,14 @@ impl World {
             Act::Break { node, both } => {
                 self.break_streams(|from, to| from == node || (both && to == node), (0, 5 * MILLI));
             }
+            Act::Narrow { node, rate, room, long } => {
+                self.network.narrow.insert(node, Narrow { rate, room, until: now + long });
+            }
             Act::BreakSnapshots { count } => self.network.break_snapshots += count,
             Act::Wipe { node } => self.wipe(node),
             Act::Jump { nodes, wall } => nodes.iter().for_each(|id| self.jump_clock(*id, wall)),
             Act::Flip { node } => self.flip(node),
+            Act::SpoilSnapshot { node, how, all, down } => self.spoil_snapshot(node, how, all, down),
             Act::Pause { node, .. }
             | Act::Hang { node, .. }
             | Act::SlowDisk { node, .. }
@@ -213,49 +226,24 @@ impl World {
         self.tell(|| format!("cut {cut} is whole again"));
     }
 
-    fn may_lose(&self, id: u64) -> bool {
-        let known = |h: &Host| h.life.as_ref().is_some_and(|l| l.core.cluster().recorded_directory(id).is_some());
-        let there = self.hosts.get(&id).is_some_and(|h| !h.lost);
-        self.profile.wipes > 0 && there && self.hosts.values().filter(|h| !h.lost).all(known)
-    }
-
-    /// A directory is lost for good, once everybody running knows whose it was (S11's limit).
-    pub fn wipe(&mut self, id: u64) {
-        if !self.may_lose(id) {
-            return;
-        }
-        self.profile.wipes -= 1;
-        self.kill(id, true);
-        self.tell(|| format!("the directory of node {id} is wiped"));
-        let directory = Uid(u128::from(self.draws.node(id).next()));
-        let keeps_name = self.profile.sabotage == Some(Sabotage::WipedKeepsItsName);
-        let Some(host) = self.hosts.get_mut(&id) else { return };
-        let mut identity = host.disk.synced.identity.clone();
-        if !keeps_name {
-            identity.directory = directory;
-            identity.incarnation = None;
-        }
-        host.disk = Disk::new(Image::born(identity, &host.initial));
-        host.kept = None;
-        host.wiped = true;
-        host.lost = true;
-        self.after(10 * MILLI, Event::Restart(id));
-    }
-
-    /// A bit of this node's log has turned: whoever reads it stops (S10), and does not start any more.
-    pub fn flip(&mut self, id: u64) {
-        if self.may_lose(id) {
-            self.profile.wipes -= 1;
-            self.tell(|| format!("a bit turns on the disk of node {id}"));
-            if let Some(host) = self.hosts.get_mut(&id) {
-                host.disk.flipped = true;
-                host.lost = true;
-            }
-        }
-    }
-
     pub fn crash(&mut self, id: u64, power: bool, down: u64) {
         self.kill(id, power);
+        self.after(down, Event::Restart(id));
+    }
+
+    /// As a program does that is stopped in order: whoever waits at this node hears of it.
+    pub fn close(&mut self, id: u64, down: u64) {
+        let Some(at) = self.place(id) else { return };
+        if let Some(life) = self.life(at) {
+            life.core.close();
+        }
+        self.poll(at);
+        assert!(
+            !self.clients.wait_at(at),
+            "VIOLATION: requests without an end after close: {:?}",
+            self.pending_at(&[id])
+        );
+        self.kill(id, false);
         self.after(down, Event::Restart(id));
     }
 
@@ -266,9 +254,11 @@ impl World {
         self.network.cut.clear();
         self.network.cuts.clear();
         self.network.cut_leaders.clear();
+        self.network.narrow.clear();
         self.network.break_snapshots = 0;
         // A move that was asked for and whose outcome nobody heard: its operator sees to it that both addresses answer.
-        self.addrs.extend(std::mem::take(&mut self.clients.moves));
+        let moves = std::mem::take(&mut self.clients.moves);
+        self.addrs.extend(moves.into_iter().filter(|(_, id)| self.hosts.get(id).is_some_and(|h| !h.retired)));
         let profile = &mut self.profile;
         (profile.loss, profile.duplicates, profile.reorder, profile.late) = (0.0, 0.0, 0.0, 0.0);
         profile.snapshot_fails = 0.0;
@@ -278,6 +268,7 @@ impl World {
         profile.snapshot_send = (1000, 20 * MILLI);
         profile.snapshot_file = (500, 5 * MILLI);
         profile.restore = (500, 5 * MILLI);
+        profile.answer = (5, 100);
         let now = self.now;
         for host in self.hosts.values_mut() {
             host.paused_until = host.paused_until.min(now);

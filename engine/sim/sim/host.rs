@@ -1,9 +1,10 @@
 //! One machine and the process on it: carries out what the core asks for, as the real shell does, and shows the oracle all of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::MessageType;
 use raftify_engine::core::{Actions, Body, Core, CoreOptions};
+use raftify_engine::machine::MachineAnswer;
 use raftify_engine::request::Ticket;
 use raftify_engine::status::{Event as Told, Role};
 use raftify_engine::{Error, ErrorCode};
@@ -63,6 +64,11 @@ pub struct Life {
     /// Term, commit, applied and snapshot, as they were last seen.
     pub positions: (u64, u64, u64, u64),
     pub restored: bool,
+    /// Answers of the machine on their way to the core, with the requests whose results its side has told.
+    pub inbox: VecDeque<(MachineAnswer, Vec<u64>)>,
+    pub inbox_until: u64,
+    /// The core has heard that these were told: with the next poll they have ended.
+    pub told: Vec<u64>,
 }
 
 impl Host {
@@ -112,7 +118,10 @@ impl World {
         let Some(host) = self.hosts.get_mut(&id) else { return };
         let machine = host.kept.take().unwrap_or_default();
         let machine_applied = self.profile.durable_machine.then_some(machine.applied);
-        let (log, entries) = host.disk.open(self.profile.sabotage);
+        let Some((log, entries)) = host.disk.open(self.profile.sabotage, self.profile.spares) else {
+            assert!(host.lost, "VIOLATION: node {id} does not start, and a snapshot could stand in (S6)");
+            return self.tell(|| format!("node {id} does not start: its snapshot is corrupt"));
+        };
         let image = &host.disk.synced;
         let mut shadow = Shadow::new(log.first_index - 1, log.prev_term, log.first_index - 1);
         let kept = image.read(log.first_index, u64::MAX, u64::MAX);
@@ -149,6 +158,9 @@ impl World {
             redial_due: false,
             positions: (0, 0, 0, 0),
             restored: false,
+            inbox: VecDeque::new(),
+            inbox_until: 0,
+            told: Vec::new(),
         });
         self.tell(|| format!("node {id} starts (life {number}): {positions:?}"));
         let at = (id, number);
@@ -236,11 +248,13 @@ impl World {
         life.core.expire();
         let voters = voters_of(&life.core);
         let actions = life.core.poll();
+        let told = std::mem::take(&mut life.told);
         let more = life.core.has_more();
         // What is due before the next tick.
         let due = life.core.next_deadline().map(|due| due.saturating_sub(now) * 1000 / rate);
         let due = due.filter(|after| (1..tick).contains(after) && !std::mem::replace(&mut life.deadline_due, true));
         self.carry_out(at, actions, voters);
+        self.clients.told_ended(&told);
         if more {
             self.wake(at);
         }
@@ -301,8 +315,10 @@ impl World {
             }
         }
         if let Some(meta) = actions.prune {
+            let (spares, sabotage) = (self.profile.spares, self.profile.sabotage);
             let host = self.hosts.get_mut(&id).expect("a running host");
-            host.disk.files.retain(|index, _| *index >= meta.index);
+            let first_index = host.life.as_ref().map_or(0, |l| l.core.first_index());
+            host.disk.files.prune(meta.index, first_index, spares, sabotage);
         }
         if let Some(peers) = actions.peers {
             self.tell(|| format!("node {id} peers: {peers:?}"));

@@ -88,18 +88,17 @@ impl Machine {
     }
 
     pub fn snapshot(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(8 * (self.commands.len() + 2));
+        let mut out = Vec::with_capacity(8 * (self.commands.len() + 1));
         out.extend_from_slice(&self.applied.to_le_bytes());
-        out.extend_from_slice(&self.hash.to_le_bytes());
         self.commands.iter().for_each(|c| out.extend_from_slice(&c.to_le_bytes()));
         out
     }
 
     pub fn restore(&mut self, bytes: &[u8]) {
         let mut words = bytes.chunks_exact(8).map(decode);
-        self.applied = words.next().expect("a snapshot has its index");
-        self.hash = words.next().expect("a snapshot has its hash");
+        self.applied = words.next().unwrap_or(0);
         self.commands = words.collect();
+        self.hash = self.commands.iter().fold(0, |hash, command| mix(hash, *command));
         self.last = registers(&self.commands);
         self.marks.clear();
         self.reach(self.applied);

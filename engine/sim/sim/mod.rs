@@ -8,9 +8,11 @@ pub mod clients;
 pub mod disk;
 pub mod draws;
 pub mod faults;
+pub mod files;
 pub mod history;
 pub mod host;
 pub mod lie;
+pub mod losses;
 pub mod machine;
 pub mod network;
 pub mod oracle;
@@ -140,8 +142,8 @@ pub fn finish(world: &mut World) {
         world.describe()
     );
     // What clients asked for before goes on meanwhile.
-    let ok = world.run_until_so(limit, |w| w.settled().is_some_and(|members| w.pending_at(&members).is_empty()));
-    assert!(ok, "VIOLATION: requests without an end: {:?}{}", world.pending_at(&members), world.describe());
+    let ok = world.run_until_so(limit, |w| w.settled().is_some_and(|members| w.unended_at(&members).is_empty()));
+    assert!(ok, "VIOLATION: requests without an end: {:?}{}", world.unended_at(&members), world.describe());
     let ok = world.run_until_so(limit, |w| {
         let Some(members) = w.settled() else { return false };
         let mut at = members

@@ -21,6 +21,8 @@ pub struct Network {
     /// Who is elected next is cut off for so long.
     pub cut_leaders: Vec<u64>,
     streams: u64,
+    /// What a node sends passes slowly.
+    pub narrow: BTreeMap<u64, Narrow>,
     /// Snapshots that are broken off: how many more.
     pub break_snapshots: u64,
 }
@@ -29,6 +31,13 @@ pub struct Cut {
     pub number: u64,
     pub open: bool,
     pub links: BTreeSet<(u64, u64)>,
+}
+
+/// Appends and forwards of a node pass at so many bytes a millisecond on each stream, and so many may wait (S18).
+pub struct Narrow {
+    pub rate: u64,
+    pub room: u64,
+    pub until: u64,
 }
 
 /// Our stream to a peer.
@@ -41,6 +50,8 @@ pub struct Stream {
     to_life: u64,
     /// When the last message of each lane arrives.
     arrival: [u64; 2],
+    /// When all that waits in the bulk lane of a narrow link will have left.
+    passed: u64,
 }
 
 impl World {
@@ -145,7 +156,7 @@ impl World {
         if let Some(stream) = life.streams.get_mut(&to).filter(|_| open) {
             stream.open = true;
             stream.to_life = peer.1;
-            stream.arrival = [0; 2];
+            (stream.arrival, stream.passed) = ([0; 2], 0);
             life.core.connected(to, true);
         }
         self.tell(|| format!("node {} welcomed by {to}: {open} ({})", at.0, welcome.reason));
@@ -197,15 +208,7 @@ impl World {
     pub fn send(&mut self, at: Place, outbound: Outbound) {
         let Outbound { to, body } = outbound;
         let Some(life) = self.life(at) else { return };
-        let Some(stream) = life.streams.get(&to).filter(|s| s.open) else {
-            match body {
-                Body::Raft(_) => life.core.unreachable(to),
-                Body::Forward(forward) => life.core.forward_not_sent(forward.number),
-                Body::ForwardAnswer(_) | Body::OutcomeReport(_) | Body::OutcomeAnswer(_) => {}
-            }
-            self.wake(at);
-            return;
-        };
+        let Some(stream) = life.streams.get(&to).filter(|s| s.open) else { return self.not_sent(at, to, &body) };
         let (number, place) = (stream.number, (to, stream.to_life));
         if self.is_cut(at.0, to) || (self.profile.loss > 0.0 && self.draws.link(at.0, to).chance(self.profile.loss)) {
             return;
@@ -215,7 +218,9 @@ impl World {
             Body::Forward(_) => 1,
             Body::ForwardAnswer(_) | Body::OutcomeReport(_) | Body::OutcomeAnswer(_) => 0,
         };
-        let mut arrival = self.now + self.delay(at.0, to);
+        let waits = if lane == 1 { self.squeeze(at, to, &body) } else { Some(0) };
+        let Some(waits) = waits else { return self.not_sent(at, to, &body) };
+        let mut arrival = self.now + waits + self.delay(at.0, to);
         if self.profile.duplicates > 0.0 && self.draws.link(at.0, to).chance(self.profile.duplicates) {
             let far = if self.draws.link(at.0, to).chance(0.1) { 2000 } else { 50 };
             let late = arrival + self.draws.link(at.0, to).range(0, far * MILLI);
@@ -238,6 +243,39 @@ impl World {
             }
             body => self.schedule(arrival, Event::Deliver { from: at.0, to: place, stream: number, body }),
         }
+    }
+
+    /// It certainly never left, and the core hears so.
+    fn not_sent(&mut self, at: Place, to: u64, body: &Body) {
+        let Some(life) = self.life(at) else { return };
+        match body {
+            Body::Raft(_) => life.core.unreachable(to),
+            Body::Forward(forward) => life.core.forward_not_sent(forward.number),
+            Body::ForwardAnswer(_) | Body::OutcomeReport(_) | Body::OutcomeAnswer(_) => {}
+        }
+        self.wake(at);
+    }
+
+    /// How long this waits in the bulk lane of a narrow link; `None`: it does not fit any more.
+    fn squeeze(&mut self, at: Place, to: u64, body: &Body) -> Option<u64> {
+        let now = self.now;
+        let Some(narrow) = self.network.narrow.get(&at.0).filter(|n| now < n.until) else { return Some(0) };
+        let (rate, room, until) = (narrow.rate.max(1), narrow.room, narrow.until);
+        let size = match body {
+            Body::Raft(message) => 64 + message.entries.iter().map(|e| 64 + e.data.len() as u64).sum::<u64>(),
+            Body::Forward(forward) => 64 + prost::Message::encoded_len(forward) as u64,
+            _ => 64,
+        };
+        let stream = self.life(at)?.streams.get_mut(&to)?;
+        let waiting = stream.passed.saturating_sub(now) * rate / MILLI;
+        // One that is alone may be larger than the room.
+        if waiting > 0 && waiting + size > room {
+            self.count("sends that did not fit");
+            return None;
+        }
+        // What has not passed by then passes at once when the link is wide again.
+        stream.passed = (stream.passed.max(now) + size * MILLI / rate).min(until.max(now));
+        Some(stream.passed - now)
     }
 
     pub fn deliver_bytes(&mut self, from: u64, to: Place, stream: u64, bytes: &[u8]) {
@@ -278,7 +316,7 @@ impl World {
 
     pub fn send_snapshot(&mut self, at: Place, send: SnapshotSend) {
         let SnapshotSend { to, meta, message } = send;
-        let file = self.hosts.get(&at.0).and_then(|h| h.disk.files.get(&meta.index)).cloned();
+        let file = self.hosts.get(&at.0).and_then(|h| h.disk.files.get(meta.index)).cloned();
         assert!(
             file.is_some() || !meta.has_file,
             "VIOLATION: node {} sends snapshot {} and has no file of it",
@@ -340,7 +378,7 @@ impl World {
             return self.after(delay, Event::SnapshotSent { at: from, peer: to.0, send, delivered: false });
         }
         if let Some(file) = file {
-            host.disk.files.insert(meta.index, file);
+            host.disk.files.insert((*meta).clone(), file);
         }
         life.core.receive_snapshot(from.0, message, (*meta).clone());
         self.tell(|| format!("node {} has received snapshot {}", to.0, meta.index));

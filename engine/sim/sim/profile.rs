@@ -16,6 +16,7 @@ use super::world::{MILLI, SECOND};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     Kill,
+    Close,
     PowerLoss,
     KillThenPower,
     /// Everybody at once.
@@ -31,6 +32,7 @@ pub enum Kind {
     /// Whoever is elected next is cut off at once.
     NewLeaders,
     Break,
+    Narrow,
     BreakSnapshots,
     Pause,
     Hang,
@@ -39,6 +41,7 @@ pub enum Kind {
     FailSync,
     Full,
     Flip,
+    SpoilSnapshot,
     Wipe,
     Jump,
     SlowMachine,
@@ -46,8 +49,9 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Kind; 25] = [
+    pub const ALL: [Kind; 28] = [
         Kind::Kill,
+        Kind::Close,
         Kind::PowerLoss,
         Kind::KillThenPower,
         Kind::Outage,
@@ -60,6 +64,7 @@ impl Kind {
         Kind::Flapping,
         Kind::NewLeaders,
         Kind::Break,
+        Kind::Narrow,
         Kind::BreakSnapshots,
         Kind::Pause,
         Kind::Hang,
@@ -68,6 +73,7 @@ impl Kind {
         Kind::FailSync,
         Kind::Full,
         Kind::Flip,
+        Kind::SpoilSnapshot,
         Kind::Wipe,
         Kind::Jump,
         Kind::SlowMachine,
@@ -97,6 +103,9 @@ pub struct Profile {
     pub restore: (u64, u64),
     pub snapshot_file: (u64, u64),
     pub snapshot_send: (u64, u64),
+    /// From the machine's side to the core.
+    #[serde(default)]
+    pub answer: (u64, u64),
     /// Snapshots that cannot be taken or written.
     pub snapshot_fails: f64,
     /// Messages go through raft's codec.
@@ -104,7 +113,7 @@ pub struct Profile {
     pub padding: u64,
     /// Parts in a thousand by which clocks run fast or slow.
     pub clock_skew: u64,
-    /// Directories that may be lost for good.
+    /// Directories that may be lost for good; never more at once than leave every configuration a majority.
     pub wipes: u64,
     /// State machines are durable by themselves, and come back at or behind what they had applied (S7).
     #[serde(default)]
@@ -112,6 +121,9 @@ pub struct Profile {
     /// The machine's side tells its own proposers their results itself.
     #[serde(default)]
     pub tells: bool,
+    /// An older snapshot file is kept as long as the log goes on from it (S6).
+    #[serde(default)]
+    pub spares: bool,
     pub sabotage: Option<Sabotage>,
 
     // ---- what a run draws from; a script says it all by itself
@@ -153,12 +165,14 @@ impl Profile {
             snapshot_file: (500, 5000),
             snapshot_send: (1000, 20_000),
             snapshot_fails: 0.0,
+            answer: (5, 100),
             codec: false,
             padding: 100,
             clock_skew: 0,
             wipes: 0,
             durable_machine: false,
             tells: false,
+            spares: true,
             sabotage: None,
             client_every: 5 * MILLI,
             shares: [0; 4],
@@ -224,12 +238,15 @@ impl Profile {
                 profile.mix.push((kind, weight));
             }
         }
-        if membership == 0 && rng.chance(0.5) {
-            profile.wipes = (profile.nodes - 1) / 2;
+        if rng.chance(0.5) {
+            // Where members that are lost can be replaced there may be more of them, one after the other.
+            profile.wipes = if membership == 0 { (profile.nodes - 1) / 2 } else { rng.range(1, 5) };
         }
         profile.durable_machine = rng.chance(0.3);
         draw_config(rng, &mut profile.config);
         profile.tells = rng.chance(0.5);
+        profile.spares = rng.chance(0.7);
+        profile.answer = (5, pick(rng, &[50, 50, 2000, 100_000]));
         profile
     }
 }

@@ -34,6 +34,8 @@ pub enum Event {
     Deadline(Place),
     Synced(Place),
     Machine(Place),
+    /// The machine's next answer has come through the inbox.
+    Answered(Place),
     SnapshotFile {
         at: Place,
         id: u64,
@@ -138,7 +140,9 @@ pub struct Retry {
 impl Event {
     fn place(&self) -> Option<Place> {
         match self {
-            Event::Tick(at) | Event::Poll(at) | Event::Deadline(at) | Event::Machine(at) => Some(*at),
+            Event::Tick(at) | Event::Poll(at) | Event::Deadline(at) | Event::Machine(at) | Event::Answered(at) => {
+                Some(*at)
+            }
             Event::SnapshotFile { at, .. }
             | Event::Fetched { at, .. }
             | Event::Dial { at, .. }
@@ -333,6 +337,7 @@ impl World {
             Event::Deadline(at) => self.deadline(at),
             Event::Synced(at) => self.synced(at),
             Event::Machine(at) => self.machine_done(at),
+            Event::Answered(at) => self.answered(at),
             Event::SnapshotFile { at, id, bytes } => self.snapshot_file_done(at, id, bytes),
             Event::Fetched { at, fetch } => self.fetched(at, fetch),
             Event::Dial { at, to } => self.dial(at, to),

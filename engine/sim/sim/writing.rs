@@ -49,7 +49,7 @@ impl World {
             }
             if let Some(meta) = write.snapshot.as_ref().filter(|m| m.has_file) {
                 assert!(
-                    host.disk.files.contains_key(&meta.index),
+                    host.disk.files.is_whole(meta),
                     "VIOLATION: node {} names snapshot {} in its log without the file (S6)",
                     at.0,
                     meta.index

@@ -73,11 +73,13 @@ pub enum Bug {
     MergesAppendsBlindly,
     /// The configuration is stored without a commit index at or above its own (S7, S13).
     StoresMembersAboveCommit,
+    /// Whoever was told a result by the machine's side gets another one from the core (P3).
+    AnswersTwice,
 }
 
 #[cfg(feature = "known-bugs")]
 impl Bug {
-    pub const ALL: [Bug; 29] = [
+    pub const ALL: [Bug; 30] = [
         Bug::AcknowledgesBeforeSync,
         Bug::ForgetsItsVote,
         Bug::VotesPassTheDisk,
@@ -107,6 +109,7 @@ impl Bug {
         Bug::ClockGoesBack,
         Bug::MergesAppendsBlindly,
         Bug::StoresMembersAboveCommit,
+        Bug::AnswersTwice,
     ];
 }
 

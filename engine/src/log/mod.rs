@@ -133,6 +133,18 @@ impl LogState {
     }
 }
 
+impl LogState {
+    /// S6: whether this older snapshot may stand in for the one that the log names: the log goes on from it without a gap, so that the
+    /// two together are all there ever was.
+    pub fn goes_on_from(&self, older: &SnapshotMeta) -> bool {
+        self.snapshot.as_ref().is_some_and(|named| {
+            older.index < named.index
+                && self.term(older.index) == Some(older.term)
+                && older.cluster.incarnation() == named.cluster.incarnation()
+        })
+    }
+}
+
 /// The writing half. Owned by the writer thread alone.
 pub trait LogWriter: Send {
     /// Makes all writes durable in one transaction with one sync. After an error the log refuses everything (S10), with the

@@ -10,7 +10,7 @@ use crate::cluster::{NodeId, Uid};
 use crate::core::{founding_digest, new_log};
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files::REMEDY;
-use crate::log::{open_or_create, Identity, LogOptions, LogReader, LogState, LogWriter, NewLog, SnapshotMeta};
+use crate::log::{open_or_create, Identity, LogOptions, LogReader, LogState, LogWriter, NewLog};
 use crate::snapshots::SnapshotDir;
 use crate::status::Event;
 use crate::transport::address;
@@ -85,12 +85,8 @@ fn check_snapshot(snapshots: &SnapshotDir, state: &mut LogState) -> Result<Optio
         Err(error) if error.code == ErrorCode::CorruptData => error,
         Err(error) => return Err(error),
     };
-    let continues = |older: &SnapshotMeta| {
-        older.index < named.index
-            && state.term(older.index) == Some(older.term)
-            && older.cluster.incarnation() == named.cluster.incarnation()
-    };
-    let spare = snapshots.list()?.into_iter().find(|older| continues(older) && snapshots.verify(older).is_ok());
+    let spare =
+        snapshots.list()?.into_iter().find(|older| state.goes_on_from(older) && snapshots.verify(older).is_ok());
     let Some(spare) = spare else {
         let message = format!(
             "{} (the log names this snapshot, at index {}, and there is no older one that the log goes on from)",
@@ -177,7 +173,7 @@ mod tests {
 
     use super::*;
     use crate::cluster::ClusterState;
-    use crate::log::ClusterRecord;
+    use crate::log::{ClusterRecord, SnapshotMeta};
 
     fn cluster(incarnation: u8) -> ClusterState {
         let mut cluster = ClusterState::founding(&BTreeMap::from([(1, "a:1".into())]));

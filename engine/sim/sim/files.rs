@@ -1,0 +1,93 @@
+//! Snapshot files of one node (S6): complete and synced as they are here, until a fault spoils one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use raftify_engine::log::{LogState, SnapshotMeta};
+use serde::{Deserialize, Serialize};
+
+use super::disk::Sabotage;
+
+/// What has become of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Spoil {
+    /// A bit has turned, so many thousandths into the file.
+    Flip(u64),
+    /// Only so many thousandths of it are left.
+    Cut(u64),
+    Gone,
+}
+
+struct SnapshotFile {
+    meta: SnapshotMeta,
+    bytes: Arc<Vec<u8>>,
+}
+
+#[derive(Default)]
+pub struct Files {
+    by_index: BTreeMap<u64, SnapshotFile>,
+    spoiled: BTreeSet<u64>,
+}
+
+impl Files {
+    pub fn insert(&mut self, meta: SnapshotMeta, bytes: Arc<Vec<u8>>) {
+        self.spoiled.remove(&meta.index);
+        self.by_index.insert(meta.index, SnapshotFile { meta, bytes });
+    }
+
+    pub fn get(&self, index: u64) -> Option<&Arc<Vec<u8>>> {
+        self.by_index.get(&index).map(|file| &file.bytes)
+    }
+
+    pub fn newest(&self) -> u64 {
+        self.by_index.keys().next_back().copied().unwrap_or(0)
+    }
+
+    /// The file is the one that was written.
+    pub fn is_whole(&self, meta: &SnapshotMeta) -> bool {
+        !meta.has_file
+            || self.get(meta.index).is_some_and(|f| f.len() as u64 == meta.size && crc32c::crc32c(f) == meta.crc)
+    }
+
+    pub fn is_spoiled(&self, index: u64) -> bool {
+        self.spoiled.contains(&index)
+    }
+
+    /// Older ones go, but for the newest from which a log that begins at `first_index` goes on, if such a one is kept.
+    pub fn prune(&mut self, keep: u64, first_index: u64, spare: bool, sabotage: Option<Sabotage>) {
+        let first_index = if sabotage == Some(Sabotage::StandsInOverAGap) { 0 } else { first_index };
+        let continued = self.by_index.range(..keep).map(|(index, _)| *index).filter(|index| index + 1 >= first_index);
+        let spare = continued.max().filter(|_| spare);
+        self.by_index.retain(|index, _| *index >= keep || Some(*index) == spare);
+    }
+
+    pub fn keep_only(&mut self, index: u64) {
+        self.by_index.retain(|at, _| *at == index);
+    }
+
+    /// The newest whole one that may stand in for the one that this log names.
+    pub fn stand_in(&self, log: &LogState, sabotage: Option<Sabotage>) -> Option<SnapshotMeta> {
+        // What it says itself: the sum of outcomes is not in the file.
+        let metas = self.by_index.values().rev().map(|file| SnapshotMeta { outcomes: None, ..file.meta.clone() });
+        let any = |older: &SnapshotMeta| {
+            sabotage == Some(Sabotage::StandsInOverAGap) && log.snapshot.as_ref().is_some_and(|n| older.index < n.index)
+        };
+        metas.into_iter().find(|older| (log.goes_on_from(older) || any(older)) && self.is_whole(older))
+    }
+
+    pub fn spoil(&mut self, index: u64, how: Spoil) {
+        let Some(file) = self.by_index.get_mut(&index) else { return };
+        self.spoiled.insert(index);
+        let len = file.bytes.len();
+        let at = |thousandths: u64| (len as u64 * thousandths.min(999) / 1000) as usize;
+        match how {
+            Spoil::Flip(place) => {
+                if let Some(byte) = Arc::make_mut(&mut file.bytes).get_mut(at(place)) {
+                    *byte ^= 1 << (place % 8);
+                }
+            }
+            Spoil::Cut(left) => Arc::make_mut(&mut file.bytes).truncate(at(left)),
+            Spoil::Gone => drop(self.by_index.remove(&index)),
+        }
+    }
+}
