@@ -234,9 +234,10 @@ impl World {
     /// As a program does that is stopped in order: whoever waits at this node hears of it.
     pub fn close(&mut self, id: u64, down: u64) {
         let Some(at) = self.place(id) else { return };
-        if let Some(life) = self.life(at) {
-            life.core.close();
-        }
+        // What has come by now is worked in first: a closed core writes nothing any more.
+        self.poll(at);
+        let Some(life) = self.life(at) else { return };
+        life.core.close();
         self.poll(at);
         assert!(
             !self.clients.wait_at(at),
