@@ -1,8 +1,6 @@
 //! S15: who may say of a forward that it was not taken.
 
-use raft::eraftpb::{Message, MessageType};
-
-use super::test_cores::{founders, log, options};
+use super::test_cores::{follow, founders, log, options};
 use super::{Body, Core, Outbound};
 use crate::cluster::{ClusterState, Uid};
 use crate::request::Request;
@@ -11,20 +9,7 @@ use crate::wire::{Forward, ForwardAnswer, ForwardedProposal, Hello, Verdict, Wel
 /// Start number 7 of node 1, which began in term 2 and follows node 2 in term 3.
 fn follower() -> Core {
     let mut core = Core::new(options(log(None, (9, ClusterState::founding(&founders())), 9))).unwrap();
-    let heartbeat = Message {
-        msg_type: MessageType::MsgHeartbeat as i32,
-        from: 2,
-        to: 1,
-        term: 3,
-        commit: 9,
-        ..Message::default()
-    };
-    core.receive(2, heartbeat);
-    if let Some(write) = core.poll().writes.last() {
-        core.written(write.number);
-    }
-    core.poll();
-    assert_eq!(core.term(), 3);
+    follow(&mut core, 9);
     core
 }
 

@@ -91,14 +91,14 @@ impl Core {
             lone.waiting.insert(to, (due, message));
             return;
         }
-        if append {
-            let told = lone.told.entry(to).or_default();
-            *told = message.commit.max(*told);
-        }
         if let Some((_, earlier)) = earlier.filter(|(_, earlier)| !carries(&message, earlier)) {
             self.tell_commit(earlier);
         }
-        self.post(message);
+        if append {
+            self.tell_commit(message);
+        } else {
+            self.post(message);
+        }
     }
 
     fn tell_commit(&mut self, message: Message) {

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::MessageType;
 
 use crate::cluster::ClusterState;
-use crate::core::test_cores::{command, founders, log, options, snapshot};
+use crate::core::test_cores::{command, follow, founders, log, options, snapshot};
 use crate::core::{Actions, Body, Core, CoreOptions};
 use crate::log::SnapshotMeta;
 use crate::machine::MachineRequest;
@@ -66,18 +66,7 @@ fn s13_no_snapshot_is_taken_in_a_replay_before_the_index_whose_members_are_known
 #[test]
 fn s19_a_leader_whose_snapshot_is_too_old_hears_how_far_this_node_is() {
     let mut core = replaying();
-    let heartbeat = Message {
-        msg_type: MessageType::MsgHeartbeat as i32,
-        from: 2,
-        to: 1,
-        term: 3,
-        commit: 20,
-        ..Message::default()
-    };
-    core.receive(2, heartbeat);
-    let write = core.poll().writes.last().map_or(0, |w| w.number);
-    core.written(write);
-    core.poll();
+    follow(&mut core, 20);
     assert!(core.accepts_snapshot(2, 15).is_err());
     let mut told = core.poll();
     if let Some(write) = told.writes.last().map(|w| w.number) {

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::{Entry, HardState, Message, MessageType};
 
-use super::{Context, CoreOptions, Kind, Origin};
+use super::{Context, Core, CoreOptions, Kind, Origin};
 use crate::cluster::{ClusterState, NodeId, Uid};
 use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
 use crate::Config;
@@ -51,6 +51,18 @@ pub(super) fn options(log: LogState) -> CoreOptions {
         machine_applied: None,
         now: 0,
     }
+}
+
+/// Follows node 2 in term 3, durably; all up to `commit` is committed.
+pub(super) fn follow(core: &mut Core, commit: u64) {
+    let heartbeat =
+        Message { msg_type: MessageType::MsgHeartbeat as i32, from: 2, to: 1, term: 3, commit, ..Message::default() };
+    core.receive(2, heartbeat);
+    if let Some(write) = core.poll().writes.last() {
+        core.written(write.number);
+    }
+    core.poll();
+    assert_eq!(core.term(), 3);
 }
 
 pub(super) fn command(index: u64) -> Entry {
