@@ -307,6 +307,28 @@ async def test_a_wiped_node_is_refused_and_the_cluster_goes_on(tmp_path: Path) -
             await again.close()
 
 
+async def test_a_lone_founder_that_was_wiped_stops_once_its_old_cluster_greets_it(tmp_path: Path) -> None:
+    """It is a majority of itself and founds again, where all the others still know the directory that it had."""
+    async with cluster_of(tmp_path, 1) as cluster:
+        founder = cluster.members[0]
+        addr = free_addrs(1)[0]
+        second = Member(2, addr, None, tmp_path, cluster.history, join=[founder.addr])
+        cluster.members.append(second)
+        await second.start()
+        await second.event("joined")
+        await cluster.write(founder, "before")
+        await cluster.same_state()
+        before = await second.call("stale_length")
+        await founder.kill()
+        shutil.rmtree(founder.directory)
+        await founder.start()
+        error = await founder.end_of_node()
+        assert isinstance(error, WrongDirectory), repr(error)
+        assert "node 2" in str(error) and "wiped" in str(error)
+        assert await second.call("stale_length") == before > 0
+        cluster.members.remove(founder)
+
+
 # ---- joining, killed -------------------------------------------------------------------------------------------------------------------
 
 

@@ -50,7 +50,13 @@ impl World {
                 || life.is_some_and(|l| l.core.cluster().recorded_directory(id).is_some())
         };
         let members: Vec<u64> = cluster.members().iter().map(|m| m.id).collect();
-        members.contains(&id) && members.iter().all(knows) && !self.removal_may_come() && self.can_do_without(id)
+        // Nor is it seen by a founder that is a majority of itself: it founds anew (seed 6027491).
+        let needs_others = self.hosts.get(&id).is_some_and(|h| h.initial.len() != 1);
+        members.contains(&id)
+            && needs_others
+            && members.iter().all(knows)
+            && !self.removal_may_come()
+            && self.can_do_without(id)
     }
 
     /// Somebody who is well may yet be taken out of the voting by what was asked for before.

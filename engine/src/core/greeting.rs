@@ -5,6 +5,7 @@
 //!  latecomer:      fresh ──(its directory recorded by an entry)──► adopts the incarnation ──► takes part
 //!  joiner:         waiting ──(ticket, or recorded by hand)──► adopts the incarnation ──► member by an entry
 //!  wiped:          fresh, but its id is recorded with another directory ──► WrongDirectory
+//!  lone founder:   founds at once; if it was wiped, it founds another cluster, until a member of the first greets it ──► WrongDirectory
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -170,6 +171,16 @@ impl Core {
         if same_cluster && self.cluster.is_removed(peer) {
             return (Verdict::Removed, format!("node {peer} was removed from the cluster; join again under a new id"));
         }
+        if let Some(cluster) = self.founded_before(hello) {
+            let id = self.id;
+            let text = format!(
+                "node {peer} belongs to cluster {cluster}, which this node {id} founded from another directory: that was wiped or moved, and \
+                 starting without it began a new cluster. Put it back; or remove node {id} from the old cluster and join that again, from an \
+                 empty directory; or, to keep the new one, stop the members of the old or give the new another cluster_id"
+            );
+            self.fail(Error::not_done(ErrorCode::WrongDirectory, text.clone()));
+            return (Verdict::ClusterMismatch, text);
+        }
         match (self.identity.incarnation, theirs) {
             (Some(ours), Some(theirs)) if ours != theirs => {
                 (Verdict::ClusterMismatch, format!("this node belongs to cluster {ours}, node {peer} to cluster {theirs}"))
@@ -228,6 +239,16 @@ impl Core {
             ),
             (None, None) => (Verdict::Accepted, String::new()),
         }
+    }
+
+    /// A founder that began alone needs nobody to begin again: all it can do is stop when it hears that it had begun before (seed 6027491).
+    /// Once others have joined the new cluster, somebody wants that one.
+    fn founded_before(&self, hello: &Hello) -> Option<Uid> {
+        let theirs = Uid::from_bytes(&hello.incarnation).filter(|theirs| Some(*theirs) != self.identity.incarnation)?;
+        let recorded = Uid::from_bytes(&hello.recorded)?;
+        let alone = self.cluster.members().iter().all(|member| member.id == self.id);
+        let born_alike = self.identity.digest != 0 && self.identity.digest == hello.digest;
+        (alone && born_alike && hello.to == self.id && recorded != self.identity.directory).then_some(theirs)
     }
 
     /// Somebody dials: may it speak?

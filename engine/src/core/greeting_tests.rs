@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::test_cores::{founders, log, options};
 use super::{founding_digest, Core, CoreOptions};
 use crate::cluster::{ClusterState, Member, Uid};
+use crate::error::ErrorCode;
 use crate::log::Identity;
 use crate::wire::{Hello, Verdict, PROTOCOL_VERSION};
 
@@ -55,5 +56,58 @@ fn s11_a_member_that_joined_refuses_a_late_initial_member_of_another_cluster_id_
         let welcome = core.greeted(&late_founder(theirs));
         assert_eq!(welcome.verdict, expected as i32, "{known} {theirs}: {}", welcome.reason);
         assert_eq!(welcome.reason.contains("cluster_id"), expected == Verdict::ClusterMismatch, "{}", welcome.reason);
+    }
+}
+
+/// Node 1, which began alone and has founded `incarnation`; `others` have joined it since.
+fn lone_founder(incarnation: Option<Uid>, others: &[u64]) -> Core {
+    let initial = BTreeMap::from([(1, "h:1".to_owned())]);
+    let mut cluster = ClusterState::founding(&initial);
+    for id in [1].iter().chain(others) {
+        let directory = Uid(u128::from(*id)).to_bytes();
+        cluster.put_member(Member { id: *id, addr: format!("h:{id}"), directory, promote: false });
+    }
+    cluster.incarnation = incarnation.map(Uid::to_bytes).unwrap_or_default();
+    let mut log = log(None, (9, cluster), 9);
+    log.identity.digest = founding_digest("ours", &initial);
+    log.identity.incarnation = incarnation;
+    Core::new(CoreOptions { initial, ..options(log) }).unwrap()
+}
+
+#[test]
+fn s11_a_lone_founder_that_lost_its_directory_stops_when_its_old_cluster_greets_it() {
+    let digest = founding_digest("ours", &BTreeMap::from([(1, "h:1".to_owned())]));
+    let (new, old, other) = (Some(Uid(78)), INCARNATION, Uid(1000));
+    // Its own cluster; who has joined that; what node 2 belongs to, was founded by, and knows as the directory of node 1.
+    for (story, own, others, theirs, digest, recorded, stops) in [
+        ("founded again", new, &[][..], old, digest, other, true),
+        ("about to found again", None, &[], old, digest, other, true),
+        ("others have joined the new cluster", new, &[5], old, digest, other, false),
+        ("a cluster of other founders", new, &[], old, digest ^ 1, other, false),
+        ("its own cluster", Some(old), &[2], old, digest, Uid(1), false),
+        ("the directory that it has", new, &[], old, digest, Uid(1), false),
+    ] {
+        let mut core = lone_founder(own, others);
+        let hello = Hello {
+            version: PROTOCOL_VERSION,
+            node_id: 2,
+            to: 1,
+            addr: "h:2".into(),
+            directory: Uid(2).to_bytes(),
+            digest,
+            incarnation: theirs.to_bytes(),
+            recorded: recorded.to_bytes(),
+            ..Hello::default()
+        };
+        let welcome = core.greeted(&hello);
+        let stop = core.poll().stop;
+        assert_eq!(stop.is_some(), stops, "{story}: {}", welcome.reason);
+        if let Some(Err(error)) = stop {
+            assert_eq!(error.code, ErrorCode::WrongDirectory, "{story}: {error}");
+            for part in ["node 2", &old.to_string(), "wiped", "remove node 1"] {
+                assert!(error.to_string().contains(part), "{story}: {error}");
+            }
+            assert_eq!(welcome.verdict, Verdict::ClusterMismatch as i32, "{story}");
+        }
     }
 }
