@@ -99,8 +99,8 @@ pub struct Item {
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Body {
     /// A raft message (eraftpb.Message, encoded).
-    #[prost(bytes, tag = "1")]
-    Raft(Vec<u8>),
+    #[prost(bytes = "bytes", tag = "1")]
+    Raft(bytes::Bytes),
     #[prost(message, tag = "2")]
     Forward(Forward),
     #[prost(message, tag = "3")]
