@@ -596,6 +596,7 @@ impl Core {
             return;
         }
         self.removed = true;
+        self.out.hello_changed = true;
         self.abdicate();
         self.let_go_of_peers();
         // Who asked to leave hears that it has.
