@@ -28,8 +28,10 @@ from ._pointer import Pointer
 from ._store import Applied, StoreMethods, contiguous_bytes
 from ._waiters import Batch, Waiters
 
-#: raftify_entry: index, term, time_us, offset, len, wanted, token.
-_ENTRY: Final = struct.Struct("=QQQQIIQ")
+#: raftify_entry without what only an `Applied` needs: index, offset, len, wanted, token.
+_ENTRY: Final = struct.Struct("=Q16xQIIQ")
+#: The rest: index, term, time_us.
+_PLACE: Final = struct.Struct("=QQQ24x")
 #: An outcome of raftify_apply_told_packed: index, failed, len; the bytes follow.
 _OUTCOME: Final = struct.Struct("<QII")
 _TURN_SECONDS: Final = 0.005
@@ -227,20 +229,18 @@ class Applier:
     async def _apply_batch(self, batch: ApplyRequest) -> None:
         data = batch.data
         apply, wants_applied = self._methods.apply, self._methods.wants_applied
+        table = memoryview(data)[: batch.count * _ENTRY.size]
+        places = (Applied(index, term, time_us / 1e6) for index, term, time_us in _PLACE.iter_unpack(table))
         monotonic = time.monotonic
         waiters, run = self._waiters, _Run(self._waiters)
         waiter_of = waiters.pending.pop
         outcomes: list[bytes] = []
-        entries, turn_ends = self._turn_entries, self._turn_started + _TURN_SECONDS
+        entries, limit, turn_ends = self._turn_entries, _TURN_ENTRIES, self._turn_started + _TURN_SECONDS
         try:
-            for index, term, time_us, offset, size, wanted, token in _ENTRY.iter_unpack(
-                memoryview(data)[: batch.count * _ENTRY.size]
-            ):
-                if self._stopping:
-                    return
+            for index, offset, size, wanted, token in _ENTRY.iter_unpack(table):
                 command = data[offset : offset + size]
                 try:
-                    result = apply(command, Applied(index, term, time_us / 1e6)) if wants_applied else apply(command)
+                    result = apply(command, next(places)) if wants_applied else apply(command)
                     if type(result) is not bytes:
                         if type(result) is CoroutineType or (result is not None and inspect.isawaitable(result)):
                             self.busy = True
@@ -248,6 +248,8 @@ class Applier:
                                 result = await result
                             finally:
                                 self.busy = False
+                                if self._readers or self._stopping:
+                                    limit = 0
                         if type(result) is not bytes:
                             result = _checked_result(result)
                 except LOCAL_FAULTS as error:
@@ -274,11 +276,13 @@ class Applier:
                     elif wanted:
                         outcomes += (_OUTCOME.pack(index, 0, len(result)), result)
                 entries += 1
-                # `_between`, unrolled where every entry passes.
-                if entries >= _TURN_ENTRIES or self._readers or monotonic() > turn_ends:
+                # Stopped or waited for by readers it can only be once something was awaited: then the limit is 0.
+                if entries >= limit or monotonic() > turn_ends:
                     self._turn_entries = entries
                     await self._between()
-                    entries, turn_ends = self._turn_entries, self._turn_started + _TURN_SECONDS
+                    if self._stopping:
+                        return
+                    entries, limit, turn_ends = self._turn_entries, _TURN_ENTRIES, self._turn_started + _TURN_SECONDS
         finally:
             self._turn_entries = entries
             run.tell()

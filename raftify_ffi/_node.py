@@ -215,8 +215,12 @@ class Raft(Generic[S]):
         if inside_store():
             refuse_inside_store("propose()")
         node = self._running or self._node()
-        ms = DEFAULT_MS if timeout is DEFAULT else milliseconds(timeout)
-        return await node.outbox().put(data if type(data) is bytes else _command(data), ms)
+        # What follows is `node.outbox()` and so on, unrolled where every proposal passes.
+        outbox = node.outboxes.get(asyncio._get_running_loop()) or node.outbox()
+        return await outbox.put(
+            data if type(data) is bytes else _command(data),
+            DEFAULT_MS if timeout is DEFAULT else milliseconds(timeout),
+        )
 
     async def propose_many(
         self, commands: Iterable[Buffer], *, timeout: Timeout = DEFAULT, return_exceptions: bool = False

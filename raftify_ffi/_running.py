@@ -111,7 +111,8 @@ class RunningNode:
         self.events = EventHub(self.home)
         #: Set when nothing of the node is left: None after a close, otherwise what ended it.
         self.ended: Latch[RaftError | None] = Latch()
-        self._outboxes: dict[asyncio.AbstractEventLoop | None, Outbox] = {}
+        #: In a forked child there are none.
+        self.outboxes: dict[asyncio.AbstractEventLoop | None, Outbox] = {}
         self._ready: asyncio.Future[None] = self.home.create_future()
         self._applier_done = asyncio.Event()
         self._progress = asyncio.Event()
@@ -316,7 +317,7 @@ class RunningNode:
         return freed
 
     def forked(self) -> None:
-        self._outboxes = {}
+        self.outboxes = {}
         if self._pointer is not None:
             self._pointer.abandon_in_child()
 
@@ -332,14 +333,13 @@ class RunningNode:
 
     def outbox(self) -> Outbox:
         """The calling loop's."""
-        # A lookup of its own for each proposal is felt. In a forked child there are no outboxes.
-        outbox = self._outboxes.get(asyncio._get_running_loop())
+        self.bridge.check()
+        loop = asyncio.get_running_loop()
+        outbox = self.outboxes.get(loop)
         if outbox is None:
-            self.bridge.check()
-            loop = asyncio.get_running_loop()
-            for other in [other for other in self._outboxes if other is not None and other.is_closed()]:
-                del self._outboxes[other]
-            outbox = self._outboxes[loop] = Outbox(loop, self.bridge.waiters, self.pointer)
+            for other in [other for other in self.outboxes if other is not None and other.is_closed()]:
+                del self.outboxes[other]
+            outbox = self.outboxes[loop] = Outbox(loop, self.bridge.waiters, self.pointer)
         return outbox
 
     async def request(self, function: Any, *arguments: Any) -> bytes:
