@@ -112,7 +112,7 @@ class Waiters:
     # ---- outcomes, on the home loop --------------------------------------------------------------------------------------------------
 
     def tell(self, token: int, result: Any) -> None:
-        """The result of what was not a home future's, or may have failed before."""
+        """The result of a token whose waiter may be of any kind; one that had failed before has none any more."""
         waiter = self.pending.pop(token, None)
         if waiter is None:
             waiter = self.foreign.pop(token, None)
