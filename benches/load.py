@@ -4,9 +4,9 @@ it measured."""
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
-import random
 import struct
 import sys
 import threading
@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Awaitable, Callable
 
 Propose = Callable[[bytes], Awaitable[object]]
+ProposeMany = Callable[[list[bytes]], Awaitable[object]]
 
 #: Time for the last proposals of a run to come back, seconds.
 DRAIN = 20.0
@@ -62,10 +63,15 @@ class Map:
 class Run:
     """One workload: warm-up, window, drain. Only what completes inside the window counts."""
 
-    def __init__(self, payload: int, propose: Propose) -> None:
+    def __init__(self, payload: int, propose: Propose, propose_many: ProposeMany | None = None, many: int = 0) -> None:
+        """`many`: so many commands a call of `propose_many`; 0: a call of `propose` for each."""
         self._propose = propose
-        self._keys = 1024 if payload > 4096 else 10_000
-        self._value = os.urandom(payload - 8)
+        self._propose_many = propose_many
+        self._many = many
+        value = os.urandom(payload - 8)
+        commands = [struct.pack(">Q", key) + value for key in range(1024 if payload > 4096 else 10_000)]
+        #: Made beforehand, one after the other in memory: what is measured is the library.
+        self._commands = itertools.cycle(commands)
         self._latencies: list[float] = []
         self._errors = 0
         self._sample = ""
@@ -73,23 +79,47 @@ class Run:
         self._over = False
 
     async def _worker(self) -> None:
+        commands, propose, now = self._commands, self._propose, time.perf_counter
         while not self._over:
-            command = struct.pack(">Q", random.randrange(self._keys)) + self._value
-            start = time.perf_counter()
+            command = next(commands)
+            start = now()
             try:
-                await self._propose(command)
+                await propose(command)
             except Exception as error:  # every failure is counted, whatever its kind
-                if self._measuring:
-                    self._errors += 1
-                self._sample = f"{type(error).__name__}: {error}"[:200]
-                # A refusal returns at once: without a pause this would spin.
-                await asyncio.sleep(0.002)
+                await self._failed(error, 1)
             else:
                 if self._measuring:
-                    self._latencies.append(time.perf_counter() - start)
+                    self._latencies.append(now() - start)
+
+    async def _worker_of_many(self, propose_many: ProposeMany, many: int) -> None:
+        while not self._over:
+            commands = list(itertools.islice(self._commands, many))
+            start = time.perf_counter()
+            try:
+                await propose_many(commands)
+            except Exception as error:
+                await self._failed(error, many)
+            else:
+                if self._measuring:
+                    self._latencies += [time.perf_counter() - start] * many
+
+    async def _failed(self, error: Exception, commands: int) -> None:
+        if self._measuring:
+            self._errors += commands
+        self._sample = f"{type(error).__name__}: {error}"[:200]
+        # A refusal returns at once: without a pause this would spin.
+        await asyncio.sleep(0.002)
+
+    def _start(self, inflight: int) -> list[asyncio.Task[None]]:
+        if self._many and self._propose_many is not None:
+            many = min(self._many, inflight)
+            return [
+                asyncio.create_task(self._worker_of_many(self._propose_many, many)) for _ in range(inflight // many)
+            ]
+        return [asyncio.create_task(self._worker()) for _ in range(inflight)]
 
     async def run(self, inflight: int, seconds: float, warmup: float) -> dict[str, object]:
-        workers = [asyncio.create_task(self._worker()) for _ in range(inflight)]
+        workers = self._start(inflight)
         await asyncio.sleep(warmup)
         self._measuring = True
         say("MEASURE")
@@ -121,8 +151,15 @@ class Run:
         }
 
 
-async def serve(node_id: int, leader: Callable[[], int | None], propose: Propose, state: Map) -> None:
-    """Answers commands until QUIT or the end of input."""
+async def serve(
+    node_id: int,
+    leader: Callable[[], int | None],
+    propose: Propose,
+    state: Map,
+    propose_many: ProposeMany | None = None,
+    many: int = 0,
+) -> None:
+    """Answers commands until QUIT or the end of input. `many`: see `Run`."""
     loop = asyncio.get_running_loop()
     commands: asyncio.Queue[str] = asyncio.Queue()
 
@@ -144,4 +181,4 @@ async def serve(node_id: int, leader: Callable[[], int | None], propose: Propose
                 say(json.dumps({"error": "not leader", "leader": leader() or 0}))
                 continue
             payload, inflight, seconds, warmup = map(int, arguments[:4])
-            say(json.dumps(await Run(payload, propose).run(inflight, seconds, warmup)))
+            say(json.dumps(await Run(payload, propose, propose_many, many).run(inflight, seconds, warmup)))

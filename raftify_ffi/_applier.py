@@ -26,9 +26,12 @@ from ._library import call, lib
 from ._log import raft_log
 from ._pointer import Pointer
 from ._store import Applied, StoreMethods, contiguous_bytes
+from ._waiters import Batch, Waiters
 
-#: raftify_entry: index, term, time_us, offset, len, wanted, token.
-_ENTRY: Final = struct.Struct("=QQQQIIQ")
+#: raftify_entry without what only an `Applied` needs: index, offset, len, wanted, token.
+_ENTRY: Final = struct.Struct("=Q16xQIIQ")
+#: The rest: index, term, time_us.
+_PLACE: Final = struct.Struct("=QQQ24x")
 #: An outcome of raftify_apply_told_packed: index, failed, len; the bytes follow.
 _OUTCOME: Final = struct.Struct("<QII")
 _TURN_SECONDS: Final = 0.005
@@ -79,15 +82,47 @@ def _is_awaitable(value: object) -> bool:
     return type(value) is CoroutineType or inspect.isawaitable(value)
 
 
+class _Run:
+    """Results of commands of one `propose_many` that follow one another, told in one go: at the latest with the last of them."""
+
+    __slots__ = ("_batch", "_results", "_waiters", "next")
+
+    def __init__(self, waiters: Waiters) -> None:
+        self._waiters = waiters
+        self._batch: Batch | None = None
+        self._results: list[bytes] = []
+        #: The token with which the run goes on.
+        self.next = -1
+
+    def begin(self, batch: Batch, token: int, result: bytes) -> None:
+        if self._batch is not None:
+            self.tell()
+        self._batch = batch
+        self.next = token
+        self.add(result)
+
+    def add(self, result: bytes) -> None:
+        self._results.append(result)
+        self.next += 1
+        batch = self._batch
+        if batch is not None and self.next == batch.end:
+            self.tell()
+
+    def tell(self) -> None:
+        batch, results = self._batch, self._results
+        if batch is not None:
+            self._batch, self._results = None, []
+            self._waiters.tell_run(batch, self.next - len(results), results)
+            self.next = -1
+
+
 class Applier:
     """Serves the machine requests of one node."""
 
-    def __init__(
-        self, node: Pointer, name: str, methods: StoreMethods, stop_on_error: bool, told: Callable[[int, bytes], None]
-    ) -> None:
+    def __init__(self, node: Pointer, name: str, methods: StoreMethods, stop_on_error: bool, waiters: Waiters) -> None:
         self._node = node
-        #: Gives the proposer of this token its result.
-        self._told = told
+        #: Proposers on this node get their results from here.
+        self._waiters = waiters
         self._name = name
         self._methods = methods
         self._stop_on_error = stop_on_error
@@ -194,46 +229,63 @@ class Applier:
     async def _apply_batch(self, batch: ApplyRequest) -> None:
         data = batch.data
         apply, wants_applied = self._methods.apply, self._methods.wants_applied
+        table = memoryview(data)[: batch.count * _ENTRY.size]
+        places = (Applied(index, term, time_us / 1e6) for index, term, time_us in _PLACE.iter_unpack(table))
+        monotonic = time.monotonic
+        waiters, run = self._waiters, _Run(self._waiters)
+        waiter_of = waiters.pending.pop
         outcomes: list[bytes] = []
-        told = self._told
-        for index, term, time_us, offset, size, wanted, token in _ENTRY.iter_unpack(
-            memoryview(data)[: batch.count * _ENTRY.size]
-        ):
-            if self._stopping:
-                return
-            command = data[offset : offset + size]
-            failed = 0
-            try:
-                result = apply(command, Applied(index, term, time_us / 1e6)) if wants_applied else apply(command)
-                if type(result) is not bytes and result is not None and _is_awaitable(result):
-                    self.busy = True
-                    try:
-                        result = await result
-                    finally:
-                        self.busy = False
-                if type(result) is not bytes:
-                    result = _checked_result(result)
-            except LOCAL_FAULTS as error:
-                self._machine_failed(batch.request, index, "apply", error)
-            except Exception as error:
-                failed = 1
-                result = self._command_failed(batch.request, index, error, bool(wanted))
-            except BaseException as error:
-                self._machine_failed(batch.request, index, "apply", error)
-            if token and not failed:
-                told(token, result)  # it waits here: no need to go through the library
-                self.told_index = index
-            elif wanted or failed:
-                outcomes.append(_OUTCOME.pack(index, failed, len(result)))
-                outcomes.append(result)
-            self._turn_entries += 1
-            # `_between`, unrolled where every entry passes.
-            if (
-                self._readers
-                or self._turn_entries >= _TURN_ENTRIES
-                or time.monotonic() - self._turn_started > _TURN_SECONDS
-            ):
-                await self._between()
+        entries, limit, turn_ends = self._turn_entries, _TURN_ENTRIES, self._turn_started + _TURN_SECONDS
+        try:
+            for index, offset, size, wanted, token in _ENTRY.iter_unpack(table):
+                command = data[offset : offset + size]
+                try:
+                    result = apply(command, next(places)) if wants_applied else apply(command)
+                    if type(result) is not bytes:
+                        if type(result) is CoroutineType or (result is not None and inspect.isawaitable(result)):
+                            self.busy = True
+                            try:
+                                result = await result
+                            finally:
+                                self.busy = False
+                                if self._readers or self._stopping:
+                                    limit = 0
+                        if type(result) is not bytes:
+                            result = _checked_result(result)
+                except LOCAL_FAULTS as error:
+                    self._machine_failed(batch.request, index, "apply", error)
+                except Exception as error:
+                    text = self._command_failed(batch.request, index, error, bool(wanted))
+                    outcomes += (_OUTCOME.pack(index, 1, len(text)), text)
+                except BaseException as error:
+                    self._machine_failed(batch.request, index, "apply", error)
+                else:
+                    if token:
+                        # It waits here: no need to go through the library.
+                        if token == run.next:
+                            run.add(result)
+                        else:
+                            waiter = waiter_of(token, None)
+                            if type(waiter) is Batch:
+                                run.begin(waiter, token, result)
+                            elif waiter is None:
+                                waiters.tell(token, result)
+                            elif not waiter.done():
+                                waiter.set_result(result)
+                        self.told_index = index
+                    elif wanted:
+                        outcomes += (_OUTCOME.pack(index, 0, len(result)), result)
+                entries += 1
+                # Stopped or waited for by readers it can only be once something was awaited: then the limit is 0.
+                if entries >= limit or monotonic() > turn_ends:
+                    self._turn_entries = entries
+                    await self._between()
+                    if self._stopping:
+                        return
+                    entries, limit, turn_ends = self._turn_entries, _TURN_ENTRIES, self._turn_started + _TURN_SECONDS
+        finally:
+            self._turn_entries = entries
+            run.tell()
         packed = b"".join(outcomes)
         self._answer(lib.raftify_apply_told_packed, batch.request, packed, len(packed))
 

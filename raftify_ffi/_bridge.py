@@ -4,8 +4,7 @@ One `Bridge` per loop, made with its first node or client and taken down with th
 descriptor in the loop. Invariants:
 - one wake-up per batch, never one per completion; what was popped sits in `_records` before anything is done with it, so an exception
   loses none; payloads are `bytes` by then, for the library reuses its memory at the next drain;
-- a token stays in `_pending` until its completion has come, or its result from the applier on this loop, also when its future was
-  cancelled: every accepted request completes once;
+- who waits for what is in `waiters`;
 - the descriptor leaves the loop, on the loop's own thread, before the queue is freed; the queue after everything that uses it.
 """
 
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import itertools
 import json
 import os
 import struct
@@ -27,6 +25,7 @@ from . import _log
 from ._errors import Closed, Forked, RaftError, error_from_json
 from ._library import call, ffi, lib
 from ._threads import forget_all, in_thread, join_all, start_daemon
+from ._waiters import TOKENS, Batch, Resolved, Waiters, in_loop
 
 #: token, index, term, data, source, kind, status, count
 Record = tuple[int, int, int, bytes, int, int, int, int]
@@ -70,7 +69,7 @@ class Bridge:
         self._events = ffi.new("raftify_event[]", _BATCH)
         self._view = ffi.buffer(self._events)
         self._records: deque[Record] = deque()
-        self._pending: dict[int, asyncio.Future[bytes]] = {}
+        self.waiters = Waiters(loop)
         self._sources: dict[int, Source] = {}
         #: Records of nodes whose start call has not returned yet, so that nobody knows their number.
         self._unclaimed: dict[int, list[Record]] = {}
@@ -136,8 +135,8 @@ class Bridge:
 
     def _dispatch(self) -> None:
         """Hands out what was popped. No code of the user's runs here: futures and appliers only get to know."""
-        records, pending, loop = self._records, self._pending, self.loop
-        foreign: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[bytes], bytes, RaftError | None]]] = {}
+        records, waiters = self._records, self.waiters
+        elsewhere: dict[asyncio.AbstractEventLoop, list[Resolved]] = {}
         try:
             while records:
                 record = records.popleft()
@@ -145,26 +144,30 @@ class Bridge:
                 if kind != _COMPLETION or token == 0:
                     self._deliver(record)
                     continue
-                future = pending.pop(token, None)
-                if future is None:
-                    continue
-                error = None if status == 0 else self._failure(source, status, data)
-                home = future.get_loop()
-                if home is not loop:
-                    foreign.setdefault(home, []).append((future, data, error))
-                elif not future.done():
-                    if error is None:
-                        future.set_result(data)
+                waiter = waiters.pending.pop(token, None)
+                if waiter is None:
+                    future = waiters.foreign.pop(token, None)
+                    if future is not None:
+                        error = None if status == 0 else self._failure(source, status, data)
+                        elsewhere.setdefault(future.get_loop(), []).append((future, data, error))
+                elif type(waiter) is Batch:
+                    if status == 0:
+                        waiters.settle(waiter, token, (data,))
                     else:
-                        future.set_exception(error)
+                        waiters.fail(waiter, token, self._failure(source, status, data))
+                else:
+                    error = None if status == 0 else self._failure(source, status, data)
+                    if waiter.done():
+                        continue
+                    if error is None:
+                        waiter.set_result(data)
+                    else:
+                        waiter.set_exception(error)
         finally:
-            for other, resolved in foreign.items():
-                try:
-                    other.call_soon_threadsafe(_resolve, resolved)
-                except RuntimeError:
-                    pass  # that loop has closed: nobody waits any more
+            for other, resolved in elsewhere.items():
+                in_loop(other, resolved)
             if records:
-                loop.call_soon(self._dispatch)
+                self.loop.call_soon(self._dispatch)
 
     def _failure(self, source: int, status: int, data: bytes) -> RaftError:
         error = error_from_json(data or {"code": status})
@@ -188,47 +191,16 @@ class Bridge:
 
     # ---- requests ------------------------------------------------------------------------------------------------------------------
 
-    def expect(self) -> tuple[int, asyncio.Future[bytes]]:
-        """A new token and the future of its completion, on the calling loop."""
-        token = next(_tokens)
-        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._pending[token] = future
-        return token, future
-
-    def tell(self, token: int, data: bytes) -> None:
-        """The result of a proposal that was applied on this loop: no completion will come, or one that failed before is on its way."""
-        future = self._pending.pop(token, None)
-        if future is None:
-            return
-        home = future.get_loop()
-        if home is self.loop:
-            if not future.done():
-                future.set_result(data)
-            return
-        resolved: list[tuple[asyncio.Future[bytes], bytes, RaftError | None]] = [(future, data, None)]
-        try:
-            home.call_soon_threadsafe(_resolve, resolved)
-        except RuntimeError:
-            pass  # that loop has closed: nobody waits any more
-
-    def refuse(self, token: int, error: RaftError) -> None:
-        """The library did not accept the request: no completion will come. On the loop of the future."""
-        future = self._pending.pop(token, None)
-        if future is not None and not future.done():
-            future.set_exception(error)
-
-    def forget(self, token: int) -> None:
-        """The request was never handed down."""
-        self._pending.pop(token, None)
-
     async def request(self, submit: Callable[[int], None]) -> bytes:
         """One request: `submit(token)` hands it down and raises if it is not accepted; returns the completion's data."""
         self.check()
-        token, future = self.expect()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bytes] = loop.create_future()
+        tokens = self.waiters.expect((future,), loop)
         try:
-            submit(token)
+            submit(tokens[0])
         except BaseException:
-            self.forget(token)
+            self.waiters.forget(tokens)
             raise
         return await future
 
@@ -271,10 +243,7 @@ class Bridge:
         _bridges.pop(self.loop, None)
         if self._descriptor >= 0 and not self.loop.is_closed():
             self.loop.remove_reader(self._descriptor)
-        pending, self._pending = self._pending, {}
-        for future in pending.values():
-            if future.get_loop() is self.loop and not self.loop.is_closed() and not future.done():
-                future.set_exception(Closed("the node or client was closed", committed=None))
+        self.waiters.end(lambda: Closed("the node or client was closed", committed=None))
 
     def abandon(self) -> None:
         """Without its loop: everything is ended hard, from this thread. For exit (when no thread can be started any more), and for a
@@ -303,16 +272,6 @@ class Bridge:
             source.forked()
 
 
-def _resolve(resolved: list[tuple[asyncio.Future[bytes], bytes, RaftError | None]]) -> None:
-    for future, data, error in resolved:
-        if future.done():
-            continue
-        if error is None:
-            future.set_result(data)
-        else:
-            future.set_exception(error)
-
-
 def json_of(data: bytes) -> Any:
     """The reply of a request that answers in JSON."""
     return json.loads(data) if data else None
@@ -320,8 +279,6 @@ def json_of(data: bytes) -> Any:
 
 # ---- one bridge per loop, for the whole process ------------------------------------------------------------------------------------
 
-#: Names what is pending, for the whole process. 0 is the library's.
-_tokens = itertools.count(1)
 _bridges: dict[asyncio.AbstractEventLoop, Bridge] = {}
 _used = False
 
@@ -364,6 +321,7 @@ def _after_fork_in_child() -> None:
     if not _used:
         return
     lib.raftify_after_fork_in_child()
+    TOKENS.after_fork_in_child()
     for bridge in list(_bridges.values()):
         bridge.forked()
     # Also disarms `_at_exit`: what it would close is the parent's.

@@ -6,6 +6,7 @@ A context variable is set in the applier's task; every awaiting call asks `refus
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import Final
 
 from ._errors import RaftError
 
@@ -17,8 +18,8 @@ def enter_store() -> None:
     _inside_store.set(True)
 
 
-def inside_store() -> bool:
-    return _inside_store.get()
+#: Whether this is one of the store's methods, or a task that one started.
+inside_store: Final = _inside_store.get
 
 
 def refuse_inside_store(what: str) -> None:

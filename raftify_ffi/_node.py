@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from ._address import checked_address, checked_node_id
 from ._config import Config
@@ -31,7 +31,7 @@ from ._running import RunningNode
 from ._status import Role, SnapshotInfo, Status
 from ._store import Buffer, contiguous_bytes, inspect_store
 from ._ticket import ClusterJoinTicket
-from ._timeouts import DEFAULT, Timeout, milliseconds, seconds
+from ._timeouts import DEFAULT, DEFAULT_MS, Timeout, milliseconds, seconds
 from ._types import Message
 
 S = TypeVar("S")
@@ -212,8 +212,15 @@ class Raft(Generic[S]):
 
     async def propose(self, data: Buffer, *, timeout: Timeout = DEFAULT) -> bytes:
         """Replicates a command; returns what `apply` returned here, once this node has applied it. Any node may be asked."""
-        refuse_inside_store("propose()")
-        return await self._node().outbox().put(_command(data), milliseconds(timeout))
+        if inside_store():
+            refuse_inside_store("propose()")
+        node = self._running or self._node()
+        # What follows is `node.outbox()` and so on, unrolled where every proposal passes.
+        outbox = node.outboxes.get(asyncio._get_running_loop()) or node.outbox()
+        return await outbox.put(
+            data if type(data) is bytes else _command(data),
+            DEFAULT_MS if timeout is DEFAULT else milliseconds(timeout),
+        )
 
     async def propose_many(
         self, commands: Iterable[Buffer], *, timeout: Timeout = DEFAULT, return_exceptions: bool = False
@@ -221,14 +228,17 @@ class Raft(Generic[S]):
         """Several commands, in this order, accepted as a whole or not at all (`Overloaded`). Waits for all of them; then raises the
         first failure, or with `return_exceptions` gives it in its place."""
         refuse_inside_store("propose_many()")
-        futures = self._node().outbox().put_all([_command(data) for data in commands], milliseconds(timeout))
-        if not futures:
+        outbox = self._node().outbox()
+        taken = list(commands)
+        if not set(map(type, taken)) <= {bytes}:
+            taken = [_command(data) for data in taken]
+        ms = milliseconds(timeout)
+        if not taken:
             return []
-        outcomes = await asyncio.gather(*futures, return_exceptions=True)
-        if not return_exceptions:
-            for outcome in outcomes:
-                if isinstance(outcome, BaseException):
-                    raise outcome
+        batch = outbox.put_all(cast("list[bytes]", taken), ms)
+        outcomes = await batch.future
+        if batch.failed and not return_exceptions:
+            raise next(outcome for outcome in outcomes if isinstance(outcome, BaseException))
         return outcomes
 
     def read(self, fn: Callable[[S], T] | None = None, *, timeout: Timeout = DEFAULT) -> Read[T]:

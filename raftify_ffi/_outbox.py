@@ -7,103 +7,105 @@ from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from itertools import accumulate, groupby, islice
+from operator import itemgetter, methodcaller
 from typing import Final
 
-from ._bridge import Bridge
 from ._errors import RaftError
 from ._library import call, ffi, lib
 from ._pointer import Pointer
+from ._waiters import Batch, Waiters
 
 #: Above this many bytes in one call, joining them would cost more than it saves.
 _JOINED_BYTES: Final = 4 << 20
+_CANCELLED: Final = methodcaller("cancelled")
 
-Item = tuple[int, bytes]
 assert ffi.sizeof("raftify_proposal") == 24  # three u64: token, data, len (`_library` has checked the layout)
+
+#: (deadline in ms, future, command)
+Item = tuple[int, asyncio.Future[bytes], bytes]
 
 
 class Outbox:
     """Collects, and hands down once per turn of its loop."""
 
-    __slots__ = ("_bridge", "_loop", "_node", "_scheduled", "_waiting")
+    __slots__ = ("_create_future", "_loop", "_node", "_waiters", "_waiting")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, bridge: Bridge, node: Pointer) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, waiters: Waiters, node: Pointer) -> None:
         self._loop = loop
-        self._bridge = bridge
+        self._create_future: Callable[[], asyncio.Future[bytes]] = loop.create_future
+        self._waiters = waiters
         self._node = node
-        #: (timeout in ms, token, future, command), in the order of the calls.
-        self._waiting: list[tuple[int, int, asyncio.Future[bytes], bytes]] = []
-        self._scheduled = False
+        #: In the order of the calls. If there are any, a flush is scheduled.
+        self._waiting: list[Item] = []
 
     def put(self, command: bytes, timeout_ms: int) -> asyncio.Future[bytes]:
-        token, future = self._bridge.expect()
-        self._waiting.append((timeout_ms, token, future, command))
-        if not self._scheduled:
-            self._scheduled = True
+        future = self._create_future()
+        if not self._waiting:
             self._loop.call_soon(self.flush)
+        self._waiting.append((timeout_ms, future, command))
         return future
 
-    def put_all(self, commands: Sequence[bytes], timeout_ms: int) -> list[asyncio.Future[bytes]]:
+    def put_all(self, commands: Sequence[bytes], timeout_ms: int) -> Batch:
         """All are accepted or none; those that were put before go first. Raises if they are not accepted."""
         self.flush()
-        if not commands:
-            return []
-        pairs = [self._bridge.expect() for _ in commands]
+        batch = self._waiters.expect_batch(len(commands), self._loop.create_future())
+        tokens = range(batch.first, batch.end)
         try:
-            self._submit([(token, command) for (token, _), command in zip(pairs, commands)], timeout_ms)
+            self._submit(tokens, commands, timeout_ms)
         except BaseException:
-            for token, _ in pairs:
-                self._bridge.forget(token)
+            self._waiters.forget(tokens)
             raise
-        return [future for _, future in pairs]
+        return batch
 
     def flush(self) -> None:
-        self._scheduled = False
         waiting, self._waiting = self._waiting, []
-        run: list[Item] = []
-        run_timeout = 0
-        for timeout_ms, token, future, command in waiting:
-            if future.cancelled():
-                self._bridge.forget(token)  # never sent: no completion will come
-                continue
-            if run and timeout_ms != run_timeout:
-                self._submit_independent(run, run_timeout)
-                run = []
-            run_timeout = timeout_ms
-            run.append((token, command))
-        if run:
-            self._submit_independent(run, run_timeout)
+        if not waiting:
+            return
+        timeouts, futures, commands = zip(*waiting)
+        if timeouts.count(timeouts[0]) == len(timeouts) and not any(map(_CANCELLED, futures)):
+            self._submit_independent(futures, commands, timeouts[0])
+            return
+        # What was cancelled was never sent.
+        sent = [item for item in waiting if not item[1].cancelled()]
+        for timeout_ms, run in groupby(sent, itemgetter(0)):
+            _, futures, commands = zip(*run)
+            self._submit_independent(futures, commands, timeout_ms)
 
-    def _submit_independent(self, items: list[Item], timeout_ms: int) -> None:
+    def _submit_independent(
+        self, futures: Sequence[asyncio.Future[bytes]], commands: Sequence[bytes], timeout_ms: int
+    ) -> None:
         """Proposals of different callers: one that is refused does not take the others with it."""
+        tokens = self._waiters.expect(futures, self._loop)
         try:
-            self._submit(items, timeout_ms)
+            self._submit(tokens, commands, timeout_ms)
         except RaftError as error:
-            if len(items) == 1:
-                self._bridge.refuse(items[0][0], error)
-                return
-            # A batch is accepted as a whole: one that is too large, or the first that no longer fits, refuses all of it.
-            for item in items:
-                self._submit_independent([item], timeout_ms)
+            self._waiters.forget(tokens)
+            if len(futures) > 1:
+                # A batch is accepted as a whole: one that is too large, or the first that no longer fits, refuses all of it.
+                for future, command in zip(futures, commands):
+                    self._submit_independent((future,), (command,), timeout_ms)
+            elif not futures[0].done():
+                futures[0].set_exception(error)
 
-    def _submit(self, items: list[Item], timeout_ms: int) -> None:
+    def _submit(self, tokens: range, commands: Sequence[bytes], timeout_ms: int) -> None:
+        count = len(commands)
         with self._node as node:
-            if len(items) == 1:
-                token, command = items[0]
-                call(lib.raftify_propose, node, token, command, len(command), timeout_ms)
+            if count == 1:
+                call(lib.raftify_propose, node, tokens[0], commands[0], len(commands[0]), timeout_ms)
                 return
-            sizes = array("Q", [len(command) for _, command in items])
-            table = array("Q", bytes(24 * len(items)))
-            table[0::3] = array("Q", [token for token, _ in items])
+            sizes = array("Q", map(len, commands))
+            table = array("Q", bytes(24 * count))
+            table[0::3] = array("Q", tokens)
             table[2::3] = sizes
             if sum(sizes) <= _JOINED_BYTES:
-                data = ffi.from_buffer(b"".join([command for _, command in items]))
+                data = ffi.from_buffer(b"".join(commands))
                 start = int(ffi.cast("uintptr_t", data))
-                table[1::3] = array("Q", list(accumulate(sizes[:-1], initial=start)))
+                table[1::3] = array("Q", islice(accumulate(sizes, initial=start), count))
             else:
-                data = [ffi.from_buffer(command) for _, command in items]
+                data = [ffi.from_buffer(command) for command in commands]
                 table[1::3] = array("Q", [int(ffi.cast("uintptr_t", buffer)) for buffer in data])
             # `data` and `table` stay alive until the call has copied them.
             proposals = ffi.cast("raftify_proposal *", ffi.from_buffer(table))
-            call(lib.raftify_propose_many, node, proposals, len(items), timeout_ms)
+            call(lib.raftify_propose_many, node, proposals, count, timeout_ms)

@@ -111,7 +111,8 @@ class RunningNode:
         self.events = EventHub(self.home)
         #: Set when nothing of the node is left: None after a close, otherwise what ended it.
         self.ended: Latch[RaftError | None] = Latch()
-        self._outboxes: dict[asyncio.AbstractEventLoop, Outbox] = {}
+        #: In a forked child there are none.
+        self.outboxes: dict[asyncio.AbstractEventLoop | None, Outbox] = {}
         self._ready: asyncio.Future[None] = self.home.create_future()
         self._applier_done = asyncio.Event()
         self._progress = asyncio.Event()
@@ -169,7 +170,7 @@ class RunningNode:
         pointer = Pointer(raw, lib.raftify_node_number(raw), self.name)
         self._pointer = pointer
         stop_on_error = self._config.on_apply_error == "stop"
-        self.applier = Applier(pointer, self.name, self._methods, stop_on_error, bridge.tell)
+        self.applier = Applier(pointer, self.name, self._methods, stop_on_error, bridge.waiters)
         self.applier.on_progress = self._progress.set
         self._applier_task = self.home.create_task(self._serve_machine(self.applier))
         bridge.keep(self._applier_task)
@@ -316,6 +317,7 @@ class RunningNode:
         return freed
 
     def forked(self) -> None:
+        self.outboxes = {}
         if self._pointer is not None:
             self._pointer.abandon_in_child()
 
@@ -331,12 +333,13 @@ class RunningNode:
 
     def outbox(self) -> Outbox:
         """The calling loop's."""
+        self.bridge.check()
         loop = asyncio.get_running_loop()
-        outbox = self._outboxes.get(loop)
+        outbox = self.outboxes.get(loop)
         if outbox is None:
-            for other in [other for other in self._outboxes if other.is_closed()]:
-                del self._outboxes[other]
-            outbox = self._outboxes[loop] = Outbox(loop, self.bridge, self.pointer)
+            for other in [other for other in self.outboxes if other is not None and other.is_closed()]:
+                del self.outboxes[other]
+            outbox = self.outboxes[loop] = Outbox(loop, self.bridge.waiters, self.pointer)
         return outbox
 
     async def request(self, function: Any, *arguments: Any) -> bytes:

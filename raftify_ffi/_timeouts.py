@@ -24,13 +24,14 @@ DEFAULT: Final = Default.DEFAULT
 Timeout = float | None | Default
 
 _NONE_MS: Final = -1
-_DEFAULT_MS: Final = -2
+#: `DEFAULT`, as the C ABI takes it.
+DEFAULT_MS: Final = -2
 
 
 def milliseconds(timeout: Timeout) -> int:
     """As the C ABI takes it. Rounded up: a deadline is never earlier than asked for."""
     if timeout is DEFAULT:
-        return _DEFAULT_MS
+        return DEFAULT_MS
     if timeout is None:
         return _NONE_MS
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or math.isnan(timeout) or timeout < 0:

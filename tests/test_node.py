@@ -167,7 +167,7 @@ async def test_cancelling_a_call_hurts_nobody(tmp_path: Path) -> None:
         assert await behind == b""
         assert not raft.is_finished()
         assert await raft.read(lambda s: s.data) == {"a": "1"}
-        assert not raft._running.bridge._pending  # type: ignore[union-attr]
+        assert not raft._running.bridge.waiters  # type: ignore[union-attr]
 
 
 async def test_close_ends_what_is_pending_and_may_be_called_again(tmp_path: Path) -> None:

@@ -15,19 +15,20 @@ from load import Map, serve
 from raftify_ffi import Config, Raft
 
 
-class Store:
-    def __init__(self) -> None:
-        self.map = Map()
-
-    def apply(self, command: bytes) -> bytes:
-        self.map.put(command)
-        return b""
+class Store(Map):
+    def apply(self, command: bytes) -> None:
+        self.put(command)
 
     def snapshot(self) -> bytes:
-        return self.map.dump()
+        return self.dump()
 
     def restore(self, snapshot: bytes) -> None:
-        self.map.load(snapshot)
+        self.load(snapshot)
+
+
+class AsyncStore(Store):
+    async def apply(self, command: bytes) -> None:  # type: ignore[override]
+        self.put(command)
 
 
 async def main() -> None:
@@ -37,11 +38,17 @@ async def main() -> None:
     parser.add_argument("--dir", required=True)
     args = parser.parse_args()
     peers = {int(id_): addr for id_, _, addr in (peer.partition("=") for peer in args.peers.split(","))}
-    store = Store()
+    store = AsyncStore() if os.environ.get("BENCH_APPLY") == "async" else Store()
     config = Config(log_dir=args.dir, log_engine=os.environ.get("BENCH_LOG_ENGINE", "lmdb"))
     async with Raft.build(args.id, peers[args.id], store, config, peers) as raft:
         await raft.wait_for(leader=True, timeout=40)
-        await serve(args.id, lambda: raft.status.leader_id, raft.propose, store.map)
+        many = int(os.environ.get("BENCH_MANY", "0"))
+        await serve(args.id, lambda: raft.status.leader_id, raft.propose, store, raft.propose_many, many)
 
 
-asyncio.run(main())
+if os.environ.get("BENCH_LOOP") == "uvloop":
+    import uvloop
+
+    uvloop.run(main())
+else:
+    asyncio.run(main())
