@@ -64,7 +64,8 @@ class Run:
 
     def __init__(self, payload: int, propose: Propose) -> None:
         self._propose = propose
-        self._keys = 1024 if payload > 4096 else 10_000
+        # The state stays at 16 MiB or below, whatever the payload.
+        self._keys = 10_000 if payload <= 4096 else max(1, min(1024, (16 << 20) // payload))
         self._value = os.urandom(payload - 8)
         self._latencies: list[float] = []
         self._errors = 0
