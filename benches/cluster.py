@@ -25,6 +25,8 @@ DRIVERS: dict[str, tuple[str, list[str]]] = {
     ),
     "c": ("raftify_c", ["make", "--silent", "-C", str(HERE / "raftify_c")]),
 }
+#: Where nodes have their directories; goes when a run ends.
+DATA = Path(os.environ.get("BENCH_DATA") or OUT) / "data"
 START_TIMEOUT = 60.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -170,13 +172,12 @@ class Node:
 
 
 class Cluster:
-    """Nodes 1 to `size` of one cluster, with their directories under `out/data`, which goes when this ends."""
+    """Nodes 1 to `size` of one cluster, with their directories under `DATA`, which goes when this ends."""
 
     def __init__(self, driver: Path, size: int, options: Iterable[str] = ()) -> None:
         self._driver = driver
         self._options = list(options)
-        self._data = OUT / "data"
-        shutil.rmtree(self._data, ignore_errors=True)
+        shutil.rmtree(DATA, ignore_errors=True)
         ports = free_ports(size)
         self._peers = ",".join(f"{i}=127.0.0.1:{port}" for i, port in enumerate(ports, 1))
         self.nodes: dict[int, Node] = {}
@@ -187,11 +188,11 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         for node in list(self.nodes.values()):
             node.stop()
-        shutil.rmtree(self._data, ignore_errors=True)
+        shutil.rmtree(DATA, ignore_errors=True)
 
     def start(self, *ids: int) -> None:
         for node_id in ids:
-            directory = self._data / str(node_id)
+            directory = DATA / str(node_id)
             self.nodes[node_id] = Node(self._driver, node_id, self._peers, directory, self._options)
 
     def ready(self) -> None:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import DRIVERS, OUT, START_TIMEOUT, Node, build, free_ports, syncs_per_second
+from cluster import DATA, DRIVERS, OUT, START_TIMEOUT, Node, build, free_ports, syncs_per_second
 
 #: payload bytes, proposals in flight
 WORK = [(128, 1), (128, 16), (128, 64), (128, 256), (128, 1024), (16384, 64)]
@@ -53,7 +53,7 @@ def row(name: str, inflight: int, result: dict[str, Any], disk: float) -> str:
 
 
 def run_alone(driver: Path, args: argparse.Namespace) -> None:
-    data = OUT / "data"
+    data = DATA
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
     nodes: list[Node] = []

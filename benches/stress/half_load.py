@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cluster import OUT, Cluster, Node, build, settings, wait_until
+from cluster import DATA, Cluster, Node, build, settings, wait_until
 
 from .report import Report
 
@@ -66,11 +66,17 @@ def snapshots(*nodes: Node) -> int:
     return index
 
 
+def plain(report: Report, quick: bool) -> None:
+    """All defaults: small snapshots are taken and segments used again, as in a cluster that has run for a while."""
+    with Cluster(build("c"), 3) as cluster:
+        Paced(report, "half load", cluster).window("plain", lambda: time.sleep(3 if quick else 10))
+
+
 def with_snapshots(report: Report, quick: bool) -> None:
     options = settings(snapshot_entries=0, snapshot_bytes=0)
     with Cluster(build("c"), 3, [*options, "--ballast", str(BALLAST)]) as cluster:
-        paced = Paced(report, "half load", cluster)
-        paced.window("plain", lambda: time.sleep(2 if quick else 5))
+        paced = Paced(report, "half load, 200 MB of state", cluster)
+        paced.window("its log only grows", lambda: time.sleep(3 if quick else 10))
         paced.window("leader writes a snapshot of 200 MB", lambda: snapshots(paced.leader))
         paced.window("all three write one, on one disk", lambda: snapshots(*cluster.nodes.values()))
         lagging = next(node_id for node_id in cluster.nodes if node_id != paced.leader.id)
@@ -94,7 +100,7 @@ def with_freeing(report: Report, quick: bool, engine: str) -> None:
     with Cluster(build("c"), 3, options) as cluster:
         paced = Paced(report, f"half load, {engine}", cluster)
         cluster.fill(PAYLOAD, entries)
-        directory = OUT / "data" / str(paced.leader.id)
+        directory = DATA / str(paced.leader.id)
         before = size_of(directory)
 
         def free() -> None:
@@ -118,6 +124,7 @@ def size_of(directory: Path) -> int:
 
 
 def run(report: Report, quick: bool) -> None:
+    plain(report, quick)
     with_snapshots(report, quick)
     for engine in ("segment", "lmdb"):
         with_freeing(report, quick, engine)

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from cluster import OUT, build
+from cluster import DATA, build
 
 from .report import Report
 
@@ -28,7 +28,7 @@ UNITS = {
 
 
 def measure(report: Report, name: str, program: Path, clusters: int, members: int, seconds: int) -> None:
-    data = OUT / "data"
+    data = DATA
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
     try:

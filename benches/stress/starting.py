@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from cluster import OUT, Cluster, Node, build, settings
+from cluster import DATA, Cluster, Node, build, settings
 
 from .half_load import size_of
 from .report import Report
@@ -53,7 +53,7 @@ def run(report: Report, quick: bool) -> None:
     with Cluster(build("c"), 2, OPTIONS) as cluster:
         cluster.start(1, 2)
         cluster.ready()
-        own = OUT / "data" / "1"
+        own = DATA / "1"
         filled = 0
         while size_of(own) < megabytes * 1_000_000:
             cluster.fill(PAYLOAD, 100_000)
