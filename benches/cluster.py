@@ -80,10 +80,14 @@ class Node:
             command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
+        #: Every line it said that is one word.
+        self.heard: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         for line in self._process.stdout or ():
+            if line.strip().isalpha():
+                self.heard.append(line.strip())
             self._lines.put(line.strip())
         self._lines.put(None)
 

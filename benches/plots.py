@@ -19,12 +19,12 @@ import matplotlib
 
 matplotlib.use("svg")
 
+from cluster import HERE, OUT
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
-
-from cluster import HERE, OUT
 
 Row = dict[str, Any]
 #: Readable on white and on black alike, whatever the page is.
@@ -54,15 +54,18 @@ STYLE = {
 }
 
 
+#: Points between two names one above the other.
+LINE = 10.0
+
+
 def rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def count(value: float, _: object = None) -> str:
-    for size, name in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:g}{name}"
-    return f"{value:g}"
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if value >= 1e4 else f"{value:g}"
 
 
 def size(value: float, _: object = None) -> str:
@@ -92,7 +95,24 @@ def draw(axes: Axes, lines: dict[str, list[tuple[float, float]]], style: str = "
         x, y = zip(*points)
         axes.plot(x, y, style, color=color, marker="o")
         name = label.format(NAMES.get(driver, driver))
-        axes.annotate(name, (x[-1], y[-1]), (6, 0), textcoords="offset points", color=color, va="center", fontsize=9)
+        axes.annotate(name, (x[-1], y[-1]), (7, 0), textcoords="offset points", color=color, va="center", fontsize=9)
+
+
+def spread(axes: Axes) -> None:
+    """Moves names at the ends of lines apart, once the scales are set."""
+    names = [it for it in axes.texts if isinstance(it, Annotation)]
+    heights = {name: axes.transData.transform(name.xy)[1] * 72 / axes.figure.dpi for name in names}
+    taken: list[float] = []
+    for name in sorted(names, key=lambda name: heights[name]):
+        at = max([heights[name], *(other + LINE for other in taken)])
+        taken.append(at)
+        name.set_position((7, at - heights[name]))
+
+
+def spread_all(figure: Figure) -> None:
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        spread(axes)
 
 
 def dress(axes: Axes, title: str, x: str, y: str, log: str = "") -> None:
@@ -131,6 +151,7 @@ def in_flight(scale: list[Row], to: Path, combined: bool) -> None:
     draw(right, curves(scale, "inflight", "inflight", "p99_ms", combined), ":", "{} p99")
     dress(right, "Latency, the same runs", "proposals in flight", "ms", "xy")
     ticks(right, rates)
+    spread_all(figure)
     save(figure, to / "in_flight.svg")
 
 
@@ -145,6 +166,7 @@ def payload(scale: list[Row], to: Path, combined: bool) -> None:
     for axes in (left, right):
         ticks(axes, rates)
         axes.xaxis.set_major_formatter(FuncFormatter(size))
+    spread_all(figure)
     save(figure, to / "payload.svg")
 
 
@@ -158,6 +180,7 @@ def nodes(scale: list[Row], to: Path, combined: bool) -> None:
     for axes in (left, right):
         ticks(axes, rates)
         axes.set_ylim(bottom=0)
+    spread_all(figure)
     save(figure, to / "nodes.svg")
 
 

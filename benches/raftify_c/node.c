@@ -169,6 +169,7 @@ static void notice(const raftify_event *event) {
   size_t len = event->len < sizeof text - 1 ? event->len : sizeof text - 1;
   memcpy(text, event->data, len);
   text[len] = '\0';
+  if (self.tells && strstr(text, "\"snapshot_installed\"") != NULL) say("INSTALLED");
   if (strstr(text, "\"leader_changed\"") == NULL) return;
   found = strstr(text, leader_of);
   self.leader = found == NULL ? 0 : strtoull(found + sizeof leader_of - 1, NULL, 10);

@@ -28,7 +28,7 @@ class Paced:
     def __init__(self, report: Report, scenario: str, cluster: Cluster) -> None:
         self._report = report
         self._scenario = scenario
-        self._cluster = cluster
+        self._alone = 0.0
         cluster.start(1, 2, 3)
         cluster.ready()
         self.leader = cluster.leader()
@@ -49,8 +49,10 @@ class Paced:
         for figure in ("p50", "p99", "max"):
             self._report.figure(self._scenario, f"{name}: {figure}", seen[f"{figure}_ms"], "ms")
         self._report.series(self._scenario, name, {"rate": self.rate, **seen})
-        ratio = seen["p99_ms"] / seen["p50_ms"] if seen["p50_ms"] else 0.0
-        self._report.figure(self._scenario, f"{name}: p99 / p50", ratio, below=GOAL)
+        self._alone = self._alone or seen["p50_ms"]
+        self._report.figure(self._scenario, f"{name}: p99 / p50", seen["p99_ms"] / seen["p50_ms"], below=GOAL)
+        # Where everything is slow, p99 is near p50: what it is beside an undisturbed p50 says more.
+        self._report.figure(self._scenario, f"{name}: p99 / p50 of the first window", seen["p99_ms"] / self._alone)
 
 
 def snapshots(*nodes: Node) -> int:
@@ -107,6 +109,7 @@ def with_freeing(report: Report, quick: bool, engine: str) -> None:
             snapshots(paced.leader)
             time.sleep(2)
 
+        paced.window("nothing else", lambda: time.sleep(2))
         paced.window(f"{entries:,} old entries are freed", free)
         report.figure(f"half load, {engine}", "log before", before / 1e6, "MB")
         report.figure(f"half load, {engine}", "log after", size_of(directory) / 1e6, "MB")
