@@ -21,7 +21,7 @@ SOURCES := $(shell find engine capi interop include raftify_ffi -type f \
 	-not -name '*.pyc' -not -name '*.so' -not -name '_native.py' 2>/dev/null) \
 	$(wildcard Cargo.toml Cargo.lock pyproject.toml setup.py MANIFEST.in)
 
-.PHONY: help setup demo test bench bench-stress bench-scale plots clean rust-fmt rust-lint rust-test sim known-bugs soak memcheck header wheel symbols py-lint py-types py-test
+.PHONY: help setup demo test bench bench-stress bench-scale bench-parts plots clean rust-fmt rust-lint rust-test sim known-bugs soak memcheck header wheel symbols py-lint py-types py-test
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -44,6 +44,12 @@ bench-stress: $(INSTALLED) ## latency, failover, catching up, starting, idling u
 
 bench-scale: $(INSTALLED) ## speed by nodes, by size of a command, by how many are in flight
 	@BENCH_PYTHON=$(BIN)/python $(BIN)/python benches/scale.py $(BENCH)
+
+bench-parts: $(TOOLS) ## the core alone, without disk and network; the log engines alone
+	@cargo build --quiet --release --locked --package raftify-engine --example bench_parts
+	@mkdir -p benches/out
+	@$(RELEASE_LIB)/examples/bench_parts core | tee benches/out/parts.jsonl
+	@$(RELEASE_LIB)/examples/bench_parts log benches/out | tee -a benches/out/parts.jsonl
 
 plots: $(TOOLS) ## curves of what bench-scale and bench-stress measured, in docs/plots
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement benches/requirements.txt

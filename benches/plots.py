@@ -87,20 +87,26 @@ def curves(scale: list[Row], sweep: str, x: str, y: str, combined: bool) -> dict
     }
 
 
-def draw(axes: Axes, lines: dict[str, list[tuple[float, float]]], style: str = "-", label: str = "{}") -> None:
-    """Each line with its name at its end: no legend to look up."""
+def draw(
+    axes: Axes, lines: dict[str, list[tuple[float, float]]], style: str = "-", label: str = "{}", within: str = "left"
+) -> None:
+    """Each line with its name at its end: no legend to look up. One that ends before the others has it below, aligned as `within` says."""
+    last = max(x for points in lines.values() for x, _ in points)
     others = [name for name in lines if name not in COLORS]
     for driver, points in lines.items():
         color = COLORS.get(driver) or OTHERS[others.index(driver) % len(OTHERS)]
         x, y = zip(*points)
         axes.plot(x, y, style, color=color, marker="o")
         name = label.format(NAMES.get(driver, driver))
-        axes.annotate(name, (x[-1], y[-1]), (7, 0), textcoords="offset points", color=color, va="center", fontsize=9)
+        at, align = ((7, 0), "left") if x[-1] == last else ((0, -12), within)
+        axes.annotate(
+            name, (x[-1], y[-1]), at, textcoords="offset points", color=color, va="center", ha=align, fontsize=9
+        )
 
 
 def spread(axes: Axes) -> None:
     """Moves names at the ends of lines apart, once the scales are set."""
-    names = [it for it in axes.texts if isinstance(it, Annotation)]
+    names = [it for it in axes.texts if isinstance(it, Annotation) and it.get_position() == (7, 0)]
     heights = {name: axes.transData.transform(name.xy)[1] * 72 / axes.figure.dpi for name in names}
     taken: list[float] = []
     for name in sorted(names, key=lambda name: heights[name]):
@@ -133,6 +139,7 @@ def ticks(axes: Axes, lines: dict[str, list[tuple[float, float]]]) -> None:
     """Exactly where something was measured."""
     axes.set_xticks(sorted({x for points in lines.values() for x, _ in points}))
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(axis="x", labelsize=8.5)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -158,7 +165,7 @@ def in_flight(scale: list[Row], to: Path, combined: bool) -> None:
 def payload(scale: list[Row], to: Path, combined: bool) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     rates = curves(scale, "payload", "payload", "rate", combined)
-    draw(left, rates)
+    draw(left, rates, within="right")
     dress(left, "Three nodes, up to 256 in flight", "size of a command", "proposals a second", "xy")
     bytes_a_second = {driver: [(x, x * y / 1e6) for x, y in points] for driver, points in rates.items()}
     draw(right, bytes_a_second)
@@ -202,9 +209,17 @@ def failover(stress: list[Row], to: Path) -> None:
     dress(axes, title, "election timeouts until a proposal has succeeded again", "% of the kills")
     axes.set_xlim(0, max(4.2, times[-1] + 0.2))
     axes.set_ylim(0, 102)
-    for at, part, name in ((2, 95, "goal: 95 % by 2"), (4, 100, "all by 4")):
+    for at, part, name in ((2, 95, "goal: 95 %"), (4, 100, "goal: all")):
         axes.plot([at], [part], "x", color=INK, markersize=7)
-        axes.annotate(name, (at, part), (0, -16), textcoords="offset points", color=INK, ha="center", fontsize=9)
+        axes.annotate(
+            name,
+            (at, part),
+            (6, -12),
+            textcoords="offset points",
+            color=INK,
+            ha="left" if at < 4 else "right",
+            fontsize=9,
+        )
     save(figure, to / "failover.svg")
 
 

@@ -11,7 +11,6 @@ use raft::eraftpb::Entry;
 use raftify_engine::core::{founding_digest, new_log, Body, Context, Core, CoreOptions, Kind, Origin};
 use raftify_engine::log::{open_or_create, Identity, LogOptions, LogState, LogWrite, NewLog};
 use raftify_engine::machine::{MachineAnswer, MachineRequest};
-use raftify_engine::request::Request;
 use raftify_engine::{Config, LogEngine, NodeId, Uid};
 
 const PAYLOAD: usize = 128;
