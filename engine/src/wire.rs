@@ -39,6 +39,9 @@ pub struct Hello {
     /// What the stream is for: a [`StreamKind`]. Set by the transport.
     #[prost(enumeration = "StreamKind", tag = "11")]
     pub kind: i32,
+    /// The speaker knows that it was removed from its cluster.
+    #[prost(bool, tag = "12")]
+    pub removed: bool,
 }
 
 /// What a stream between two nodes carries. Each has a connection of its own, so that none waits behind another (S18).
@@ -99,8 +102,8 @@ pub struct Item {
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Body {
     /// A raft message (eraftpb.Message, encoded).
-    #[prost(bytes, tag = "1")]
-    Raft(Vec<u8>),
+    #[prost(bytes = "bytes", tag = "1")]
+    Raft(bytes::Bytes),
     #[prost(message, tag = "2")]
     Forward(Forward),
     #[prost(message, tag = "3")]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::MessageType;
-use raftify_engine::core::{Actions, Body, Core, CoreOptions};
+use raftify_engine::core::{Actions, Body, Core, CoreOptions, Outbound};
 use raftify_engine::machine::MachineAnswer;
 use raftify_engine::request::Ticket;
 use raftify_engine::status::{Event as Told, Role};
@@ -277,6 +277,7 @@ impl World {
             self.check_positions(at, &voters_before);
         }
         for outbound in actions.messages {
+            let outbound = Outbound { body: outbound.body.whole(), ..outbound };
             if let Body::Raft(m) = &outbound.body {
                 self.tell(|| {
                     format!(

@@ -50,13 +50,22 @@ impl World {
                 || life.is_some_and(|l| l.core.cluster().recorded_directory(id).is_some())
         };
         let members: Vec<u64> = cluster.members().iter().map(|m| m.id).collect();
-        // Nor is it seen by a founder that is a majority of itself: it founds anew (seed 6027491).
-        let needs_others = self.hosts.get(&id).is_some_and(|h| h.initial.len() != 1);
         members.contains(&id)
-            && needs_others
+            && !self.could_found_anew(id)
             && members.iter().all(knows)
             && !self.removal_may_come()
             && self.can_do_without(id)
+    }
+
+    /// Nor is a loss seen by one that is a majority of itself (seed 6027491), or where another founder of its has never come to know what they
+    /// founded, removed by now or not (seed 7004465).
+    fn could_found_anew(&self, id: u64) -> bool {
+        let Some(initial) = self.hosts.get(&id).map(|h| &h.initial) else { return false };
+        let unaware = |other: &u64| {
+            let host = self.hosts.get(other).filter(|h| *other != id && !h.retired);
+            host.is_some_and(|h| h.disk.synced.identity.incarnation.is_none())
+        };
+        initial.len() == 1 || initial.keys().any(unaware)
     }
 
     /// Somebody who is well may yet be taken out of the voting by what was asked for before.

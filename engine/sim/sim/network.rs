@@ -215,7 +215,7 @@ impl World {
         }
         let lane = match &body {
             Body::Raft(message) => usize::from(message.msg_type == MessageType::MsgAppend as i32),
-            Body::Forward(_) => 1,
+            Body::Append(_) | Body::Forward(_) => 1,
             Body::ForwardAnswer(_) | Body::OutcomeReport(_) | Body::OutcomeAnswer(_) => 0,
         };
         let waits = if lane == 1 { self.squeeze(at, to, &body) } else { Some(0) };
@@ -249,7 +249,7 @@ impl World {
     fn not_sent(&mut self, at: Place, to: u64, body: &Body) {
         let Some(life) = self.life(at) else { return };
         match body {
-            Body::Raft(_) => life.core.unreachable(to),
+            Body::Raft(_) | Body::Append(_) => life.core.unreachable(to),
             Body::Forward(forward) => life.core.forward_not_sent(forward.number),
             Body::ForwardAnswer(_) | Body::OutcomeReport(_) | Body::OutcomeAnswer(_) => {}
         }
@@ -294,6 +294,7 @@ impl World {
         }
         match body {
             Body::Raft(message) => life.core.receive(from, message),
+            Body::Append(append) => life.core.receive(from, append.whole()),
             Body::Forward(forward) => life.core.receive_forward(from, forward),
             Body::ForwardAnswer(answer) => life.core.receive_forward_answer(from, answer),
             Body::OutcomeReport(report) => life.core.receive_outcome_report(from, &report),
@@ -400,6 +401,7 @@ impl World {
 fn copy(body: &Body) -> Body {
     match body {
         Body::Raft(message) => Body::Raft(message.clone()),
+        Body::Append(append) => Body::Append(append.clone()),
         Body::Forward(forward) => Body::Forward(forward.clone()),
         Body::ForwardAnswer(answer) => Body::ForwardAnswer(answer.clone()),
         Body::OutcomeReport(report) => Body::OutcomeReport(report.clone()),

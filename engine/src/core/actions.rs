@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::Message;
 
+use super::run::Append;
 use crate::cluster::NodeId;
 use crate::log::{LogWrite, SnapshotMeta};
 use crate::machine::MachineRequest;
@@ -16,7 +17,9 @@ use crate::wire::{Forward, ForwardAnswer, OutcomeAnswer, OutcomeReport};
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum Body {
+    /// Any message of raft's but an append.
     Raft(Message),
+    Append(Append),
     Forward(Forward),
     ForwardAnswer(ForwardAnswer),
     OutcomeReport(OutcomeReport),
@@ -27,6 +30,16 @@ pub enum Body {
 pub struct Outbound {
     pub to: NodeId,
     pub body: Body,
+}
+
+impl Body {
+    /// As a peer sees it: an append is a message of raft's like any other.
+    pub fn whole(self) -> Body {
+        match self {
+            Body::Append(append) => Body::Raft(append.whole()),
+            other => other,
+        }
+    }
 }
 
 /// Read entries from the disk; the answer names `id`.

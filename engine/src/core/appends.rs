@@ -5,39 +5,29 @@
 
 use raft::eraftpb::{Message, MessageType};
 
-fn bytes(message: &Message) -> u64 {
-    message.entries.iter().map(|e| (e.data.len() as u64).saturating_add(64)).sum()
-}
-
-/// Merges each append into the one before it to the same peer, where it goes on exactly behind that one's entries and both fit `limit`.
-pub(super) fn merge(messages: Vec<Message>, limit: u64) -> Vec<Message> {
+/// Merges each append into the one before it to the same peer, where it goes on exactly behind that one's entries.
+pub(super) fn merge(messages: Vec<Message>) -> Vec<Message> {
     let mut out: Vec<Message> = Vec::with_capacity(messages.len());
-    // (peer, where its newest message stands in `out`, bytes of that one's entries)
-    let mut newest: Vec<(u64, usize, u64)> = Vec::new();
+    // (peer, where its newest message stands in `out`)
+    let mut newest: Vec<(u64, usize)> = Vec::new();
     for message in messages {
-        let known = newest.iter().position(|(peer, _, _)| *peer == message.to);
+        let known = newest.iter().position(|(peer, _)| *peer == message.to);
         let append = message.msg_type == MessageType::MsgAppend as i32;
-        let size = if append { bytes(&message) } else { 0 };
-        let slot = known.and_then(|i| newest.get_mut(i));
-        if let Some((_, at, held)) = slot {
-            let total = held.saturating_add(size);
+        if let Some((_, at)) = known.and_then(|i| newest.get_mut(i)) {
             let before = out.get_mut(*at).filter(|before| {
                 append
                     && before.msg_type == message.msg_type
                     && before.term == message.term
                     && before.index.saturating_add(before.entries.len() as u64) == message.index
-                    && (total <= limit || size == 0)
             });
             if let Some(before) = before {
                 before.entries.extend(message.entries);
                 before.commit = before.commit.max(message.commit);
-                *held = total;
                 continue;
             }
             *at = out.len();
-            *held = size;
         } else {
-            newest.push((message.to, out.len(), size));
+            newest.push((message.to, out.len()));
         }
         out.push(message);
     }
@@ -77,10 +67,9 @@ mod tests {
                 vec![append(2, 5, 9, 1, 7), heartbeat, append(2, 5, 10, 1, 7)],
                 vec![(2, 9, 1, 7), (2, 0, 0, 0), (2, 10, 1, 7)],
             ),
-            ("more than fits", vec![append(2, 5, 9, 8, 7), append(2, 5, 17, 8, 7)], vec![(2, 9, 8, 7), (2, 17, 8, 7)]),
         ];
         for (name, messages, merged) in table {
-            assert_eq!(shape(&merge(messages, 1000)), merged, "{name}");
+            assert_eq!(shape(&merge(messages)), merged, "{name}");
         }
     }
 }

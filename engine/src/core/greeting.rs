@@ -31,6 +31,8 @@ const MAX_REASONS: usize = 8;
 pub(super) struct Seen {
     pub directory: Option<Uid>,
     pub incarnation: Option<Uid>,
+    /// An initial member of the cluster that this node was born to, and not known to itself as one that was removed.
+    pub founder: bool,
     pub at: Micros,
     pub connected: bool,
     /// The start number of the process that our own stream leads to, once it agreed.
@@ -143,6 +145,7 @@ impl Core {
             recorded: self.cluster.recorded_directory(to).map(Uid::to_bytes).unwrap_or_default(),
             start: self.start,
             kind: 0,
+            removed: self.removed,
         }
     }
 
@@ -351,6 +354,7 @@ impl Core {
         let seen = Seen {
             directory: Uid::from_bytes(&hello.directory),
             incarnation: Uid::from_bytes(&hello.incarnation),
+            founder: hello.digest != 0 && hello.digest == self.identity.digest && !hello.removed,
             at: self.now,
             connected: before.is_some_and(|s| s.connected),
             listener: before.and_then(|s| s.listener),
@@ -368,7 +372,8 @@ impl Core {
         self.open_founding();
     }
 
-    /// A fresh founder takes part once it has seen a majority of the map without an incarnation, and nobody with one.
+    /// A fresh founder takes part once it has seen a majority of the map without an incarnation, and nobody with one. Who was removed before
+    /// it ever took part founds nothing: whoever sees it may have lost a directory of the cluster that removed it (found by seed 7004465).
     fn open_founding(&mut self) {
         if self.initial.is_empty() || self.identity.incarnation.is_some() || self.greetings.founding_open {
             return;
@@ -377,7 +382,7 @@ impl Core {
         if others().any(|seen| seen.incarnation.is_some()) {
             return;
         }
-        let fresh = others().count().saturating_add(1);
+        let fresh = others().filter(|seen| seen.founder).count().saturating_add(1);
         if fresh > self.initial.len() / 2 || bugs::on(Bug::FreshDirectoriesVote) {
             self.greetings.founding_open = true;
         }
@@ -391,7 +396,9 @@ impl Core {
         }
         let mut heard: BTreeMap<NodeId, Uid> = BTreeMap::from([(self.id, self.identity.directory)]);
         for (id, seen) in &self.greetings.seen {
-            if let (Some(directory), None, true) = (seen.directory, seen.incarnation, self.initial.contains_key(id)) {
+            if let (Some(directory), None, true, true) =
+                (seen.directory, seen.incarnation, seen.founder, self.initial.contains_key(id))
+            {
                 heard.insert(*id, directory);
             }
         }

@@ -59,6 +59,29 @@ fn s11_a_member_that_joined_refuses_a_late_initial_member_of_another_cluster_id_
     }
 }
 
+/// Seed 7004465: 3 was removed before it knew of the cluster that it had founded, and the directory of 1 is empty now.
+#[test]
+fn s11_a_fresh_founder_counts_founders_alone_and_none_that_was_removed() {
+    for (story, digest, removed, incarnation, takes_part) in [
+        ("a founder", 1, false, None, true),
+        ("one that was removed", 1, true, None, false),
+        ("one that waits to be joined", 0, false, None, false),
+        ("one of the cluster", 1, false, Some(INCARNATION), false),
+    ] {
+        let mut cluster = ClusterState::founding(&founders());
+        cluster.voters = vec![1, 2, 3];
+        let mut log = log(None, (1, cluster), 1);
+        log.hard_state = raft::eraftpb::HardState { term: 1, vote: 0, commit: 1 };
+        log.terms = vec![(1, 1)];
+        let mut core = Core::new(options(log)).unwrap();
+        assert!(!core.may_take_part(), "it has seen nobody");
+        let incarnation = incarnation.map(Uid::to_bytes).unwrap_or_default();
+        let hello = Hello { to: 1, removed, incarnation, ..late_founder(digest) };
+        core.greeted(&hello);
+        assert_eq!(core.may_take_part(), takes_part, "{story}");
+    }
+}
+
 /// Node 1, which began alone and has founded `incarnation`; `others` have joined it since.
 fn lone_founder(incarnation: Option<Uid>, others: &[u64]) -> Core {
     let initial = BTreeMap::from([(1, "h:1".to_owned())]);

@@ -49,10 +49,8 @@ impl Leader {
         loop {
             let actions = self.core.poll();
             for message in actions.messages {
-                if let Body::Raft(message) = message.body {
-                    if message.msg_type == MessageType::MsgAppend as i32 {
-                        appends.push((message.to, message.entries.len(), message.commit));
-                    }
+                if let Body::Append(append) = message.body {
+                    appends.push((message.to, append.run.len(), append.head.commit));
                 }
             }
             match actions.writes.last() {

@@ -16,6 +16,7 @@
 
 mod actions;
 mod appends;
+mod bodies;
 #[cfg(feature = "known-bugs")]
 pub mod bugs;
 #[cfg(not(feature = "known-bugs"))]
@@ -47,6 +48,7 @@ mod reads;
 mod ready;
 mod requests;
 mod rng;
+mod run;
 mod snapshotting;
 mod status;
 mod tail;
@@ -69,6 +71,7 @@ pub use deadlines::Micros;
 pub use entry::{Context, Kind, Origin};
 pub use greeting::founding_digest;
 pub use rng::Rng;
+pub use run::{Append, Run};
 pub use status::Positions;
 
 use crate::cluster::{ClusterState, NodeId};
@@ -77,6 +80,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
 use crate::request::Reply;
 use crate::status::{Event, Role};
+use bodies::Bodies;
 use bugs::Bug;
 use divergence::Divergence;
 use election_timer::ElectionTimer;
@@ -156,6 +160,7 @@ pub struct Core {
     /// Raft's applied cursor (S14).
     handed: u64,
     timer: ElectionTimer,
+    bodies: Bodies,
     writes: Writes,
     requests: Requests,
     reads: Reads,
@@ -288,6 +293,7 @@ impl Core {
             newest_time_us,
             handed: log.cluster.index,
             timer: ElectionTimer::default(),
+            bodies: Bodies::default(),
             writes: Writes::new(term, hard_state, log.cluster.index),
             requests: Requests::default(),
             reads: Reads::default(),
@@ -425,7 +431,22 @@ impl Core {
             return self.refuse_old_candidate(from);
         }
         // An unknown sender's answer is of no use; nothing else can fail here.
+        if kind == MessageType::MsgAppend as i32 && !message.entries.is_empty() {
+            self.step_append(message);
+        } else {
+            let _ = self.raw.step(message);
+        }
+    }
+
+    /// Raft decides about the places of its entries; what they say waits beside it, if it takes them.
+    fn step_append(&mut self, mut message: Message) {
+        let entries = std::mem::take(&mut message.entries);
+        message.entries = bodies::strip(&entries);
+        let last = entries.last().map(|e| (e.index, e.term));
         let _ = self.raw.step(message);
+        if last.is_some_and(|(index, term)| self.raw.raft.raft_log.term(index).is_ok_and(|t| t == term)) {
+            self.bodies.wait(entries);
+        }
     }
 
     /// Tells a candidate of an earlier term where the others are (Raft paper, figure 2; raft says nothing). Two that need each other's
@@ -467,6 +488,9 @@ impl Core {
                 }
                 self.take_ready();
                 self.note_role();
+            }
+            if !self.raw.has_ready() {
+                self.bodies.forget();
             }
             self.found_cluster();
             self.pump_reads();
@@ -572,6 +596,7 @@ impl Core {
             return;
         }
         self.removed = true;
+        self.out.hello_changed = true;
         self.abdicate();
         self.let_go_of_peers();
         // Who asked to leave hears that it has.

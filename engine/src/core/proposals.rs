@@ -2,6 +2,7 @@
 
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
+use super::bodies;
 use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::entry::{Context, Kind, Origin};
@@ -154,19 +155,28 @@ impl Core {
     }
 
     /// Appends to our own log as its leader: index of the first, and the term.
-    pub(super) fn append(&mut self, entries: Vec<Entry>) -> Option<(u64, u64)> {
+    pub(super) fn append(&mut self, mut entries: Vec<Entry>) -> Option<(u64, u64)> {
         let count = entries.len() as u64;
         let bytes: u64 = entries.iter().map(|e| e.data.len() as u64).sum();
         let last = self.raw.raft.raft_log.last_index();
-        let message =
-            Message { msg_type: MessageType::MsgPropose as i32, from: self.id, entries, ..Message::default() };
+        let message = Message {
+            msg_type: MessageType::MsgPropose as i32,
+            from: self.id,
+            entries: bodies::strip(&entries),
+            ..Message::default()
+        };
         let taken =
             self.raw.raft.step(message).is_ok() && self.raw.raft.raft_log.last_index() == last.saturating_add(count);
         if !taken {
             return None;
         }
+        let term = self.raw.raft.term;
+        for (entry, index) in entries.iter_mut().zip(last.saturating_add(1)..) {
+            (entry.index, entry.term) = (index, term);
+        }
+        self.bodies.wait(entries);
         self.requests.uncommitted_bytes = self.requests.uncommitted_bytes.saturating_add(bytes);
-        Some((last.saturating_add(1), self.raw.raft.term))
+        Some((last.saturating_add(1), term))
     }
 
     /// Membership and leadership: one at a time, as their leader.

@@ -10,7 +10,9 @@ use raft::eraftpb::{Entry, Message, MessageType};
 
 use super::bugs::{self, Bug};
 use super::entry::{self, Context, Kind};
+use super::run::Append;
 use super::{appends, greeting, Body, Core, Outbound};
+use crate::error::{Error, ErrorCode};
 
 impl Core {
     pub(super) fn take_ready(&mut self) {
@@ -20,8 +22,30 @@ impl Core {
         let hard_state = self.raw.raft.hard_state();
         let new_vote = self.writes.changes_vote(&hard_state);
         let term_is_durable = self.writes.durable_term() == hard_state.term;
+        let installed = (!ready.snapshot().is_empty()).then(|| self.install_snapshot(ready.snapshot())).flatten();
+        let mut entries = ready.take_entries();
+        if let Err(index) = self.bodies.restore(&mut entries) {
+            return self.fail(Error::unknown(
+                ErrorCode::Internal,
+                format!("what entry {index} says was not kept until raft handed it over; the node has stopped before it wrote it; please report this"),
+            ));
+        }
+        if bugs::on(Bug::KeepsConflictingSuffix) {
+            self.keep_conflicting_suffix(&mut entries);
+        }
+        let entries = Arc::new(entries);
+        if !entries.is_empty() {
+            self.note_appended(&entries);
+            // S3: readable from memory before raft lets go of them.
+            self.raw.mut_store().append(Arc::clone(&entries));
+            if bugs::on(Bug::MembersAtAppend) {
+                for entry in entries.iter().filter(|e| entry::is_conf_change(e)) {
+                    self.apply_own(entry);
+                }
+            }
+        }
         let mut held = Vec::new();
-        for message in appends::merge(ready.take_messages(), self.config.max_size_per_msg) {
+        for message in appends::merge(ready.take_messages()) {
             // S1: a leader's messages go at once, but not before its term and vote are durable (a single voter wins inside `campaign()`).
             if (new_vote || !term_is_durable) && !bugs::on(Bug::SendsBeforeItsTermIsDurable) {
                 self.hold(&mut held, message);
@@ -45,22 +69,7 @@ impl Core {
                 self.hold(&mut held, message);
             }
         }
-        let installed = (!ready.snapshot().is_empty()).then(|| self.install_snapshot(ready.snapshot())).flatten();
-        let mut entries = ready.take_entries();
-        if bugs::on(Bug::KeepsConflictingSuffix) {
-            self.keep_conflicting_suffix(&mut entries);
-        }
-        let entries = Arc::new(entries);
-        if !entries.is_empty() {
-            self.note_appended(&entries);
-            // S3: readable from memory before raft lets go of them.
-            self.raw.mut_store().append(Arc::clone(&entries));
-            if bugs::on(Bug::MembersAtAppend) {
-                for entry in entries.iter().filter(|e| entry::is_conf_change(e)) {
-                    self.apply_own(entry);
-                }
-            }
-        }
+        self.raw.mut_store().trim_fetched();
         let read_states = ready.take_read_states();
         let committed = ready.committed_entries().last().map(|e| e.index);
         let must_write = ready.must_sync() || installed.is_some();
@@ -93,8 +102,24 @@ impl Core {
         let to = message.to;
         if message.msg_type == MessageType::MsgSnapshot as i32 {
             self.send_snapshot(message);
+        } else if message.msg_type == MessageType::MsgAppend as i32 && self.admits(to) {
+            self.hold_append(held, message);
         } else if self.admits(to) {
             held.push(Outbound { to, body: Body::Raft(message) });
+        }
+    }
+
+    /// Raft names the entries, the tail has them.
+    fn hold_append(&mut self, held: &mut Vec<Outbound>, mut head: Message) {
+        let skeletons = std::mem::take(&mut head.entries);
+        let to = head.to;
+        match self.raw.store().run(&skeletons) {
+            Some(run) => {
+                let appends = Append { head, run }.split(self.config.max_size_per_msg);
+                held.extend(appends.into_iter().map(|append| Outbound { to, body: Body::Append(append) }));
+            }
+            // Overwritten or compacted since raft meant to send them: it looks again where that peer stands.
+            None => self.raw.report_unreachable(to),
         }
     }
 

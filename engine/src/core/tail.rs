@@ -14,6 +14,8 @@ use raft::{GetEntriesContext, RaftState, StorageError};
 use crate::cluster::NodeId;
 use crate::log::{LogState, SnapshotMeta};
 
+use super::run::Run;
+
 /// Entries of one append, `skip..skip + len` of them still valid.
 struct Chunk {
     first: u64,
@@ -54,7 +56,7 @@ pub struct Tail {
     bytes: u64,
     snapshot: Option<Arc<SnapshotMeta>>,
     wanted: RefCell<Vec<WantedEntries>>,
-    fetched: RefCell<VecDeque<Vec<Entry>>>,
+    fetched: RefCell<VecDeque<Arc<Vec<Entry>>>>,
     /// Raft wants to send a snapshot to this member and there is none that names it (S13).
     wanted_snapshot: Cell<Option<NodeId>>,
     /// (index, bytes of all entries up to it), coarse; for bounding the trailing log by bytes.
@@ -62,9 +64,14 @@ pub struct Tail {
     total_bytes: u64,
 }
 
-/// Bytes of fetched entries kept for raft to pick up.
+/// Runs of fetched entries kept for raft to pick up.
 const FETCHED_KEPT: usize = 16;
 const SIZE_STEP: u64 = 64 << 10;
+
+/// What raft is given: the bytes are taken from here when they are needed, for a peer ([`Tail::run`]) or for the state machine.
+fn skeleton(entry: &Entry) -> Entry {
+    Entry { entry_type: entry.entry_type, term: entry.term, index: entry.index, ..Entry::default() }
+}
 
 fn data_bytes(entry: &Entry) -> u64 {
     entry.data.len() as u64
@@ -263,14 +270,46 @@ impl Tail {
 
     /// Entries that the reader brought: raft asks for them again at once.
     pub fn put_fetched(&mut self, entries: Vec<Entry>) {
-        if entries.is_empty() {
-            return;
+        if !entries.is_empty() {
+            self.fetched.get_mut().push_back(Arc::new(entries));
         }
+    }
+
+    /// What raft was given of them has been sent: the oldest may go.
+    pub fn trim_fetched(&mut self) {
         let fetched = self.fetched.get_mut();
-        while fetched.len() >= FETCHED_KEPT {
+        while fetched.len() > FETCHED_KEPT {
             fetched.pop_front();
         }
-        fetched.push_back(entries);
+    }
+
+    /// The entries that these skeletons of raft's stand for, unless one of them is not in memory (any more).
+    pub fn run(&self, skeletons: &[Entry]) -> Option<Run> {
+        let mut run = Run::default();
+        let mut rest = skeletons;
+        let fetched = self.fetched.borrow();
+        while let Some(index) = rest.first().map(|e| e.index) {
+            let at = self.chunks.partition_point(|c| c.end() <= index);
+            let chunk = self.chunks.get(at).filter(|c| c.first <= index).map(|c| (&c.entries, c.skip, c.len, c.first));
+            let fetched = || {
+                let holds = |run: &&Arc<Vec<Entry>>| {
+                    run.first().is_some_and(|e| e.index <= index) && run.last().is_some_and(|e| e.index >= index)
+                };
+                fetched.iter().find(holds).and_then(|run| Some((run, 0, run.len(), run.first()?.index)))
+            };
+            let (entries, skip, len, first) = chunk.or_else(fetched)?;
+            let from = usize::try_from(index.checked_sub(first)?).ok()?;
+            let count = len.checked_sub(from)?.min(rest.len());
+            let (from, to) = (skip.checked_add(from)?, skip.checked_add(from)?.checked_add(count)?);
+            let (taken, left) = rest.split_at_checked(count)?;
+            let same = |(a, b): (&Entry, &Entry)| a.index == b.index && a.term == b.term;
+            if count == 0 || !entries.get(from..to)?.iter().zip(taken).all(same) {
+                return None;
+            }
+            run.push(entries, from, to);
+            rest = left;
+        }
+        Some(run)
     }
 
     fn fetched_from(&self, low: u64, high: u64, max: u64) -> Option<Vec<Entry>> {
@@ -285,7 +324,7 @@ impl Tail {
             if bytes > max && !out.is_empty() {
                 break;
             }
-            out.push(entry.clone());
+            out.push(skeleton(entry));
         }
         (!out.is_empty()).then_some(out)
     }
@@ -326,9 +365,6 @@ impl raft::Storage for Tail {
             self.wanted.borrow_mut().push(WantedEntries { low, high, max_bytes: max, context });
             return Err(StorageError::LogTemporarilyUnavailable.into());
         }
-        // Only appends to a peer need the bytes. What raft hands over as committed, or scans for pending membership changes, we read
-        // here ourselves: a copy of every command per node is saved.
-        let skeleton = !context.can_async();
         let mut out = Vec::new();
         let mut bytes = 0u64;
         self.for_each(low, high.saturating_sub(1), |entry| {
@@ -336,11 +372,7 @@ impl raft::Storage for Tail {
             if bytes > max && !out.is_empty() {
                 return false;
             }
-            out.push(if skeleton {
-                Entry { entry_type: entry.entry_type, term: entry.term, index: entry.index, ..Entry::default() }
-            } else {
-                entry.clone()
-            });
+            out.push(skeleton(entry));
             true
         });
         Ok(out)
@@ -443,8 +475,35 @@ mod tests {
         let wanted = tail.take_wanted();
         assert_eq!((wanted[0].low, wanted[0].high), (3, 6));
         tail.put_fetched(entries(3..6, 1).to_vec());
-        assert_eq!(tail.entries(3, 9, None, GetEntriesContext::empty(true)).unwrap().len(), 3);
+        let skeletons = tail.entries(3, 9, None, GetEntriesContext::empty(true)).unwrap();
+        assert_eq!(skeletons.iter().map(|e| (e.index, e.data.len())).collect::<Vec<_>>(), [(3, 0), (4, 0), (5, 0)]);
+        let all = [skeletons, tail.entries(6, 9, None, GetEntriesContext::empty(true)).unwrap()].concat();
+        let run = tail.run(&all).unwrap();
+        assert_eq!(
+            run.iter().map(|e| (e.index, e.data.len())).collect::<Vec<_>>(),
+            (3..9).map(|i| (i, 10)).collect::<Vec<_>>()
+        );
         assert_eq!(tail.known_term(3), Some(1), "terms are known without the entries");
+    }
+
+    #[test]
+    fn a_run_is_what_raft_means_or_nothing() {
+        let mut tail = empty();
+        tail.append(entries(2..8, 1));
+        tail.append(entries(5..9, 2));
+        let skeletons = |range, term| entries(range, term).iter().map(skeleton).collect::<Vec<_>>();
+        for (story, wanted, found) in [
+            ("over two appends", [skeletons(3..5, 1), skeletons(5..7, 2)].concat(), Some(4)),
+            ("overwritten since", skeletons(3..7, 1), None),
+            ("beyond the end", skeletons(8..10, 2), None),
+            ("before the start", skeletons(1..3, 1), None),
+            ("nothing", vec![], Some(0)),
+        ] {
+            let run = tail.run(&wanted);
+            assert_eq!(run.as_ref().map(Run::len), found, "{story}");
+            let same = run.iter().flat_map(Run::iter).zip(&wanted).all(|(a, b)| (a.index, a.term) == (b.index, b.term));
+            assert!(same, "{story}");
+        }
     }
 
     #[test]

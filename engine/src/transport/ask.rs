@@ -58,7 +58,8 @@ pub async fn ask(channel: Tame, request: &Request, timeout: Option<Duration>, se
     let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_REPLY.saturating_add(OVERHEAD));
     grpc.ready().await.map_err(|e| failed(Status::unavailable(super::dial::chain(&e))))?;
     let body = Once { message, sent: sent.clone() };
-    let answer = grpc.client_streaming(tonic::Request::new(body), path("Call"), Envelope).await.map_err(failed)?;
+    let answer =
+        grpc.client_streaming(tonic::Request::new(body), path("Call"), Envelope::default()).await.map_err(failed)?;
     decode_answer(answer.get_ref()).map_err(|mut error| {
         if changes_nothing(request) {
             error.committed = crate::error::Committed::No;

@@ -17,7 +17,7 @@ use tonic::transport::Endpoint;
 use tonic::Streaming;
 use tower::Service as _;
 
-use super::envelope::{Envelope, OVERHEAD};
+use super::envelope::{Envelope, Parts, OVERHEAD};
 use super::limits;
 use super::queue::{LaneBody, LaneQueue};
 use super::service::Shared;
@@ -258,19 +258,20 @@ async fn greet_and_send(local: &Local, peer: NodeId, lane: Lane, addr: &str, slo
 }
 
 /// Opens a stream in both directions.
-pub async fn open<S>(
+pub async fn open<S, T>(
     channel: Tame,
     method: &'static str,
     body: S,
     patience: Duration,
 ) -> Result<Streaming<Bytes>, String>
 where
-    S: tokio_stream::Stream<Item = Bytes> + Send + 'static,
+    S: tokio_stream::Stream<Item = T> + Send + 'static,
+    T: Into<Parts> + Send + Sync + 'static,
 {
     let mut grpc = Grpc::new(channel).max_decoding_message_size(SMALL.saturating_add(OVERHEAD));
     let opened = async {
         grpc.ready().await.map_err(|e| chain(&e))?;
-        grpc.streaming(tonic::Request::new(body), path(method), Envelope).await.map_err(|e| chain(&e))
+        grpc.streaming(tonic::Request::new(body), path(method), Envelope::default()).await.map_err(|e| chain(&e))
     };
     match timeout(patience, opened).await {
         Ok(opened) => Ok(opened?.into_inner()),

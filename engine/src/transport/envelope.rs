@@ -3,6 +3,8 @@
 //! The codec checks the checksum and hands on bytes; what they mean is decided by who reads the stream, because that
 //! depends on what was said before. A wrong checksum ends the stream: TCP's own misses one damaged segment in thousands.
 
+use std::marker::PhantomData;
+
 use bytes::{Buf, BufMut, Bytes};
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::Status;
@@ -12,32 +14,55 @@ pub const FORMAT: u8 = 1;
 /// Format byte and checksum.
 pub const OVERHEAD: usize = 5;
 
-/// Codec of tonic for both directions.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Envelope;
+/// Bytes of one message, in pieces: they are put together where they are sent.
+#[derive(Clone, Debug, Default)]
+pub struct Parts(Vec<Bytes>);
 
-impl Codec for Envelope {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Envelope;
-    type Decoder = Envelope;
-
-    fn encoder(&mut self) -> Envelope {
-        Envelope
-    }
-
-    fn decoder(&mut self) -> Envelope {
-        Envelope
+impl From<Vec<Bytes>> for Parts {
+    fn from(parts: Vec<Bytes>) -> Self {
+        Parts(parts)
     }
 }
 
-impl Encoder for Envelope {
-    type Item = Bytes;
+impl From<Bytes> for Parts {
+    fn from(bytes: Bytes) -> Self {
+        Parts(vec![bytes])
+    }
+}
+
+/// Codec of tonic for both directions; `T` is what is sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Envelope<T>(PhantomData<fn(T)>);
+
+impl<T> Default for Envelope<T> {
+    fn default() -> Self {
+        Envelope(PhantomData)
+    }
+}
+
+impl<T: Into<Parts> + Send + 'static> Codec for Envelope<T> {
+    type Encode = T;
+    type Decode = Bytes;
+    type Encoder = Envelope<T>;
+    type Decoder = Open;
+
+    fn encoder(&mut self) -> Envelope<T> {
+        Envelope::default()
+    }
+
+    fn decoder(&mut self) -> Open {
+        Open
+    }
+}
+
+impl<T: Into<Parts> + Send + 'static> Encoder for Envelope<T> {
+    type Item = T;
     type Error = Status;
 
-    fn encode(&mut self, item: Bytes, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        dst.reserve(item.len().saturating_add(OVERHEAD));
-        seal(&item, dst);
+    fn encode(&mut self, item: T, dst: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        let Parts(parts) = item.into();
+        dst.reserve(parts.iter().map(Bytes::len).fold(OVERHEAD, usize::saturating_add));
+        seal(&parts, dst);
         Ok(())
     }
 
@@ -46,7 +71,11 @@ impl Encoder for Envelope {
     }
 }
 
-impl Decoder for Envelope {
+/// The receiving half.
+#[derive(Clone, Copy, Debug)]
+pub struct Open;
+
+impl Decoder for Open {
     type Item = Bytes;
     type Error = Status;
 
@@ -59,10 +88,10 @@ impl Decoder for Envelope {
     }
 }
 
-fn seal(item: &[u8], dst: &mut impl BufMut) {
+fn seal(parts: &[Bytes], dst: &mut impl BufMut) {
     dst.put_u8(FORMAT);
-    dst.put_u32_le(crc32c::crc32c(item));
-    dst.put_slice(item);
+    dst.put_u32_le(parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part)));
+    parts.iter().for_each(|part| dst.put_slice(part));
 }
 
 /// Takes exactly one message: all that `src` holds.
@@ -89,7 +118,8 @@ mod tests {
 
     fn sealed(item: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
-        seal(item, &mut out);
+        let (first, rest) = item.split_at(item.len() / 3);
+        seal(&[Bytes::copy_from_slice(first), Bytes::copy_from_slice(rest)], &mut out);
         out
     }
 

@@ -3,6 +3,7 @@
 //! The length of a message is limited by the transport, but two bytes of an empty repeated element become a whole struct.
 //! So the elements are counted before anything is decoded.
 
+use bytes::Bytes;
 use prost::encoding::{decode_key, decode_varint, WireType};
 use prost::Message;
 use tonic::Status;
@@ -50,7 +51,7 @@ pub fn walk<'a>(mut bytes: &'a [u8], each: &mut dyn FnMut(u32, &'a [u8]) -> Resu
 }
 
 /// Decodes a frame whose decoded form takes no more than four times its length and a constant.
-pub fn decode_frame(bytes: &[u8]) -> Result<Vec<Item>, Status> {
+pub fn decode_frame(bytes: &Bytes) -> Result<Vec<Item>, Status> {
     let mut items = 0usize;
     let mut proposals = 0usize;
     let mut marks = 0usize;
@@ -81,7 +82,7 @@ pub fn decode_frame(bytes: &[u8]) -> Result<Vec<Item>, Status> {
             bytes.len()
         )));
     }
-    Ok(Frame::decode(bytes).map_err(malformed)?.items)
+    Ok(Frame::decode(bytes.clone()).map_err(malformed)?.items)
 }
 
 /// Decodes any other message; its length limit (1 MiB) is small enough to bound what it becomes.
@@ -94,6 +95,10 @@ mod tests {
     use super::*;
     use crate::wire::{Body, Forward, ForwardAnswer, OutcomeAnswer, OutcomeReport};
     use proptest::prelude::*;
+
+    fn decoded(bytes: &[u8]) -> Result<Vec<Item>, Status> {
+        decode_frame(&Bytes::copy_from_slice(bytes))
+    }
 
     fn any_item() -> impl Strategy<Value = Item> {
         let forward = (any::<[u64; 4]>(), prop::collection::vec((any::<u64>(), any::<Vec<u8>>(), any::<u32>()), 0..4))
@@ -130,7 +135,7 @@ mod tests {
         let compared = any::<[u64; 4]>().prop_map(|n| {
             Body::OutcomeAnswer(OutcomeAnswer { term: n[0], upto: n[1], details_for: n[2], diverged_at: n[3] })
         });
-        prop_oneof![any::<Vec<u8>>().prop_map(Body::Raft), forward, answer, report, compared]
+        prop_oneof![any::<Vec<u8>>().prop_map(|bytes| Body::Raft(bytes.into())), forward, answer, report, compared]
             .prop_map(|body| Item { body: Some(body) })
     }
 
@@ -138,12 +143,12 @@ mod tests {
         #[test]
         fn a_frame_decodes_to_what_was_encoded(items in prop::collection::vec(any_item(), 0..8)) {
             let bytes = Frame { items: items.clone() }.encode_to_vec();
-            prop_assert_eq!(decode_frame(&bytes).unwrap(), items);
+            prop_assert_eq!(decoded(&bytes).unwrap(), items);
         }
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
-            let _ = decode_frame(&bytes);
+            let _ = decoded(&bytes);
             let _ = decode::<crate::wire::Hello>(&bytes);
             let _ = decode::<crate::wire::SnapshotUp>(&bytes);
             let _ = decode::<crate::wire::SnapshotDown>(&bytes);
@@ -154,16 +159,16 @@ mod tests {
             let mut bytes = Frame { items }.encode_to_vec();
             let at = at.index(bytes.len());
             bytes[at] = to;
-            let _ = decode_frame(&bytes);
+            let _ = decoded(&bytes);
         }
     }
 
     #[test]
     fn a_small_message_that_would_become_large_is_refused() {
         let empty_items: Vec<u8> = [0x0a, 0x00].repeat(MAX_ITEMS + 1);
-        assert!(decode_frame(&empty_items).unwrap_err().message().contains("too many"));
+        assert!(decoded(&empty_items).unwrap_err().message().contains("too many"));
         let frame = Frame { items: vec![] }.encode_to_vec();
-        assert!(decode_frame(&frame).unwrap().is_empty());
+        assert!(decoded(&frame).unwrap().is_empty());
         // A forward of empty proposals; a report of empty sums.
         for (body, element, count) in [(0x12, 0x22, 2_000_000), (0x22, 0x12, 4_000_000)] {
             let elements: Vec<u8> = [element, 0x00].repeat(count);
@@ -173,7 +178,7 @@ mod tests {
             let mut frame = vec![0x0a];
             prost::encoding::encode_varint(item.len() as u64, &mut frame);
             frame.extend(item);
-            assert!(decode_frame(&frame).unwrap_err().message().contains("too many"), "{body}");
+            assert!(decoded(&frame).unwrap_err().message().contains("too many"), "{body}");
         }
     }
 }

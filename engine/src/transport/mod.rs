@@ -22,6 +22,7 @@ mod envelope;
 mod gate;
 pub mod limits;
 mod listen;
+mod outgoing;
 mod queue;
 mod service;
 mod snapshot;
@@ -46,6 +47,7 @@ use crate::request::{Reply, Request, Timeout};
 use crate::wire::{Hello, Item, SnapshotHeader, StreamKind, Welcome};
 
 use dial::{Local, Slot, Target};
+pub use outgoing::{encode_entries, Outgoing, What};
 use service::Shared;
 pub use snapshot::{IntakeFile, SnapshotIntake, SnapshotSource, CHUNK};
 
@@ -172,7 +174,7 @@ pub enum Incoming {
     NotSent {
         to: NodeId,
         lane: Lane,
-        items: Vec<Item>,
+        items: Vec<Outgoing>,
     },
     /// A peer wants to send a snapshot; `Err` says why not.
     SnapshotHeader {
@@ -312,7 +314,7 @@ impl Transport {
     }
 
     /// Takes items from the front as long as they fit; hands back the rest in order (not connected, or full).
-    pub fn send(&self, to: NodeId, lane: Lane, items: Vec<Item>) -> Result<(), Vec<Item>> {
+    pub fn send(&self, to: NodeId, lane: Lane, items: Vec<Outgoing>) -> Result<(), Vec<Outgoing>> {
         let [control, bulk] = match self.peers.get(&to) {
             Some(peer) => &peer.lanes,
             None => return Err(items),

@@ -9,16 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use prost::Message;
 use tokio_stream::Stream;
 
+use super::envelope::Parts;
 use super::limits::MAX_ITEMS;
-use crate::wire::{Frame, Item};
+use super::outgoing::Outgoing;
 
 /// Bytes that a frame is filled up to; only a single larger item makes a larger frame.
 const FRAME_TARGET: usize = 4 << 20;
-/// Tag, length and the frame's own share of one item, at most.
-const PER_ITEM: usize = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
@@ -30,7 +28,7 @@ enum Phase {
 
 struct State {
     phase: Phase,
-    items: VecDeque<(usize, Item)>,
+    items: VecDeque<Outgoing>,
     bytes: usize,
     waker: Option<Waker>,
 }
@@ -62,14 +60,14 @@ impl LaneQueue {
     }
 
     /// Takes items from the front as long as they fit and hands back the rest: the order stays.
-    pub fn push(&self, items: Vec<Item>) -> Result<(), Vec<Item>> {
+    pub fn push(&self, items: Vec<Outgoing>) -> Result<(), Vec<Outgoing>> {
         let mut state = self.state();
         if state.phase != Phase::Open {
             return Err(items);
         }
         let mut rest = items.into_iter();
         while let Some(item) = rest.next() {
-            let size = item.encoded_len().saturating_add(PER_ITEM);
+            let size = item.encoded_len();
             let full = !state.items.is_empty()
                 && (state.bytes.saturating_add(size) > self.max_bytes || state.items.len() >= self.max_items);
             if full || size > self.max_item {
@@ -78,25 +76,25 @@ impl LaneQueue {
                 return Err(back);
             }
             state.bytes = state.bytes.saturating_add(size);
-            state.items.push_back((size, item));
+            state.items.push_back(item);
         }
         wake(state);
         Ok(())
     }
 
     /// Nothing is taken any more. Returns what never left, in order, and whether it had been open.
-    pub fn close(&self) -> (Vec<Item>, bool) {
+    pub fn close(&self) -> (Vec<Outgoing>, bool) {
         let mut state = self.state();
         let was_open = state.phase == Phase::Open;
         state.phase = Phase::Closed;
         state.bytes = 0;
-        let items = std::mem::take(&mut state.items).into_iter().map(|(_, item)| item).collect();
+        let items = std::mem::take(&mut state.items).into();
         wake(state);
         (items, was_open)
     }
 
-    /// One frame of as much as is there. `Ready(None)` once closed.
-    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
+    /// One frame of as much as is there, in pieces. `Ready(None)` once closed.
+    fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Vec<Bytes>>> {
         let mut state = self.state();
         match state.phase {
             Phase::Closed => return Poll::Ready(None),
@@ -106,19 +104,20 @@ impl LaneQueue {
             }
             Phase::Greeting | Phase::Open => {}
         }
-        let mut items = Vec::with_capacity(state.items.len().min(MAX_ITEMS));
-        let mut bytes = 0usize;
-        while let Some((size, _)) = state.items.front() {
-            bytes = bytes.saturating_add(*size);
-            if !items.is_empty() && (bytes > FRAME_TARGET.min(self.max_item) || items.len() >= MAX_ITEMS) {
+        let mut frame = Vec::with_capacity(state.items.len().min(MAX_ITEMS).saturating_mul(2));
+        let (mut items, mut bytes) = (0usize, 0usize);
+        while let Some(size) = state.items.front().map(Outgoing::encoded_len) {
+            bytes = bytes.saturating_add(size);
+            if items > 0 && (bytes > FRAME_TARGET.min(self.max_item) || items >= MAX_ITEMS) {
                 break;
             }
-            if let Some((size, item)) = state.items.pop_front() {
+            if let Some(item) = state.items.pop_front() {
                 state.bytes = state.bytes.saturating_sub(size);
-                items.push(item);
+                items = items.saturating_add(1);
+                item.put(&mut frame);
             }
         }
-        Poll::Ready(Some(Frame { items }))
+        Poll::Ready(Some(frame))
     }
 }
 
@@ -143,13 +142,13 @@ impl LaneBody {
 }
 
 impl Stream for LaneBody {
-    type Item = Bytes;
+    type Item = Parts;
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Parts>> {
         if let Some(hello) = self.hello.take() {
-            return Poll::Ready(Some(hello));
+            return Poll::Ready(Some(hello.into()));
         }
-        self.queue.poll_frame(cx).map(|frame| frame.map(|frame| Bytes::from(frame.encode_to_vec())))
+        self.queue.poll_frame(cx).map(|frame| frame.map(Parts::from))
     }
 }
 
@@ -158,12 +157,18 @@ mod tests {
     use super::*;
     use crate::wire::Body;
 
-    fn item(n: u8, size: usize) -> Item {
-        Item { body: Some(Body::Raft(vec![n; size])) }
+    fn item(n: u8, size: usize) -> Outgoing {
+        Body::Raft(vec![n; size].into()).into()
     }
 
-    fn frame(queue: &LaneQueue) -> Poll<Option<Vec<Item>>> {
-        queue.poll_frame(&mut Context::from_waker(Waker::noop())).map(|f| f.map(|f| f.items))
+    fn parts(items: impl Iterator<Item = Outgoing>) -> Vec<Bytes> {
+        let mut frame = Vec::new();
+        items.for_each(|item| item.put(&mut frame));
+        frame
+    }
+
+    fn frame(queue: &LaneQueue) -> Poll<Option<Vec<Bytes>>> {
+        queue.poll_frame(&mut Context::from_waker(Waker::noop()))
     }
 
     #[test]
@@ -185,7 +190,7 @@ mod tests {
         queue.open();
         let back = queue.push((0..5).map(|n| item(n, 100)).collect()).unwrap_err();
         assert_eq!(back, vec![item(3, 100), item(4, 100)]);
-        assert_eq!(frame(&queue), Poll::Ready(Some((0..3).map(|n| item(n, 100)).collect())));
+        assert_eq!(frame(&queue), Poll::Ready(Some(parts((0..3).map(|n| item(n, 100))))));
         assert!(frame(&queue).is_pending());
     }
 

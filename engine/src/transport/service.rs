@@ -186,7 +186,10 @@ async fn stream(shared: Arc<Shared>, request: http::Request<Body>, method: Metho
     };
     let request = request.map(|body| Gate::greeting(body, Arc::clone(&open)));
     let service = StreamService { shared, method, held: Some((open, slot)) };
-    Grpc::new(Envelope).max_decoding_message_size(limit.saturating_add(OVERHEAD)).streaming(service, request).await
+    Grpc::new(Envelope::default())
+        .max_decoding_message_size(limit.saturating_add(OVERHEAD))
+        .streaming(service, request)
+        .await
 }
 
 struct StreamService {
@@ -326,7 +329,10 @@ async fn call(shared: Arc<Shared>, request: http::Request<Body>) -> HttpAnswer {
         request.map(|body| Gate::call(body, limit.saturating_add(OVERHEAD), budget, Arc::clone(&slot), CALL_ARRIVES));
     let service = CallService { shared, _slot: slot };
     // The budget's share is held until the answer is there.
-    Grpc::new(Envelope).max_decoding_message_size(limit.saturating_add(OVERHEAD)).unary(service, request).await
+    Grpc::new(Envelope::default())
+        .max_decoding_message_size(limit.saturating_add(OVERHEAD))
+        .unary(service, request)
+        .await
 }
 
 struct CallService {

@@ -153,13 +153,13 @@ impl Host {
     }
 }
 
-fn item(bytes: Vec<u8>) -> Item {
-    Item { body: Some(Body::Raft(bytes)) }
+fn item(bytes: Vec<u8>) -> Outgoing {
+    Body::Raft(bytes.into()).into()
 }
 
 fn raw(item: Item) -> Vec<u8> {
     match item.body {
-        Some(Body::Raft(bytes)) => bytes,
+        Some(Body::Raft(bytes)) => bytes.to_vec(),
         other => panic!("{other:?}"),
     }
 }
@@ -482,7 +482,8 @@ fn hostile_streams_end_with_an_error_and_the_node_lives() {
         wrong_crc[1] ^= 1;
         let mut wrong_format = greeting().to_vec();
         wrong_format[0] = 9;
-        let frame = Frame { items: vec![item(vec![0; 100])] }.encode_to_vec();
+        let body = Some(Body::Raft(vec![0; 100].into()));
+        let frame = Frame { items: vec![Item { body }] }.encode_to_vec();
         let mut damaged = sealed(&frame).to_vec();
         damaged[60] ^= 0x40;
         use tonic::Code::*;

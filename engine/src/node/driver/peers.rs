@@ -4,17 +4,18 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use prost_raft::Message as _;
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::Message;
 
 use super::{Driver, Feedback};
 use crate::cluster::NodeId;
-use crate::core::{Body, Outbound, SnapshotSend};
+use crate::core::{Append, Body, Outbound, Run, SnapshotSend};
 use crate::error::ErrorCode;
 use crate::log::SnapshotMeta;
 use crate::node::FIRST_INTERNAL_TOKEN;
 use crate::snapshots::wire_header;
-use crate::transport::{Incoming, Lane, Permit};
+use crate::transport::{encode_entries, Incoming, Lane, Outgoing, Permit, What};
 use crate::wire::{Body as ItemBody, Item, SnapshotHeader};
 
 impl Driver {
@@ -86,7 +87,7 @@ impl Driver {
 
     fn item(&mut self, from: NodeId, item: Item) {
         match item.body {
-            Some(ItemBody::Raft(bytes)) => match Message::decode(bytes.as_slice()) {
+            Some(ItemBody::Raft(bytes)) => match Message::decode(bytes) {
                 Ok(message) => self.core.receive(from, message),
                 Err(error) => {
                     self.log(slog::Level::Warning, "transport", || {
@@ -110,13 +111,13 @@ impl Driver {
         self.core.receive_snapshot(from, message, SnapshotMeta { index, term, cluster, size, crc, has_file, outcomes });
     }
 
-    fn not_sent(&mut self, to: NodeId, items: Vec<Item>) {
+    fn not_sent(&mut self, to: NodeId, items: Vec<Outgoing>) {
         let mut appends = false;
         for item in items {
-            match item.body {
-                Some(ItemBody::Forward(forward)) => self.feedback.push(Feedback::ForwardNotSent(forward.number)),
-                Some(ItemBody::Raft(_)) => appends = true,
-                _ => {}
+            match item.what() {
+                What::Forward(number) => self.feedback.push(Feedback::ForwardNotSent(number)),
+                What::Raft => appends = true,
+                What::Other => {}
             }
         }
         if appends {
@@ -126,20 +127,28 @@ impl Driver {
 
     /// One frame's worth for each peer and lane, in order.
     pub(super) fn post(&mut self, messages: Vec<Outbound>) {
-        let mut lanes: BTreeMap<(NodeId, Lane), Vec<Item>> = BTreeMap::new();
+        let mut lanes: BTreeMap<(NodeId, Lane), Vec<Outgoing>> = BTreeMap::new();
+        // Most of what goes to one peer goes to the others as well.
+        let mut encoded: Vec<(Run, Bytes)> = Vec::new();
         for Outbound { to, body } in messages {
-            let (lane, body) = match body {
-                Body::Raft(message) => {
-                    // Also an append without entries: it must not overtake those with.
-                    let bulk = message.msg_type == MessageType::MsgAppend as i32;
-                    (if bulk { Lane::Bulk } else { Lane::Control }, ItemBody::Raft(message.encode_to_vec()))
+            let (lane, item) = match body {
+                Body::Raft(message) => (Lane::Control, Outgoing::raft(&message, Bytes::new())),
+                // Also an append without entries: it must not overtake those with.
+                Body::Append(Append { head, run }) => {
+                    let known = encoded.iter().find(|(other, _)| other.is(&run)).map(|(_, bytes)| bytes.clone());
+                    let entries = known.unwrap_or_else(|| {
+                        let bytes = encode_entries(run.iter());
+                        encoded.push((run, bytes.clone()));
+                        bytes
+                    });
+                    (Lane::Bulk, Outgoing::raft(&head, entries))
                 }
-                Body::Forward(forward) => (Lane::Bulk, ItemBody::Forward(forward)),
-                Body::ForwardAnswer(answer) => (Lane::Control, ItemBody::ForwardAnswer(answer)),
-                Body::OutcomeReport(report) => (Lane::Control, ItemBody::OutcomeReport(report)),
-                Body::OutcomeAnswer(answer) => (Lane::Control, ItemBody::OutcomeAnswer(answer)),
+                Body::Forward(forward) => (Lane::Bulk, ItemBody::Forward(forward).into()),
+                Body::ForwardAnswer(answer) => (Lane::Control, ItemBody::ForwardAnswer(answer).into()),
+                Body::OutcomeReport(report) => (Lane::Control, ItemBody::OutcomeReport(report).into()),
+                Body::OutcomeAnswer(answer) => (Lane::Control, ItemBody::OutcomeAnswer(answer).into()),
             };
-            lanes.entry((to, lane)).or_default().push(Item { body: Some(body) });
+            lanes.entry((to, lane)).or_default().push(item);
         }
         for ((to, lane), items) in lanes {
             if let Err(back) = self.transport.send(to, lane, items) {
