@@ -123,7 +123,7 @@ impl Cluster {
                     });
                 }
                 for message in actions.messages {
-                    if let Body::Raft(raft) = message.body {
+                    if let Body::Raft(raft) = message.body.whole() {
                         idle = false;
                         self.cores[message.to as usize - 1].receive(at as u64 + 1, raft);
                     }
