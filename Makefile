@@ -46,10 +46,10 @@ bench-scale: $(INSTALLED) ## speed by nodes, by size of a command, by how many a
 	@BENCH_PYTHON=$(BIN)/python $(BIN)/python benches/scale.py $(BENCH)
 
 bench-parts: $(TOOLS) ## the core alone, without disk and network; the log engines alone
-	@cargo build --quiet --release --locked --package raftify-engine --example bench_parts
+	@cargo build --quiet --release --locked --package raftify-engine --example bench_core --example bench_log
 	@mkdir -p benches/out
-	@$(RELEASE_LIB)/examples/bench_parts core | tee benches/out/parts.jsonl
-	@$(RELEASE_LIB)/examples/bench_parts log benches/out | tee -a benches/out/parts.jsonl
+	@$(RELEASE_LIB)/examples/bench_core | tee benches/out/core.jsonl
+	@$(RELEASE_LIB)/examples/bench_log --dir benches/out $(BENCH)
 
 plots: $(TOOLS) ## curves of what bench-scale and bench-stress measured, in docs/plots
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement benches/requirements.txt

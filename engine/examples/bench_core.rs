@@ -1,17 +1,15 @@
-//! The parts of a node alone, each in one thread: `bench_parts core` is what raft and the core cost, with no disk and no network;
-//! `bench_parts log DIRECTORY` what each log engine makes durable, with nothing else. Prints lines of JSON.
+//! The core alone: a cluster of cores in one thread, without disk, network and state machine. From proposing to applied.
+//!
+//! `cargo run --release -p raftify-engine --example bench_core`: a line of JSON for each size of cluster and of batch.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use raft::eraftpb::Entry;
-use raftify_engine::core::{founding_digest, new_log, Body, Context, Core, CoreOptions, Kind, Origin};
-use raftify_engine::log::{open_or_create, Identity, LogOptions, LogState, LogWrite, NewLog};
+use raftify_engine::core::{founding_digest, new_log, Body, Core, CoreOptions};
+use raftify_engine::log::{Identity, LogState};
 use raftify_engine::machine::{MachineAnswer, MachineRequest};
-use raftify_engine::{Config, LogEngine, NodeId, Uid};
+use raftify_engine::{Config, NodeId, Uid};
 
 const PAYLOAD: usize = 128;
 const WINDOW: Duration = Duration::from_secs(2);
@@ -167,58 +165,11 @@ impl Cluster {
     }
 }
 
-fn cores() {
+fn main() {
     for nodes in [1, 3, 5] {
         for batch in [1, 64, 1024] {
             let rate = Cluster::new(nodes).run(batch);
             println!("{{\"part\":\"core\",\"nodes\":{nodes},\"batch\":{batch},\"entries_a_second\":{rate:.0}}}");
-        }
-    }
-}
-
-fn logs(directory: &Path) {
-    for (name, engine) in [("segment", LogEngine::Segment), ("lmdb", LogEngine::Lmdb)] {
-        for batch in [1, 64, 1024] {
-            let place = directory.join(format!("parts-{name}-{batch}"));
-            let _ = std::fs::remove_dir_all(&place);
-            let initial = founders(1);
-            let new = || {
-                let (hard_state, cluster, snapshot) = new_log(&initial);
-                Ok(NewLog { identity: identity(1, &initial), cluster, hard_state, snapshot })
-            };
-            let options = LogOptions { engine, ..LogOptions::of(1) };
-            let mut log = open_or_create(&place, &options, new).unwrap();
-            let (mut index, mut number, began) = (log.state.last_index, 0, Instant::now());
-            while began.elapsed() < WINDOW {
-                number += 1;
-                let entries = (1..=batch).map(|n| {
-                    let origin = Origin { node: 1, start: 1, sequence: index + n };
-                    let context = Context { kind: Kind::Command, time_us: 0, origin }.encode();
-                    Entry { term: 1, index: index + n, data: vec![7; PAYLOAD], context, ..Entry::default() }
-                });
-                let entries = Some(Arc::new(entries.collect()));
-                index += batch;
-                log.writer.write(&[LogWrite { number, entries, must_sync: true, ..LogWrite::default() }]).unwrap();
-            }
-            let seconds = began.elapsed().as_secs_f64();
-            let (writes, entries) = (number as f64 / seconds, (number * batch) as f64 / seconds);
-            println!(
-                "{{\"part\":\"log\",\"engine\":\"{name}\",\"batch\":{batch},\"writes_a_second\":{writes:.0},\"entries_a_second\":{entries:.0}}}"
-            );
-            drop(log);
-            let _ = std::fs::remove_dir_all(&place);
-        }
-    }
-}
-
-fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["core"] => cores(),
-        ["log", directory] => logs(Path::new(directory)),
-        _ => {
-            eprintln!("usage: bench_parts core | log DIRECTORY");
-            std::process::exit(2);
         }
     }
 }
