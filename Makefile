@@ -21,7 +21,7 @@ SOURCES := $(shell find engine capi interop include raftify_ffi -type f \
 	-not -name '*.pyc' -not -name '*.so' -not -name '_native.py' 2>/dev/null) \
 	$(wildcard Cargo.toml Cargo.lock pyproject.toml setup.py MANIFEST.in)
 
-.PHONY: help setup demo test bench clean rust-fmt rust-lint rust-test sim known-bugs soak memcheck header wheel symbols py-lint py-types py-test
+.PHONY: help setup demo test bench bench-stress bench-scale bench-parts plots clean rust-fmt rust-lint rust-test sim known-bugs soak memcheck header wheel symbols py-lint py-types py-test
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -38,6 +38,22 @@ test: rust-fmt py-lint wheel symbols py-types rust-lint rust-test sim known-bugs
 
 bench: $(INSTALLED) ## proposals per second, as a ratio to what this disk can sync (BENCH_HOME: compare with other libraries)
 	@BENCH_PYTHON=$(BIN)/python $(BIN)/python benches/run.py $(BENCH)
+
+bench-stress: $(INSTALLED) ## latency, failover, catching up, starting, idling under stress, beside their goals (BENCH="--full": the long forms)
+	@PYTHONPATH=benches BENCH_PYTHON=$(BIN)/python $(BIN)/python -m stress $(BENCH)
+
+bench-scale: $(INSTALLED) ## speed by nodes, by size of a command, by how many are in flight
+	@BENCH_PYTHON=$(BIN)/python $(BIN)/python benches/scale.py $(BENCH)
+
+bench-parts: $(TOOLS) ## the core alone, without disk and network; the log engines alone
+	@cargo build --quiet --release --locked --package raftify-engine --example bench_core --example bench_log
+	@mkdir -p benches/out
+	@$(RELEASE_LIB)/examples/bench_core | tee benches/out/core.jsonl
+	@$(RELEASE_LIB)/examples/bench_log --dir benches/out $(BENCH)
+
+plots: $(TOOLS) ## curves of what bench-scale and bench-stress measured, in docs/plots
+	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement benches/requirements.txt
+	@$(BIN)/python benches/plots.py $(BENCH)
 
 clean: ## remove what the other commands made
 	rm -rf $(VENV) target build dist benches/out *.egg-info .mypy_cache .ruff_cache .pytest_cache
@@ -114,10 +130,11 @@ py-lint: $(TOOLS) ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-py-types: $(INSTALLED) ## mypy --strict: the source, the wheel as a user sees it, the example against the wheel
+py-types: $(INSTALLED) ## mypy --strict: the source, the wheel as a user sees it, the example and the benches against the wheel
 	$(BIN)/mypy --strict
 	cd $(VENV) && $(BIN)/mypy --strict -p raftify_ffi
 	cd examples/python && $(BIN)/mypy --strict main.py demo.py
+	cd benches && $(BIN)/mypy --strict --ignore-missing-imports *.py stress raftify_ffi_python/many.py
 
 py-test: $(INSTALLED) ## pytest against the installed wheel: nodes, processes, examples (C too), packaging
 	RAFTIFY_TEST_PROFILE=release $(BIN)/pytest tests

@@ -69,7 +69,9 @@ class Run:
         self._propose_many = propose_many
         self._many = many
         value = os.urandom(payload - 8)
-        commands = [struct.pack(">Q", key) + value for key in range(1024 if payload > 4096 else 10_000)]
+        # The state stays at 16 MiB or below, whatever the payload.
+        keys = 10_000 if payload <= 4096 else max(1, min(1024, (16 << 20) // payload))
+        commands = [struct.pack(">Q", key) + value for key in range(keys)]
         #: Made beforehand, one after the other in memory: what is measured is the library.
         self._commands = itertools.cycle(commands)
         self._latencies: list[float] = []

@@ -9,117 +9,18 @@ A figure alone says little (another disk, another day): read the ratios.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import queue
 import shutil
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-OUT = HERE / "out"
-#: Which program is the node, and what builds it.
-DRIVERS: dict[str, tuple[str, list[str]]] = {
-    "python": ("raftify_ffi_python", []),
-    "rust": (
-        "raftify_engine_rust",
-        ["cargo", "build", "--release", "--locked", "-p", "raftify-engine", "--example", "bench_node"],
-    ),
-    "c": ("raftify_c", ["make", "--silent", "-C", str(HERE / "raftify_c")]),
-}
+from cluster import DATA, DRIVERS, OUT, START_TIMEOUT, Node, build, free_ports, syncs_per_second
+
 #: payload bytes, proposals in flight
 WORK = [(128, 1), (128, 16), (128, 64), (128, 256), (128, 1024), (16384, 64)]
-START_TIMEOUT = 60.0
-TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for listener in held:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in held]
-    finally:
-        for listener in held:
-            listener.close()
-
-
-def syncs_per_second(directory: Path, seconds: float) -> float:
-    """How often this disk makes an appended 4 KiB durable, one after the other."""
-    path = directory / "syncs"
-    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-    try:
-        block, count, start = os.urandom(4096), 0, time.perf_counter()
-        while time.perf_counter() - start < seconds:
-            os.write(descriptor, block)
-            os.fdatasync(descriptor)
-            count += 1
-        return count / (time.perf_counter() - start)
-    finally:
-        os.close(descriptor)
-        path.unlink()
-
-
-class Node:
-    def __init__(self, driver: Path, node_id: int, peers: str, directory: Path) -> None:
-        self.id = node_id
-        directory.mkdir(parents=True)
-        self._log = (OUT / f"node-{node_id}.err").open("w")
-        command = [str(driver / "node"), "--id", str(node_id), "--peers", peers, "--dir", str(directory)]
-        self._process = subprocess.Popen(
-            command, cwd=directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
-        )
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        for line in self._process.stdout or ():
-            self._lines.put(line.strip())
-        self._lines.put(None)
-
-    def say(self, line: str) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-
-    def hear(self, timeout: float) -> str:
-        try:
-            line = self._lines.get(timeout=timeout)
-        except queue.Empty:
-            raise SystemExit(f"bench: node {self.id} says nothing; see {self._log.name}") from None
-        if line is None:
-            raise SystemExit(f"bench: node {self.id} ended; see {self._log.name}")
-        return line
-
-    def hear_json(self, timeout: float, heard: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-        while not (line := self.hear(timeout)).startswith("{"):
-            heard(line)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def cpu_seconds(self) -> float:
-        """User and system time so far; 0 where there is no /proc."""
-        try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return 0.0
-        return (int(fields[11]) + int(fields[12])) / TICKS
-
-    def stop(self) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
 
 
 def measure(
@@ -152,7 +53,7 @@ def row(name: str, inflight: int, result: dict[str, Any], disk: float) -> str:
 
 
 def run_alone(driver: Path, args: argparse.Namespace) -> None:
-    data = OUT / "data"
+    data = DATA
     shutil.rmtree(data, ignore_errors=True)
     data.mkdir(parents=True)
     nodes: list[Node] = []
@@ -211,10 +112,7 @@ def main() -> int:
     if args.reads and args.driver != "c":
         parser.error("reads are measured with --driver c")
     OUT.mkdir(exist_ok=True)
-    folder, build = DRIVERS[args.driver]
-    if build:
-        subprocess.run(build, cwd=HERE.parent, check=True)
-    driver = HERE / folder
+    driver = build(args.driver)
     kit = os.environ.get("BENCH_HOME")
     if args.peers and not kit:
         parser.error("other libraries are measured with the bench kit: set BENCH_HOME to its folder")

@@ -39,7 +39,7 @@ async def main() -> None:
     args = parser.parse_args()
     peers = {int(id_): addr for id_, _, addr in (peer.partition("=") for peer in args.peers.split(","))}
     store = AsyncStore() if os.environ.get("BENCH_APPLY") == "async" else Store()
-    config = Config(log_dir=args.dir, log_engine=os.environ.get("BENCH_LOG_ENGINE", "lmdb"))
+    config = Config(log_dir=args.dir, log_engine=os.environ.get("BENCH_LOG_ENGINE", "segment"))
     async with Raft.build(args.id, peers[args.id], store, config, peers) as raft:
         await raft.wait_for(leader=True, timeout=40)
         many = int(os.environ.get("BENCH_MANY", "0"))
