@@ -9,8 +9,7 @@ use raft::SnapshotStatus;
 use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::requests::State;
-use super::tail::WantedEntries;
-use super::{Core, Fetch, SnapshotSend};
+use super::{Core, SnapshotSend};
 use crate::cluster::{ClusterState, NodeId};
 use crate::error::{Error, ErrorCode};
 use crate::log::SnapshotMeta;
@@ -20,8 +19,6 @@ use crate::status::Event;
 
 /// Entries kept in memory for followers that lag a little.
 pub(super) const TAIL_BYTES: u64 = 64 << 20;
-/// Entries from the disk on their way to raft.
-const FETCHES: usize = 64;
 
 struct Making {
     id: u64,
@@ -50,7 +47,6 @@ pub(super) struct Snapshots {
     sending: BTreeMap<NodeId, u64>,
     /// Received whole, and on its way into raft.
     received: Option<Arc<SnapshotMeta>>,
-    fetches: Vec<(u64, WantedEntries)>,
 }
 
 impl Snapshots {
@@ -67,7 +63,6 @@ impl Snapshots {
             not_before: 0,
             sending: BTreeMap::new(),
             received: None,
-            fetches: Vec::new(),
         }
     }
 
@@ -388,35 +383,6 @@ impl Core {
         }
         self.prune = Some(Arc::clone(&meta));
         self.out.events.push(Event::SnapshotInstalled { index: meta.index, size: meta.size });
-    }
-
-    pub(super) fn fetch_wanted(&mut self) {
-        for wanted in self.raw.mut_store().take_wanted() {
-            if self.snapshots.fetches.len() >= FETCHES {
-                // Raft asks again with the peer's next answer.
-                continue;
-            }
-            let id = self.machine.next_id();
-            self.out.fetches.push(Fetch { id, low: wanted.low, high: wanted.high, max_bytes: wanted.max_bytes });
-            self.snapshots.fetches.push((id, wanted));
-        }
-    }
-
-    /// Entries from the disk; none of them when the log does not hold them any more.
-    pub fn fetched(&mut self, id: u64, entries: Vec<raft::eraftpb::Entry>) {
-        if self.failed.is_some() {
-            return;
-        }
-        if let Some(at) = self.snapshots.fetches.iter().position(|(i, _)| *i == id) {
-            let (_, wanted) = self.snapshots.fetches.swap_remove(at);
-            let fits = entries.iter().all(|e| self.raw.store().known_term(e.index) == Some(e.term));
-            if fits {
-                self.raw.mut_store().put_fetched(entries);
-            }
-            self.raw.on_entries_fetched(wanted.context);
-        } else {
-            self.machine_fetched(id, entries);
-        }
     }
 }
 

@@ -54,6 +54,8 @@ pub struct Tail {
     terms: Vec<(u64, u64)>,
     chunks: VecDeque<Chunk>,
     bytes: u64,
+    /// What has left memory and is freed little by little.
+    swept: VecDeque<Arc<Vec<Entry>>>,
     snapshot: Option<Arc<SnapshotMeta>>,
     wanted: RefCell<Vec<WantedEntries>>,
     fetched: RefCell<VecDeque<Arc<Vec<Entry>>>>,
@@ -89,6 +91,7 @@ impl Tail {
             terms: state.terms.clone(),
             chunks: VecDeque::new(),
             bytes: 0,
+            swept: VecDeque::new(),
             snapshot: state.snapshot.clone().map(Arc::new),
             wanted: RefCell::default(),
             fetched: RefCell::default(),
@@ -179,7 +182,7 @@ impl Tail {
 
     /// The log starts anew after a snapshot.
     pub fn reset(&mut self, meta: &Arc<SnapshotMeta>) {
-        self.chunks.clear();
+        self.swept.extend(self.chunks.drain(..).map(|chunk| chunk.entries));
         self.bytes = 0;
         self.sizes.clear();
         self.fetched.borrow_mut().clear();
@@ -212,6 +215,17 @@ impl Tail {
     fn pop_front_chunk(&mut self) {
         if let Some(chunk) = self.chunks.pop_front() {
             self.bytes = self.bytes.saturating_sub(chunk.bytes);
+            self.swept.push_back(chunk.entries);
+        }
+    }
+
+    /// Frees what has left memory, until about so many entries are freed, or a sixteenth of all: it keeps up with whatever comes.
+    pub fn sweep(&mut self, entries: usize) {
+        let all: usize = self.swept.iter().map(|chunk| chunk.len()).sum();
+        let mut freed = 0usize;
+        while freed < entries.max(all / 16) {
+            let Some(chunk) = self.swept.pop_front() else { return };
+            freed = freed.saturating_add(chunk.len());
         }
     }
 
@@ -504,6 +518,20 @@ mod tests {
             let same = run.iter().flat_map(Run::iter).zip(&wanted).all(|(a, b)| (a.index, a.term) == (b.index, b.term));
             assert!(same, "{story}");
         }
+    }
+
+    #[test]
+    fn what_leaves_memory_is_freed_little_by_little() {
+        let mut tail = empty();
+        for first in [2, 12, 22, 32] {
+            tail.append(entries(first..first + 10, 1));
+        }
+        tail.compact(31);
+        assert_eq!((tail.tail_first(), tail.swept.len()), (32, 3));
+        tail.sweep(11);
+        assert_eq!(tail.swept.len(), 1);
+        tail.sweep(11);
+        assert!(tail.swept.is_empty());
     }
 
     #[test]

@@ -188,6 +188,7 @@ pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) 
     let shared = Arc::new(Shared { index: log.index, log_dir, _lock: lock });
     let mut pool = log.pool;
     log.free.into_iter().for_each(|file| pool.give(file));
+    pool.clear_surplus();
     pool.prepare();
     let writer = SegmentWriter::new(shared.clone(), log.draft, durable_file, pool, log.tail);
     Ok(EngineLog {

@@ -1,7 +1,7 @@
 //! Segments ready to be used: recycled ones first, new ones made ahead of need on a thread of their own.
 //!
 //! Invariants: a write with entries leaves one ready segment behind, so that a full disk or quota can still be compacted;
-//! a segment that somebody still reads is not handed out; the pool is bounded, what is too much is deleted. A refusal is
+//! a segment that somebody still reads is not handed out; the pool is bounded, what is too much is deleted, on another thread of its own. A refusal is
 //! found before anything is written and changes nothing.
 
 use std::collections::VecDeque;
@@ -20,7 +20,7 @@ const FIRST_SIZE: u64 = 1 << 20;
 const SMALLEST_SIZE: u64 = 64 << 10;
 const LARGEST_SIZE: u64 = 1 << 30;
 /// Ready segments, at most.
-const MOST: usize = 4;
+const MOST: usize = 6;
 /// Ready segments that are made ahead: one to use, one in reserve.
 const AHEAD: usize = 2;
 /// Of the disk, what a log leaves for snapshots, without which it could not be compacted.
@@ -41,9 +41,14 @@ pub(crate) struct Pool {
     log_dir: PathBuf,
     ready: VecDeque<Arc<SegmentFile>>,
     making: Option<JoinHandle<Result<SegmentFile>>>,
+    /// What is too much, and who deletes it: the log must not wait for that.
+    surplus: Vec<Arc<SegmentFile>>,
+    deleting: Option<JoinHandle<(u64, u64)>>,
     next_slot: u64,
-    /// Bytes of all segments of the directory.
+    /// Bytes of all segments of the directory but those that are being deleted.
     held: u64,
+    /// Bytes of those.
+    leaving: u64,
     limit: u64,
     quota: Option<u64>,
 }
@@ -51,7 +56,18 @@ pub(crate) struct Pool {
 impl Pool {
     /// `held` bytes of segments lie in the directory, in slots below `next_slot`; none of them is ready yet.
     pub(crate) fn new(log_dir: &Path, next_slot: u64, held: u64, limit: u64, quota: Option<u64>) -> Self {
-        Pool { log_dir: log_dir.to_path_buf(), ready: VecDeque::new(), making: None, next_slot, held, limit, quota }
+        Pool {
+            log_dir: log_dir.to_path_buf(),
+            ready: VecDeque::new(),
+            making: None,
+            surplus: Vec::new(),
+            deleting: None,
+            next_slot,
+            held,
+            leaving: 0,
+            limit,
+            quota,
+        }
     }
 
     /// A segment for a frame of `needed` bytes. With `reserve` one stays ready.
@@ -81,7 +97,11 @@ impl Pool {
 
     fn grow(&mut self, needed: u64) -> Result<Arc<SegmentFile>> {
         let size = self.next_size().max(needed.next_multiple_of(4096));
-        self.may_grow(size)?;
+        if self.may_grow(size).is_err() {
+            // What is on its way out makes room.
+            self.finish_deleting();
+            self.may_grow(size)?;
+        }
         self.make(size)
     }
 
@@ -106,7 +126,7 @@ impl Pool {
     }
 
     fn may_grow(&self, by: u64) -> Result<()> {
-        let after = self.held.saturating_add(by);
+        let after = self.held.saturating_add(self.leaving).saturating_add(by);
         if let Some(quota) = self.quota.filter(|quota| after > *quota) {
             return Err(Error::storage(
                 ErrorCode::DiskFull,
@@ -145,24 +165,69 @@ impl Pool {
         }
     }
 
-    /// Takes back a segment that no longer belongs to the log, or deletes it. One that cannot be deleted stays and counts.
+    /// Takes back a segment that no longer belongs to the log, or has it deleted ([`Pool::clear_surplus`]).
     pub(crate) fn give(&mut self, file: Arc<SegmentFile>) {
         let size = self.limit.min(FIRST_SIZE);
         let fits = file.len() >= size && file.len() <= self.limit.saturating_mul(4);
         let within = self.quota.is_none_or(|quota| self.held <= quota);
-        let useful = self.ready.len() < AHEAD || self.ready.iter().all(|ready| ready.len() <= file.len());
+        // Somewhat smaller than a new one would be is better than a new one.
+        let useful = self.ready.len() < AHEAD || file.len() >= self.next_size() / 2;
         if fits && useful && self.ready.len() < MOST && (within || self.ready.is_empty()) {
             self.ready.push_back(file);
-        } else if file.remove().is_ok() {
+        } else {
             self.held = self.held.saturating_sub(file.len());
+            self.leaving = self.leaving.saturating_add(file.len());
+            self.surplus.push(file);
         }
     }
+
+    /// Deletes what is too much, on a thread of its own: each may take milliseconds, and all of a snapshot's span come at once.
+    pub(crate) fn clear_surplus(&mut self) {
+        if self.deleting.as_ref().is_some_and(JoinHandle::is_finished) {
+            self.finish_deleting();
+        }
+        if self.surplus.is_empty() || self.deleting.is_some() {
+            return;
+        }
+        let surplus = std::mem::take(&mut self.surplus);
+        let bytes = surplus.iter().map(|file| file.len()).sum();
+        let thread = std::thread::Builder::new().name("raftify-segment".into());
+        match thread.spawn(move || delete(&surplus)) {
+            Ok(thread) => self.deleting = Some(thread),
+            // The next open finds them.
+            Err(_) => self.deleted(0, bytes),
+        }
+    }
+
+    /// All that was too much is gone.
+    fn finish_deleting(&mut self) {
+        if let Some(Ok((gone, left))) = self.deleting.take().map(JoinHandle::join) {
+            self.deleted(gone, left);
+        }
+        let (gone, left) = delete(&std::mem::take(&mut self.surplus));
+        self.deleted(gone, left);
+    }
+
+    /// One that cannot be deleted stays and counts.
+    fn deleted(&mut self, gone: u64, left: u64) {
+        self.leaving = self.leaving.saturating_sub(gone.saturating_add(left));
+        self.held = self.held.saturating_add(left);
+    }
+}
+
+/// Bytes that are free now, and those that are not.
+fn delete(files: &[Arc<SegmentFile>]) -> (u64, u64) {
+    files.iter().fold((0, 0), |(gone, left), file| match file.remove() {
+        Ok(()) => (file.len().saturating_add(gone), left),
+        Err(_) => (gone, file.len().saturating_add(left)),
+    })
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         // The directory must not change any more once its lock is given up.
         self.finish_making();
+        self.finish_deleting();
     }
 }
 
@@ -217,8 +282,28 @@ mod tests {
         let giant = pool.make(10 * SIZE).unwrap();
         pool.ready.clear();
         pool.held = giant.len();
+        let path = giant.path().to_path_buf();
         pool.give(giant);
-        assert_eq!((pool.ready.len(), pool.held), (0, 0));
+        assert_eq!((pool.ready.len(), pool.held, pool.leaving), (0, 0, (9 - MOST as u64 + 10) * SIZE));
+        pool.clear_surplus();
+        drop(pool);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_on_its_way_out_takes_room_until_room_is_needed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pool = pool(dir.path(), 0, Some(3 * SIZE));
+        let giant = pool.make(3 * SIZE).unwrap();
+        pool.held = 10 * SIZE; // beyond its quota it keeps nothing but one
+        let other = pool.make(SIZE).unwrap();
+        pool.give(other);
+        pool.give(giant);
+        pool.held = 0;
+        assert!(pool.may_grow(SIZE).is_err());
+        pool.ready.clear();
+        pool.take(100, false).unwrap();
+        assert_eq!(pool.leaving, 0);
     }
 
     #[test]

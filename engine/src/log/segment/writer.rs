@@ -170,6 +170,7 @@ impl Store for SegmentWriter {
         // After the sync, and unsynced (S8): what this names was durable before.
         self.durable.write(self.state.bounds.number).map_err(files::outcome_unknown)?;
         free.into_iter().for_each(|file| self.pool.give(file));
+        self.pool.clear_surplus();
         Ok(())
     }
 

@@ -1,0 +1,154 @@
+//! Entries for followers that lag, on their way from the disk to raft (S14).
+//!
+//! Raft asks with every answer and every heartbeat of a peer, and again when it was given some: what is being read already is not read a
+//! second time, whoever asks, and all who asked go on once it is there.
+
+use raft::eraftpb::Entry;
+use raft::GetEntriesContext;
+
+use super::actions::Fetch;
+use super::tail::WantedEntries;
+use super::Core;
+
+/// Reads at a time.
+const MOST: usize = 64;
+/// Who goes on after one read. Raft asks for the others again with their next answer.
+const WAITING: usize = 8;
+
+struct Fetching {
+    id: u64,
+    low: u64,
+    /// Whom they are for, which raft alone can tell; the same one may be there more than once.
+    waiting: Vec<GetEntriesContext>,
+}
+
+#[derive(Default)]
+pub(super) struct Fetches {
+    under_way: Vec<Fetching>,
+}
+
+impl Core {
+    pub(super) fn fetch_wanted(&mut self) {
+        for WantedEntries { low, high, max_bytes, context } in self.raw.mut_store().take_wanted() {
+            if let Some(fetching) = self.fetches.under_way.iter_mut().find(|f| f.low == low) {
+                if fetching.waiting.len() < WAITING {
+                    fetching.waiting.push(context);
+                }
+                continue;
+            }
+            if self.fetches.under_way.len() >= MOST {
+                // Raft asks again with the peer's next answer.
+                continue;
+            }
+            let id = self.machine.next_id();
+            self.out.fetches.push(Fetch { id, low, high, max_bytes });
+            self.fetches.under_way.push(Fetching { id, low, waiting: vec![context] });
+        }
+    }
+
+    /// Entries from the disk; none of them when the log does not hold them any more.
+    pub fn fetched(&mut self, id: u64, entries: Vec<Entry>) {
+        if self.failed.is_some() {
+            return;
+        }
+        if let Some(at) = self.fetches.under_way.iter().position(|f| f.id == id) {
+            let fetching = self.fetches.under_way.swap_remove(at);
+            let fits = entries.iter().all(|e| self.raw.store().known_term(e.index) == Some(e.term));
+            if fits {
+                self.raw.mut_store().put_fetched(entries);
+            }
+            for context in fetching.waiting {
+                self.raw.on_entries_fetched(context);
+            }
+        } else {
+            self.machine_fetched(id, entries);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::{ClusterState, NodeId, Uid};
+    use crate::core::test_cores::{command, founders, log, options};
+    use crate::core::{Actions, Body};
+    use raft::eraftpb::{Message, MessageType};
+
+    fn message(kind: MessageType, from: NodeId, term: u64) -> Message {
+        Message { msg_type: kind as i32, from, to: 1, term, ..Message::default() }
+    }
+
+    /// What it asks for once all its writes are durable.
+    fn settle(core: &mut Core) -> (Vec<Fetch>, Vec<(NodeId, u64, usize)>) {
+        let (mut fetches, mut appends) = (Vec::new(), Vec::new());
+        loop {
+            let Actions { messages, fetches: more, writes, .. } = core.poll();
+            fetches.extend(more);
+            appends.extend(messages.into_iter().filter_map(|m| match m.body {
+                Body::Append(append) => Some((m.to, append.head.index, append.run.len())),
+                _ => None,
+            }));
+            match writes.last() {
+                Some(write) => core.written(write.number),
+                None => return (fetches, appends),
+            }
+        }
+    }
+
+    /// Node 1 leads term 3; its entries up to 9 are on the disk alone, 10 is in memory.
+    fn leader() -> Core {
+        let mut cluster = ClusterState::founding(&founders());
+        cluster.incarnation = Uid(9).to_bytes();
+        for id in 1..=3 {
+            cluster.member_mut(id).unwrap().directory = Uid(u128::from(id)).to_bytes();
+        }
+        let mut state = log(None, (9, cluster), 9);
+        state.identity.incarnation = Some(Uid(9));
+        let mut core = Core::new(options(state)).unwrap();
+        core.set_time(1, 1);
+        core.receive(2, message(MessageType::MsgTimeoutNow, 2, 2));
+        settle(&mut core);
+        core.receive(2, message(MessageType::MsgRequestVoteResponse, 2, 3));
+        settle(&mut core);
+        assert!(core.is_leader());
+        core
+    }
+
+    /// This peer has entries up to `last` alone.
+    fn lags(core: &mut Core, peer: NodeId, last: u64) {
+        let answer = message(MessageType::MsgAppendResponse, peer, 3);
+        core.receive(peer, Message { reject: true, index: 9, reject_hint: last, log_term: 2, ..answer });
+    }
+
+    #[test]
+    fn what_is_being_read_is_not_read_again_and_all_who_wait_for_it_go_on() {
+        let mut core = leader();
+        for peer in [2, 3] {
+            lags(&mut core, peer, 4);
+        }
+        let (fetches, appends) = settle(&mut core);
+        assert_eq!(fetches.iter().map(|f| (f.low, f.high)).collect::<Vec<_>>(), [(5, 10)], "one read for both");
+        assert_eq!(appends, []);
+        // Raft asks again with each answer.
+        for peer in [2, 3, 2, 3] {
+            core.receive(peer, message(MessageType::MsgHeartbeatResponse, peer, 3));
+        }
+        assert_eq!(settle(&mut core), (vec![], vec![]));
+        core.fetched(fetches[0].id, (5..=9).map(command).collect());
+        let (fetches, mut appends) = settle(&mut core);
+        appends.sort_unstable();
+        appends.dedup();
+        assert_eq!((fetches, appends), (vec![], vec![(2, 4, 5), (3, 4, 5)]));
+    }
+
+    #[test]
+    fn a_read_that_finds_nothing_is_asked_for_again() {
+        let mut core = leader();
+        lags(&mut core, 3, 4);
+        let (fetches, _) = settle(&mut core);
+        core.fetched(fetches[0].id, vec![]);
+        let (again, appends) = settle(&mut core);
+        assert_eq!((again.len(), appends), (1, vec![]));
+        assert!(again[0].id != fetches[0].id && again[0].low == 5);
+    }
+}
