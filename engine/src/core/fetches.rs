@@ -69,14 +69,10 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::{ClusterState, NodeId, Uid};
-    use crate::core::test_cores::{command, founders, log, options};
+    use crate::cluster::NodeId;
+    use crate::core::test_cores::{chosen, command, message};
     use crate::core::{Actions, Body};
     use raft::eraftpb::{Message, MessageType};
-
-    fn message(kind: MessageType, from: NodeId, term: u64) -> Message {
-        Message { msg_type: kind as i32, from, to: 1, term, ..Message::default() }
-    }
 
     /// What it asks for once all its writes are durable.
     fn settle(core: &mut Core) -> (Vec<Fetch>, Vec<(NodeId, u64, usize)>) {
@@ -97,16 +93,7 @@ mod tests {
 
     /// Node 1 leads term 3; its entries up to 9 are on the disk alone, 10 is in memory.
     fn leader() -> Core {
-        let mut cluster = ClusterState::founding(&founders());
-        cluster.incarnation = Uid(9).to_bytes();
-        for id in 1..=3 {
-            cluster.member_mut(id).unwrap().directory = Uid(u128::from(id)).to_bytes();
-        }
-        let mut state = log(None, (9, cluster), 9);
-        state.identity.incarnation = Some(Uid(9));
-        let mut core = Core::new(options(state)).unwrap();
-        core.set_time(1, 1);
-        core.receive(2, message(MessageType::MsgTimeoutNow, 2, 2));
+        let mut core = chosen();
         settle(&mut core);
         core.receive(2, message(MessageType::MsgRequestVoteResponse, 2, 3));
         settle(&mut core);

@@ -2,9 +2,9 @@
 
 use raft::eraftpb::{Message, MessageType};
 
-use super::test_cores::{founders, log, options};
+use super::test_cores::{chosen, message};
 use super::{Body, Core};
-use crate::cluster::{ClusterState, NodeId, Uid};
+use crate::cluster::NodeId;
 use crate::request::Request;
 use crate::wire::{Forward, ForwardedProposal};
 
@@ -14,22 +14,9 @@ struct Leader {
     now: u64,
 }
 
-fn message(kind: MessageType, from: NodeId, term: u64) -> Message {
-    Message { msg_type: kind as i32, from, to: 1, term, ..Message::default() }
-}
-
 impl Leader {
     fn elected() -> Self {
-        let mut cluster = ClusterState::founding(&founders());
-        cluster.incarnation = Uid(9).to_bytes();
-        for id in 1..=3 {
-            cluster.member_mut(id).unwrap().directory = Uid(u128::from(id)).to_bytes();
-        }
-        let mut state = log(None, (9, cluster), 9);
-        state.identity.incarnation = Some(Uid(9));
-        let mut core = Core::new(options(state)).unwrap();
-        core.set_time(1, 1);
-        core.receive(2, message(MessageType::MsgTimeoutNow, 2, 2));
+        let core = chosen();
         let mut leader = Leader { core, now: 1 };
         leader.sent();
         leader.core.receive(2, message(MessageType::MsgRequestVoteResponse, 2, 3));

@@ -53,6 +53,27 @@ pub(super) fn options(log: LogState) -> CoreOptions {
     }
 }
 
+/// To node 1.
+pub(super) fn message(kind: MessageType, from: NodeId, term: u64) -> Message {
+    Message { msg_type: kind as i32, from, to: 1, term, ..Message::default() }
+}
+
+/// Node 1 of three founders that all know each other, about to lead term 3: node 2 has handed over to it. Its log up to 9 is on the disk
+/// alone. The vote of node 2 is on its way once what it writes is durable.
+pub(super) fn chosen() -> Core {
+    let mut cluster = ClusterState::founding(&founders());
+    cluster.incarnation = Uid(9).to_bytes();
+    for id in 1..=3 {
+        cluster.member_mut(id).unwrap().directory = Uid(u128::from(id)).to_bytes();
+    }
+    let mut state = log(None, (9, cluster), 9);
+    state.identity.incarnation = Some(Uid(9));
+    let mut core = Core::new(options(state)).unwrap();
+    core.set_time(1, 1);
+    core.receive(2, message(MessageType::MsgTimeoutNow, 2, 2));
+    core
+}
+
 /// Follows node 2 in term 3, durably; all up to `commit` is committed.
 pub(super) fn follow(core: &mut Core, commit: u64) {
     let heartbeat =
