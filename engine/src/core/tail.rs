@@ -56,6 +56,8 @@ pub struct Tail {
     bytes: u64,
     /// What has left memory and is freed little by little.
     swept: VecDeque<Arc<Vec<Entry>>>,
+    /// Entries in it.
+    swept_len: usize,
     snapshot: Option<Arc<SnapshotMeta>>,
     wanted: RefCell<Vec<WantedEntries>>,
     fetched: RefCell<VecDeque<Arc<Vec<Entry>>>>,
@@ -92,6 +94,7 @@ impl Tail {
             chunks: VecDeque::new(),
             bytes: 0,
             swept: VecDeque::new(),
+            swept_len: 0,
             snapshot: state.snapshot.clone().map(Arc::new),
             wanted: RefCell::default(),
             fetched: RefCell::default(),
@@ -182,7 +185,9 @@ impl Tail {
 
     /// The log starts anew after a snapshot.
     pub fn reset(&mut self, meta: &Arc<SnapshotMeta>) {
-        self.swept.extend(self.chunks.drain(..).map(|chunk| chunk.entries));
+        while !self.chunks.is_empty() {
+            self.pop_front_chunk();
+        }
         self.bytes = 0;
         self.sizes.clear();
         self.fetched.borrow_mut().clear();
@@ -215,17 +220,21 @@ impl Tail {
     fn pop_front_chunk(&mut self) {
         if let Some(chunk) = self.chunks.pop_front() {
             self.bytes = self.bytes.saturating_sub(chunk.bytes);
-            self.swept.push_back(chunk.entries);
+            self.give_up(chunk.entries);
         }
+    }
+
+    fn give_up(&mut self, entries: Arc<Vec<Entry>>) {
+        self.swept_len = self.swept_len.saturating_add(entries.len());
+        self.swept.push_back(entries);
     }
 
     /// Frees what has left memory, until about so many entries are freed, or a sixteenth of all: it keeps up with whatever comes.
     pub fn sweep(&mut self, entries: usize) {
-        let all: usize = self.swept.iter().map(|chunk| chunk.len()).sum();
-        let mut freed = 0usize;
-        while freed < entries.max(all / 16) {
+        let kept = self.swept_len.saturating_sub(entries.max(self.swept_len / 16));
+        while self.swept_len > kept {
             let Some(chunk) = self.swept.pop_front() else { return };
-            freed = freed.saturating_add(chunk.len());
+            self.swept_len = self.swept_len.saturating_sub(chunk.len());
         }
     }
 
@@ -529,9 +538,9 @@ mod tests {
         tail.compact(31);
         assert_eq!((tail.tail_first(), tail.swept.len()), (32, 3));
         tail.sweep(11);
-        assert_eq!(tail.swept.len(), 1);
+        assert_eq!((tail.swept.len(), tail.swept_len), (1, 10));
         tail.sweep(11);
-        assert!(tail.swept.is_empty());
+        assert_eq!((tail.swept.len(), tail.swept_len), (0, 0));
     }
 
     #[test]

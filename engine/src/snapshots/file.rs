@@ -159,15 +159,25 @@ pub(super) fn read_chunk(
     Ok(())
 }
 
-/// The disk is given so much of a snapshot at once, and so long until the next.
+/// The disk is given so much of a snapshot at once.
 #[cfg(target_os = "linux")]
 const PIECE: u64 = 1 << 20;
+/// And so long until the next; all of them together take no longer than `PAUSES`, for a sender gives up a receiver that stands still.
 #[cfg(target_os = "linux")]
 const PAUSE: Duration = Duration::from_millis(4);
+#[cfg(target_os = "linux")]
+const PAUSES: Duration = Duration::from_secs(5);
+
+#[cfg(target_os = "linux")]
+fn pause(pieces: u64) -> Duration {
+    PAUSES.checked_div(u32::try_from(pieces).unwrap_or(u32::MAX)).unwrap_or(PAUSE).min(PAUSE)
+}
 
 /// Has the disk begin with the file piece by piece: given all at once, the syncs of the log would queue behind it. Promises nothing;
 /// the sync after it does.
 fn write_back(file: &File, len: u64) {
+    #[cfg(target_os = "linux")]
+    let pause = pause(len / PIECE);
     #[cfg(target_os = "linux")]
     for piece in 0..len / PIECE {
         // Tells the kernel to write what of it is not written yet, without waiting for it.
@@ -180,7 +190,7 @@ fn write_back(file: &File, len: u64) {
         if begun.is_err() {
             return;
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(pause);
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (file, len);
@@ -275,5 +285,19 @@ impl ChunkWriter {
         write_back(&self.file, end);
         self.file.sync_all().map_err(|e| Error::io(&self.path, "sync the snapshot", &e))?;
         Ok(footer)
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_of_any_size_is_given_to_the_disk_before_its_sender_gives_up() {
+        assert_eq!(pause(0), PAUSE);
+        for pieces in [1, 16, 200, 10_000, 1 << 20, 1 << 40] {
+            let all = pause(pieces).saturating_mul(u32::try_from(pieces).unwrap_or(u32::MAX));
+            assert!(pause(pieces) <= PAUSE && all <= PAUSES, "{pieces}: {all:?}");
+        }
     }
 }
