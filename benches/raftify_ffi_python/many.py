@@ -6,9 +6,13 @@ import argparse
 import asyncio
 import json
 import resource
-import socket
+import sys
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cluster import free_ports
 
 from raftify_ffi import Config, Raft
 
@@ -50,17 +54,6 @@ class Load:
             except Exception:  # every failure is counted, whatever its kind
                 self.errors += 1
                 await asyncio.sleep(0.01)
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for listener in held:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in held]
-    finally:
-        for listener in held:
-            listener.close()
 
 
 def of_process(field: str) -> int:
