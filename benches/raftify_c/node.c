@@ -100,11 +100,13 @@ typedef struct writing {
 static void *write_out(void *argument) {
   writing *w = argument;
   uint64_t at, random = 88172645463325252u;
-  uint8_t *chunk = must(malloc(CHUNK));
+  /* Noise for the ballast: none without one, whose making would be work that no program does. */
+  size_t noise = w->ballast < CHUNK ? (size_t)w->ballast : CHUNK;
+  uint8_t *chunk = must(malloc(noise + 1));
   raftify_error *error = NULL;
   uint64_t len = w->len;
   int ok;
-  for (at = 0; at < CHUNK; at++) {
+  for (at = 0; at < noise; at++) {
     random ^= random << 13;
     random ^= random >> 7;
     random ^= random << 17;

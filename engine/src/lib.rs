@@ -13,6 +13,7 @@ pub mod error;
 pub mod log;
 pub mod machine;
 pub mod machine_thread;
+mod mailbox;
 pub mod node;
 pub mod request;
 pub mod runtime;

@@ -6,15 +6,15 @@
 //! Invariants: one call at a time, in the order of the requests; after the first failure, and after [`MachineThread::stop`],
 //! the machine is not called again; it is dropped on its thread, exactly once, before `on_end` runs.
 
-use std::collections::VecDeque;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{mpsc, Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
 use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::machine::{ApplyBatch, MachineAnswer, MachineRequest, Outcome};
+use crate::mailbox::{mailbox, Receiver, Sender};
 use crate::node::Node;
 
 /// Small writes and reads of a machine are gathered into pieces of this size.
@@ -268,7 +268,7 @@ struct Ended {
 
 /// One thread with one machine.
 pub struct MachineThread {
-    inbox: mpsc::Sender<Message>,
+    inbox: Sender<Message>,
     stopping: Arc<AtomicBool>,
     own: ThreadId,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -279,7 +279,7 @@ impl MachineThread {
     /// Starts the thread. Requests wait until [`attach`](Self::attach) says whom to answer. `on_end` runs on the thread, last:
     /// no call of the machine follows. If the thread cannot be started the machine is dropped and `on_end` does not run.
     pub fn spawn(machine: Box<dyn StateMachine>, on_end: impl FnOnce() + Send + 'static) -> Result<Self> {
-        let (inbox, messages) = mpsc::channel();
+        let (inbox, messages) = mailbox();
         let stopping = Arc::new(AtomicBool::new(false));
         let ended = Arc::new(Ended::default());
         let (stop_seen, tell) = (Arc::clone(&stopping), Arc::clone(&ended));
@@ -348,31 +348,49 @@ impl Drop for MachineThread {
     }
 }
 
-fn run(machine: Box<dyn StateMachine>, messages: &mpsc::Receiver<Message>, stopping: &AtomicBool) {
+fn run(machine: Box<dyn StateMachine>, messages: &Receiver<Message>, stopping: &AtomicBool) {
     let mut machine = Some(machine);
     let mut node: Option<Box<dyn Answers>> = None;
-    let mut waiting = VecDeque::new();
-    while let Ok(message) = messages.recv() {
-        match message {
-            Message::Attach(answers) => node = Some(answers),
-            Message::Request(request) => waiting.push_back(request),
-            Message::Stop => break,
-        }
-        let Some(node) = &node else { continue };
-        while let Some(request) = waiting.pop_front() {
-            if stopping.load(Ordering::SeqCst) {
-                break;
-            }
-            let Some(present) = machine.as_deref_mut() else { continue };
-            let id = request.id();
-            if let Err((index, error)) = serve(present, &**node, request) {
-                // Its state is no longer that of the log: it is not called again.
-                drop_machine(machine.take());
-                let _ = node.answer(MachineAnswer::Failed { id, index, error });
+    let mut heard = Vec::new();
+    // Until it is known whom to answer.
+    let mut early = Vec::new();
+    'life: while messages.recv_all(&mut heard) {
+        for message in heard.drain(..) {
+            match message {
+                Message::Attach(answers) => {
+                    for request in early.drain(..) {
+                        step(&mut machine, &*answers, request, stopping);
+                    }
+                    node = Some(answers);
+                }
+                Message::Request(request) => match &node {
+                    Some(node) => step(&mut machine, &**node, request, stopping),
+                    None => early.push(request),
+                },
+                Message::Stop => break 'life,
             }
         }
     }
     drop_machine(machine);
+}
+
+/// One request, unless the machine has been stopped or has failed.
+fn step(
+    machine: &mut Option<Box<dyn StateMachine>>,
+    node: &dyn Answers,
+    request: MachineRequest,
+    stopping: &AtomicBool,
+) {
+    if stopping.load(Ordering::SeqCst) {
+        return;
+    }
+    let Some(present) = machine.as_deref_mut() else { return };
+    let id = request.id();
+    if let Err((index, error)) = serve(present, node, request) {
+        // Its state is no longer that of the log: it is not called again.
+        drop_machine(machine.take());
+        let _ = node.answer(MachineAnswer::Failed { id, index, error });
+    }
 }
 
 fn drop_machine(machine: Option<Box<dyn StateMachine>>) {

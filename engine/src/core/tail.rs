@@ -58,6 +58,8 @@ pub struct Tail {
     swept: VecDeque<Arc<Vec<Entry>>>,
     /// Entries in it.
     swept_len: usize,
+    /// Entries appended since something was last freed.
+    come: usize,
     snapshot: Option<Arc<SnapshotMeta>>,
     wanted: RefCell<Vec<WantedEntries>>,
     fetched: RefCell<VecDeque<Arc<Vec<Entry>>>>,
@@ -95,6 +97,7 @@ impl Tail {
             bytes: 0,
             swept: VecDeque::new(),
             swept_len: 0,
+            come: 0,
             snapshot: state.snapshot.clone().map(Arc::new),
             wanted: RefCell::default(),
             fetched: RefCell::default(),
@@ -156,6 +159,7 @@ impl Tail {
                 self.terms.push((entry.index, entry.term));
             }
         }
+        self.come = self.come.saturating_add(entries.len());
         self.push_chunk(first, entries);
         self.last_index = last;
     }
@@ -229,9 +233,11 @@ impl Tail {
         self.swept.push_back(entries);
     }
 
-    /// Frees what has left memory, until about so many entries are freed, or a sixteenth of all: it keeps up with whatever comes.
-    pub fn sweep(&mut self, entries: usize) {
-        let kept = self.swept_len.saturating_sub(entries.max(self.swept_len / 16));
+    /// Frees of what has left memory about `least` entries, and two for each one that has come since the last time: it keeps up with
+    /// whatever comes, and no turn waits long for it.
+    pub fn sweep(&mut self, least: usize) {
+        let come = std::mem::take(&mut self.come);
+        let kept = self.swept_len.saturating_sub(come.saturating_mul(2).max(least));
         while self.swept_len > kept {
             let Some(chunk) = self.swept.pop_front() else { return };
             self.swept_len = self.swept_len.saturating_sub(chunk.len());
@@ -532,13 +538,18 @@ mod tests {
     #[test]
     fn what_leaves_memory_is_freed_little_by_little() {
         let mut tail = empty();
-        for first in [2, 12, 22, 32] {
+        for first in (2..102).step_by(10) {
             tail.append(entries(first..first + 10, 1));
         }
-        tail.compact(31);
-        assert_eq!((tail.tail_first(), tail.swept.len()), (32, 3));
+        tail.sweep(1);
+        tail.compact(91);
+        assert_eq!((tail.tail_first(), tail.swept.len(), tail.swept_len), (92, 9, 90));
         tail.sweep(11);
-        assert_eq!((tail.swept.len(), tail.swept_len), (1, 10));
+        assert_eq!((tail.swept.len(), tail.swept_len), (7, 70));
+        // Twice what comes, so that it does not pile up.
+        tail.append(entries(102..127, 1));
+        tail.sweep(11);
+        assert_eq!((tail.swept.len(), tail.swept_len), (2, 20));
         tail.sweep(11);
         assert_eq!((tail.swept.len(), tail.swept_len), (0, 0));
     }

@@ -1,3 +1,5 @@
+use std::sync::mpsc;
+
 use super::*;
 use crate::machine::ApplyEntry;
 

@@ -1,7 +1,6 @@
 //! The node's two threads beside the runtime's: the log writer, and the worker that reads entries and prunes files.
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::mpsc;
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -12,6 +11,7 @@ use super::snapshot_io::SnapshotFiles;
 use crate::core::Fetch;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::{LogReader, LogWrite, LogWriter, SnapshotMeta};
+use crate::mailbox::{mailbox, Receiver, Sender};
 
 /// Writes are merged up to this many bytes, so that one transaction stays within memory.
 const BATCH_BYTES: usize = 64 << 20;
@@ -27,8 +27,8 @@ pub(super) enum Work {
 
 /// Hands writes to the writer; when dropped, the writer ends after what it has.
 pub(super) struct Threads {
-    pub writes: mpsc::Sender<LogWrite>,
-    pub work: mpsc::Sender<Work>,
+    pub writes: Sender<LogWrite>,
+    pub work: Sender<Work>,
     /// Both threads have ended and let go of the directory.
     pub ended: Vec<oneshot::Receiver<()>>,
 }
@@ -40,8 +40,8 @@ pub(super) fn start(
     files: SnapshotFiles,
     inbox: UnboundedSender<Input>,
 ) -> Result<Threads> {
-    let (writes, to_write) = mpsc::channel();
-    let (work, to_do) = mpsc::channel();
+    let (writes, to_write) = mailbox();
+    let (work, to_do) = mailbox();
     let tell = inbox.clone();
     let wrote = spawn(format!("{name}-log"), inbox.clone(), move || write_log(writer, &to_write, &tell))?;
     let worked = spawn(format!("{name}-io"), inbox.clone(), move || do_work(reader, &to_do, &files, &inbox))?;
@@ -71,49 +71,53 @@ fn size(write: &LogWrite) -> usize {
 }
 
 /// Everything queued becomes one transaction with one sync; what arrives meanwhile is the next one (group commit).
-fn write_log(mut writer: Box<dyn LogWriter>, queue: &mpsc::Receiver<LogWrite>, tell: &UnboundedSender<Input>) {
-    while let Ok(first) = queue.recv() {
-        let mut bytes = size(&first);
-        let mut batch = vec![first];
-        while bytes < BATCH_BYTES {
-            let Ok(next) = queue.try_recv() else { break };
-            bytes = bytes.saturating_add(size(&next));
-            batch.push(next);
-        }
-        let last = batch.last().map_or(0, |w| w.number);
-        let input = match writer.write(&batch) {
-            Ok(()) => Input::Written(last),
-            Err(error) => {
-                // S10: nothing is written after the first failure; what waits is never acknowledged.
-                let _ = tell.send(Input::DiskFailed(error));
+fn write_log(mut writer: Box<dyn LogWriter>, queue: &Receiver<LogWrite>, tell: &UnboundedSender<Input>) {
+    let mut waiting = Vec::new();
+    while queue.recv_all(&mut waiting) {
+        let mut rest = waiting.as_slice();
+        while let Some((first, others)) = rest.split_first() {
+            let mut bytes = size(first);
+            let more = others.iter().take_while(|next| {
+                let fits = bytes < BATCH_BYTES;
+                bytes = bytes.saturating_add(size(next));
+                fits
+            });
+            let (batch, left) = rest.split_at(more.count().saturating_add(1));
+            rest = left;
+            let last = batch.last().map_or(0, |w| w.number);
+            let input = match writer.write(batch) {
+                Ok(()) => Input::Written(last),
+                Err(error) => {
+                    // S10: nothing is written after the first failure; what waits is never acknowledged.
+                    let _ = tell.send(Input::DiskFailed(error));
+                    return;
+                }
+            };
+            if tell.send(input).is_err() {
                 return;
             }
-        };
-        if tell.send(input).is_err() {
-            return;
         }
+        waiting.clear();
     }
 }
 
-fn do_work(
-    reader: Box<dyn LogReader>,
-    queue: &mpsc::Receiver<Work>,
-    files: &SnapshotFiles,
-    tell: &UnboundedSender<Input>,
-) {
-    while let Ok(work) = queue.recv() {
-        match work {
-            Work::Fetch(fetch) => {
-                let input = match reader.entries(fetch.low, fetch.high, fetch.max_bytes) {
-                    Ok(entries) => Input::Fetched { id: fetch.id, entries },
-                    Err(error) => Input::DiskFailed(error),
-                };
-                if tell.send(input).is_err() {
-                    return;
+fn do_work(reader: Box<dyn LogReader>, queue: &Receiver<Work>, files: &SnapshotFiles, tell: &UnboundedSender<Input>) {
+    let mut waiting = Vec::new();
+    while queue.recv_all(&mut waiting) {
+        for work in waiting.drain(..) {
+            match work {
+                Work::Fetch(fetch) => {
+                    let input = match reader.entries(fetch.low, fetch.high, fetch.max_bytes) {
+                        Ok(entries) => Input::Fetched { id: fetch.id, entries },
+                        Err(error) => Input::DiskFailed(error),
+                    };
+                    if tell.send(input).is_err() {
+                        return;
+                    }
                 }
+                // Files that stay behind cost space, nothing else; the next snapshot tries again.
+                Work::Prune { keep, first_index } => files.prune(&keep, first_index),
             }
-            // Files that stay behind cost space, nothing else; the next snapshot tries again.
-            Work::Prune { keep, first_index } => files.prune(&keep, first_index),
         }
     }
 }

@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn a_frame_comes_back_as_it_was() {
         let mut frame = sample(b"hello");
-        let sealed = frame.seal(&header()).unwrap();
+        let sealed = frame.seal(&header(), 0).unwrap();
         assert_eq!(sealed.bytes.len() % ALIGN, 0);
         let back = decode(sealed.bytes).unwrap();
         assert_eq!((back.header, back.crc), (header(), sealed.crc));
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_told_from_damage() {
         let mut frame = sample(b"x");
-        let mut bytes = frame.seal(&header()).unwrap().bytes.to_vec();
+        let mut bytes = frame.seal(&header(), 0).unwrap().bytes.to_vec();
         bytes[36] = FORMAT + 1;
         assert!(matches!(decode(&bytes), Err(Fault::Damaged(_))));
         let crc = crc_of(&bytes);
@@ -280,14 +280,14 @@ mod tests {
             FrameHeader { oldest: 8, ..good },
             FrameHeader { previous: 7, ..good },
         ] {
-            assert!(matches!(decode(sample(b"x").seal(&bad).unwrap().bytes), Err(Fault::Damaged(_))), "{bad:?}");
+            assert!(matches!(decode(sample(b"x").seal(&bad, 0).unwrap().bytes), Err(Fault::Damaged(_))), "{bad:?}");
         }
     }
 
     #[test]
     fn every_flipped_bit_is_seen() {
         let mut frame = sample(b"data of an entry");
-        let bytes = frame.seal(&header()).unwrap().bytes.to_vec();
+        let bytes = frame.seal(&header(), 0).unwrap().bytes.to_vec();
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);

@@ -6,6 +6,7 @@ use super::frame::{
     crc_of, padding, FrameHeader, CRC_AT, FIRST_OF_SEGMENT, FORMAT, HEADER, KIND_CLEAR, KIND_CUT, KIND_ENTRIES, MAGIC,
     RECORD_HEADER,
 };
+use super::segment_file::PAGE;
 
 /// Builds one frame after the other in the same memory.
 #[derive(Debug, Default)]
@@ -88,8 +89,8 @@ impl FrameBuilder {
         self.bytes.len() as u64
     }
 
-    /// The finished frame, its CRC, and its entries.
-    pub(crate) fn seal(&mut self, header: &FrameHeader) -> Result<Sealed<'_>, Fault> {
+    /// The finished frame for this place in its file, its CRC, and its entries.
+    pub(crate) fn seal(&mut self, header: &FrameHeader, at: u64) -> Result<Sealed<'_>, Fault> {
         let Ok(body) = u32::try_from(self.bytes.len().saturating_sub(HEADER)) else { return Self::too_large() };
         let mut head = Vec::with_capacity(HEADER);
         let FrameHeader { generation, first_of_segment, number, directory, before, .. } = *header;
@@ -114,15 +115,52 @@ impl FrameBuilder {
         if let Some(place) = self.bytes.get_mut(CRC_AT..CRC_AT + 4) {
             place.copy_from_slice(&crc.to_le_bytes());
         }
-        Ok(Sealed { bytes: &self.bytes, crc, entries: &self.entries })
+        let len = self.bytes.len();
+        self.bytes.resize(len.saturating_add(rest_of_page(at, len)), 0);
+        let bytes = self.bytes.get(..len).unwrap_or_default();
+        Ok(Sealed { bytes, padded: &self.bytes, crc, entries: &self.entries })
     }
+}
+
+/// Zeros that belong behind a frame of `len` bytes at `at`: to the end of a page that it is the first to reach, so that no part of that
+/// page has to be read from the disk before it is written. A frame within the page of the one before it needs none.
+fn rest_of_page(at: u64, len: usize) -> usize {
+    let into = usize::try_from(at % PAGE as u64).unwrap_or_default();
+    let end = into.saturating_add(len);
+    if into > 0 && end <= PAGE {
+        return 0;
+    }
+    end.next_multiple_of(PAGE).saturating_sub(end)
 }
 
 /// A frame ready to be written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sealed<'b> {
     pub bytes: &'b [u8],
+    /// The frame and the zeros behind it.
+    pub padded: &'b [u8],
     pub crc: u32,
     /// Index and place within the frame of each entry.
     pub entries: &'b [(u64, u32)],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_that_reaches_a_new_page_fills_it() {
+        for (at, len, zeros) in [
+            (0, 96, 4000),        // the first of a segment
+            (96, 304, 0),         // within the page of the one before
+            (4000, 96, 0),        // to its last byte
+            (4000, 97, 4095),     // one byte into the next
+            (8192, 4096, 0),      // a page of its own
+            (8192, 4097, 4095),   // and one byte more
+            (100, 1 << 20, 3996), // many pages
+        ] {
+            assert_eq!(rest_of_page(at, len), zeros, "{len} bytes at {at}");
+            assert!(zeros == 0 || (at + (len + zeros) as u64).is_multiple_of(PAGE as u64));
+        }
+    }
 }

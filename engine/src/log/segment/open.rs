@@ -28,7 +28,7 @@ use super::index::{Index, Places};
 use super::pool::{self, Pool};
 use super::reader::{Block, SegmentReader};
 use super::replay::Replay;
-use super::segment_file::SegmentFile;
+use super::segment_file::{Pace, SegmentFile};
 use super::walk::{fault, Walk};
 use super::writer::{SegmentWriter, Tail};
 use super::{header_of, small_record, Shared};
@@ -58,8 +58,8 @@ pub(crate) fn create(
     small_records(&mut frame, &draft).map_err(wrong)?;
     let header = FrameHeader { generation: 1, first_of_segment: true, oldest: 1, ..header_of(&draft) };
     let limit = pool::size_limit(options.segment_size, options.disk_quota);
-    let file = SegmentFile::create(fresh, 1, pool::first_size(limit, frame.len()))?;
-    file.write_durably(frame.seal(&header).map_err(wrong)?.bytes, 0)
+    let file = SegmentFile::create(fresh, 1, pool::first_size(limit, frame.len()), &Pace::hurried())?;
+    file.write_durably(frame.seal(&header, 0).map_err(wrong)?.padded, 0)
 }
 
 fn small_records(frame: &mut FrameBuilder, draft: &Draft) -> Result<(), Fault> {
@@ -256,7 +256,7 @@ fn rewrite(log_dir: &Path, options: &LogOptions, found: Found, known_durable: bo
         previous: old.first.previous,
         ..header_of(&draft)
     };
-    let sealed = frame.seal(&header).map_err(wrong)?;
+    let sealed = frame.seal(&header, 0).map_err(wrong)?;
 
     let limit = pool::size_limit(options.segment_size, options.disk_quota);
     let all = || links.iter().map(|link| &link.file).chain(&free).chain(std::iter::once(&old.file));
@@ -271,7 +271,7 @@ fn rewrite(log_dir: &Path, options: &LogOptions, found: Found, known_durable: bo
         // Even above the quota: the old tail is free right after.
         None => pool.make(needed.max(old.file.len().min(limit)))?,
     };
-    file.write_durably(sealed.bytes, 0)?;
+    file.write_durably(sealed.padded, 0)?;
 
     places.cut(from);
     let mut segments: BTreeMap<u32, Arc<SegmentFile>> = BTreeMap::new();

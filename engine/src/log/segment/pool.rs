@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::log::batching::Failure;
 use crate::log::files::disk_space;
 
-use super::segment_file::SegmentFile;
+use super::segment_file::{Pace, SegmentFile};
 
 /// Size of a log's first segments; later ones are a quarter of the log, up to `segment_size`.
 const FIRST_SIZE: u64 = 1 << 20;
@@ -40,7 +40,7 @@ pub(crate) fn first_size(limit: u64, needed: u64) -> u64 {
 pub(crate) struct Pool {
     log_dir: PathBuf,
     ready: VecDeque<Arc<SegmentFile>>,
-    making: Option<JoinHandle<Result<SegmentFile>>>,
+    making: Option<(JoinHandle<Result<SegmentFile>>, Arc<Pace>)>,
     /// What is too much, and who deletes it: the log must not wait for that.
     surplus: Vec<Arc<SegmentFile>>,
     deleting: Option<JoinHandle<(u64, u64)>>,
@@ -108,7 +108,7 @@ impl Pool {
     /// Makes a new segment here and now, whatever the quota says.
     pub(crate) fn make(&mut self, size: u64) -> Result<Arc<SegmentFile>> {
         let slot = self.new_slot();
-        let made = SegmentFile::create(&self.log_dir, slot, size.next_multiple_of(4096))?;
+        let made = SegmentFile::create(&self.log_dir, slot, size.next_multiple_of(4096), &Pace::hurried())?;
         self.held = self.held.saturating_add(made.len());
         Ok(Arc::new(made))
     }
@@ -154,12 +154,17 @@ impl Pool {
             return;
         }
         let (log_dir, slot) = (self.log_dir.clone(), self.new_slot());
-        let make = move || SegmentFile::create(&log_dir, slot, size);
-        self.making = std::thread::Builder::new().name("raftify-segment".into()).spawn(make).ok();
+        let pace = Arc::new(Pace::default());
+        let its_pace = Arc::clone(&pace);
+        let make = move || SegmentFile::create(&log_dir, slot, size, &its_pace);
+        let thread = std::thread::Builder::new().name("raftify-segment".into()).spawn(make);
+        self.making = thread.ok().map(|thread| (thread, pace));
     }
 
     fn finish_making(&mut self) {
-        if let Some(Ok(Ok(file))) = self.making.take().map(JoinHandle::join) {
+        let Some((thread, pace)) = self.making.take() else { return };
+        pace.hurry();
+        if let Ok(Ok(file)) = thread.join() {
             self.held = self.held.saturating_add(file.len());
             self.ready.push_back(Arc::new(file));
         }

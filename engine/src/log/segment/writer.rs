@@ -140,7 +140,7 @@ impl Store for SegmentWriter {
             previous: tail.previous,
             ..super::header_of(&draft)
         };
-        let sealed = self.frame.seal(&header);
+        let sealed = self.frame.seal(&header, tail.offset);
         let sealed = match sealed {
             Ok(sealed) => sealed,
             Err(fault) => {
@@ -151,7 +151,7 @@ impl Store for SegmentWriter {
         let Ok(offset) = u32::try_from(tail.offset) else {
             return Err(Failure::Broken(self.contradiction("a segment of more than 4 GiB")));
         };
-        tail.file.write_durably(sealed.bytes, tail.offset)?;
+        tail.file.write_durably(sealed.padded, tail.offset)?;
 
         tail.offset = tail.offset.saturating_add(sealed.bytes.len() as u64);
         tail.crc = sealed.crc;
