@@ -38,6 +38,8 @@ struct State {
     lent: Vec<Payload>,
     /// The descriptor is set.
     signalled: bool,
+    /// Threads in [`Queue::wait`]: without one nobody is woken.
+    waiting: usize,
     log_lines: usize,
     log_lines_left_out: u64,
     /// Its handle was freed: nobody will drain any more.
@@ -112,8 +114,11 @@ impl Queue {
             descriptor.set();
             state.signalled = true;
         }
+        let waiting = state.waiting > 0;
         drop(state);
-        self.filled.notify_all();
+        if waiting {
+            self.filled.notify_all();
+        }
         if let Wake::Callback(wake) = self.wake {
             let _scope = CallbackScope::enter();
             // SAFETY: the caller's function with the caller's pointer, which `self` keeps from being destroyed.
@@ -165,16 +170,19 @@ impl Queue {
             if !state.records.is_empty() {
                 return Ok(());
             }
+            state.waiting = state.waiting.saturating_add(1);
             state = match deadline {
                 None => self.filled.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(deadline) => {
                     let left = deadline.saturating_duration_since(Instant::now());
                     if left.is_zero() {
+                        state.waiting = state.waiting.saturating_sub(1);
                         return Err(Error::not_done(ErrorCode::Timeout, "nothing came into the queue in time"));
                     }
                     self.filled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
+            state.waiting = state.waiting.saturating_sub(1);
         }
     }
 

@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod config;
 pub mod core;
 pub mod descriptors;
+mod direct;
 pub mod error;
 pub mod log;
 pub mod machine;

@@ -8,17 +8,15 @@
 //! Numbers are little-endian. Chunks have a fixed size, so the place of any byte of the state is known.
 
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-#[cfg(target_os = "linux")]
-use std::time::Duration;
 
 use prost::Message;
 
 use crate::cluster::ClusterState;
 use crate::error::{Error, Result};
 use crate::log::files::{corrupt, too_new};
+use crate::snapshots::appender::Appender;
 
 /// State bytes in one chunk.
 pub(super) const CHUNK: usize = 256 << 10;
@@ -159,49 +157,11 @@ pub(super) fn read_chunk(
     Ok(())
 }
 
-/// The disk is given so much of a snapshot at once.
-#[cfg(target_os = "linux")]
-const PIECE: u64 = 1 << 20;
-/// And so long until the next; all of them together take no longer than `PAUSES`, for a sender gives up a receiver that stands still.
-#[cfg(target_os = "linux")]
-const PAUSE: Duration = Duration::from_millis(4);
-#[cfg(target_os = "linux")]
-const PAUSES: Duration = Duration::from_secs(5);
-
-#[cfg(target_os = "linux")]
-fn pause(pieces: u64) -> Duration {
-    PAUSES.checked_div(u32::try_from(pieces).unwrap_or(u32::MAX)).unwrap_or(PAUSE).min(PAUSE)
-}
-
-/// Has the disk begin with the file piece by piece: given all at once, the syncs of the log would queue behind it. Promises nothing;
-/// the sync after it does.
-fn write_back(file: &File, len: u64) {
-    #[cfg(target_os = "linux")]
-    let pause = pause(len / PIECE);
-    #[cfg(target_os = "linux")]
-    for piece in 0..len / PIECE {
-        // Tells the kernel to write what of it is not written yet, without waiting for it.
-        let begun = rustix::fs::fadvise(
-            file,
-            piece.saturating_mul(PIECE),
-            std::num::NonZeroU64::new(PIECE),
-            rustix::fs::Advice::DontNeed,
-        );
-        if begun.is_err() {
-            return;
-        }
-        std::thread::sleep(pause);
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = (file, len);
-}
-
 /// Writes chunks one after the other; holds less than one in memory.
 #[derive(Debug)]
 pub(super) struct ChunkWriter {
-    file: File,
+    out: Appender,
     path: PathBuf,
-    header_len: u64,
     /// The chunk being filled, after room for its header.
     buffer: Vec<u8>,
     size: u64,
@@ -209,17 +169,22 @@ pub(super) struct ChunkWriter {
     failed: Option<Error>,
 }
 
+fn unwritten(path: &Path, error: &std::io::Error) -> Error {
+    Error::io(path, "write the snapshot", error)
+}
+
 impl ChunkWriter {
     /// Begins a file that has just been created.
-    pub(super) fn begin(mut file: File, path: PathBuf, body: &Body) -> Result<Self> {
-        let header = body.encode_header();
-        file.write_all(&header).map_err(|e| Error::io(&path, "write the snapshot", &e))?;
-        Ok(Self::at(file, path, header.len() as u64, 0, 0))
+    pub(super) fn begin(file: File, path: PathBuf, body: &Body) -> Result<Self> {
+        let mut writer = Self::at(file, path, 0, 0, 0)?;
+        writer.put(&body.encode_header())?;
+        Ok(writer)
     }
 
-    /// Goes on behind `size` bytes of state, a multiple of `CHUNK`.
-    pub(super) fn at(file: File, path: PathBuf, header_len: u64, size: u64, crc: u32) -> Self {
-        ChunkWriter { file, path, header_len, buffer: vec![0; CHUNK_HEADER], size, crc, failed: None }
+    /// Goes on at `end` of a file that can be read, behind `size` bytes of state, a multiple of `CHUNK`.
+    pub(super) fn at(file: File, path: PathBuf, end: u64, size: u64, crc: u32) -> Result<Self> {
+        let out = Appender::new(file, &path, end).map_err(|e| unwritten(&path, &e))?;
+        Ok(ChunkWriter { out, path, buffer: vec![0; CHUNK_HEADER], size, crc, failed: None })
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -257,15 +222,16 @@ impl ChunkWriter {
         let crc = chunk_crc(number, self.buffer.get(CHUNK_HEADER..).unwrap_or_default());
         let head = (length as u32).to_le_bytes().into_iter().chain(crc.to_le_bytes());
         self.buffer.iter_mut().zip(head).for_each(|(byte, new)| *byte = new);
-        let at = chunk_offset(self.header_len, number).unwrap_or(u64::MAX);
-        self.put(at)?;
-        self.buffer.truncate(CHUNK_HEADER);
-        Ok(())
+        let mut chunk = std::mem::take(&mut self.buffer);
+        let put = self.put(&chunk);
+        chunk.truncate(CHUNK_HEADER);
+        self.buffer = chunk;
+        put
     }
 
-    fn put(&mut self, at: u64) -> Result<()> {
-        self.file.write_all_at(&self.buffer, at).map_err(|e| {
-            let error = Error::io(&self.path, "write the snapshot", &e);
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out.append(bytes).map_err(|e| {
+            let error = unwritten(&self.path, &e);
             self.failed = Some(error.clone());
             error
         })
@@ -278,26 +244,8 @@ impl ChunkWriter {
         }
         self.flush()?;
         let footer = self.footer();
-        let chunks = self.size.div_ceil(CHUNK as u64);
-        self.buffer = footer.encode();
-        let end = chunk_at(self.header_len, chunks, self.size).unwrap_or(u64::MAX);
-        self.put(end)?;
-        write_back(&self.file, end);
-        self.file.sync_all().map_err(|e| Error::io(&self.path, "sync the snapshot", &e))?;
+        self.put(&footer.encode())?;
+        self.out.sync().map_err(|e| Error::io(&self.path, "sync the snapshot", &e))?;
         Ok(footer)
-    }
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_snapshot_of_any_size_is_given_to_the_disk_before_its_sender_gives_up() {
-        assert_eq!(pause(0), PAUSE);
-        for pieces in [1, 16, 200, 10_000, 1 << 20, 1 << 40] {
-            let all = pause(pieces).saturating_mul(u32::try_from(pieces).unwrap_or(u32::MAX));
-            assert!(pause(pieces) <= PAUSE && all <= PAUSES, "{pieces}: {all:?}");
-        }
     }
 }

@@ -55,7 +55,7 @@ impl IncomingSnapshot {
             if let Some((size, crc, header_len)) = arrived(&file, path, &body, self.meta.size) {
                 let end = chunk_offset(header_len, size / CHUNK as u64).unwrap_or(header_len);
                 file.set_len(end).map_err(|e| failed(&e))?;
-                return Ok(ChunkWriter::at(file, path.clone(), header_len, size, crc));
+                return ChunkWriter::at(file, path.clone(), end, size, crc);
             }
         }
         remove(path)?;

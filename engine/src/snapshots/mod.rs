@@ -6,6 +6,7 @@
 //! a second snapshot of the same index never replaces the one that the log names; every byte read has been checked; a few
 //! chunks are in memory, never a whole state. The file that the log names is never removed.
 
+mod appender;
 mod file;
 mod incoming;
 mod reader;

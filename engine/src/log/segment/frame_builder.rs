@@ -1,12 +1,12 @@
 //! Makes frames: records one behind the other, then the header in front of them, sealed by its CRC.
 
+use crate::direct::PAGE;
 use crate::log::record::{Fault, Meta};
 
 use super::frame::{
     crc_of, padding, FrameHeader, CRC_AT, FIRST_OF_SEGMENT, FORMAT, HEADER, KIND_CLEAR, KIND_CUT, KIND_ENTRIES, MAGIC,
     RECORD_HEADER,
 };
-use super::segment_file::PAGE;
 
 /// Builds one frame after the other in the same memory.
 #[derive(Debug, Default)]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::HardState;
 
+use crate::direct::Pace;
 use crate::error::{Error, Result};
 use crate::log::batching::Batching;
 use crate::log::draft::Draft;
@@ -28,7 +29,7 @@ use super::index::{Index, Places};
 use super::pool::{self, Pool};
 use super::reader::{Block, SegmentReader};
 use super::replay::Replay;
-use super::segment_file::{Pace, SegmentFile};
+use super::segment_file::SegmentFile;
 use super::walk::{fault, Walk};
 use super::writer::{SegmentWriter, Tail};
 use super::{header_of, small_record, Shared};

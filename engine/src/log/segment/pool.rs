@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use crate::direct::Pace;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::batching::Failure;
 use crate::log::files::disk_space;
 
-use super::segment_file::{Pace, SegmentFile};
+use super::segment_file::SegmentFile;
 
 /// Size of a log's first segments; later ones are a quarter of the log, up to `segment_size`.
 const FIRST_SIZE: u64 = 1 << 20;

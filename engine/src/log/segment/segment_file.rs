@@ -7,20 +7,13 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
+use crate::direct::{Direct, Pace, Piece};
 use crate::error::{Error, Result};
 use crate::log::files;
 
 const SUFFIX: &str = ".seg";
 const UNFINISHED: &str = ".new";
-/// What a new file is filled by.
-const PIECE: usize = 256 << 10;
-/// What the page cache and direct writes are made of, at most, on the systems there are.
-pub(crate) const PAGE: usize = 4096;
-/// A disk that hangs for a moment must not keep the filler asleep for long when it no longer does.
-const LONGEST_REST: Duration = Duration::from_millis(20);
 
 #[derive(Debug)]
 pub(crate) struct SegmentFile {
@@ -48,32 +41,21 @@ impl SegmentFile {
     }
 
     /// Real zeros instead of an empty allocation: marking blocks as written would cost each sync that first reaches
-    /// one a second journal write (measured: twice the time). Past the page cache, where it can be: filling pages would take
-    /// the processor from those who answer, and one sync of all of them the disk from the log's.
+    /// one a second journal write (measured: twice the time).
     fn fill(path: &Path, len: u64, pace: &Pace) -> Result<File> {
         let failed = |e: std::io::Error| Error::io(path, "allocate a new segment", &e);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(failed)?;
-        let mut direct = open_direct(path);
-        let room = vec![0; PIECE.saturating_add(PAGE)];
-        let zeros = room.get(room.as_ptr().align_offset(PAGE)..).and_then(|from| from.get(..PIECE)).unwrap_or_default();
+        let mut direct = Direct::new(file, path);
+        let piece = Piece::new();
         let mut at = 0;
         while at < len {
-            let begun = Instant::now();
-            let piece = zeros.get(..usize::try_from(len - at).unwrap_or(usize::MAX)).unwrap_or(zeros);
-            let written = match &direct {
-                Some(direct) => direct.write_all_at(piece, at),
-                None => file.write_all_at(piece, at),
-            };
-            match written {
-                Ok(()) => at = at.saturating_add(piece.len() as u64),
-                // Some file systems open a file so and then do not write to it.
-                Err(e) if direct.is_some() && e.kind() == std::io::ErrorKind::InvalidInput => direct = None,
-                Err(e) => return Err(failed(e)),
-            }
-            pace.rest(begun.elapsed());
+            let zeros = piece.bytes();
+            let zeros = zeros.get(..usize::try_from(len - at).unwrap_or(usize::MAX)).unwrap_or(zeros);
+            direct.write(zeros, at, pace).map_err(failed)?;
+            at = at.saturating_add(zeros.len() as u64);
         }
-        file.sync_all().map_err(failed)?;
-        Ok(file)
+        direct.file().sync_all().map_err(failed)?;
+        Ok(direct.into_file())
     }
 
     /// Opens what is there; `write` false for a look that must change nothing.
@@ -140,44 +122,6 @@ impl SegmentFile {
     }
 }
 
-/// For writes past the page cache; `None`: this system, or this file system, has none.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn open_direct(path: &Path) -> Option<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).ok()?;
-    OpenOptions::new().write(true).custom_flags(flags).open(path).ok()
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn open_direct(_: &Path) -> Option<File> {
-    None
-}
-
-/// How eagerly a file is filled that is made ahead of need.
-#[derive(Debug, Default)]
-pub(crate) struct Pace {
-    hurry: AtomicBool,
-}
-
-impl Pace {
-    /// Somebody waits for it from the beginning.
-    pub(crate) fn hurried() -> Self {
-        Pace { hurry: AtomicBool::new(true) }
-    }
-
-    /// Somebody waits for it now.
-    pub(crate) fn hurry(&self) {
-        self.hurry.store(true, Ordering::Relaxed);
-    }
-
-    /// After a piece that took so long: twice that belongs to the others.
-    fn rest(&self, took: Duration) {
-        if !self.hurry.load(Ordering::Relaxed) {
-            std::thread::sleep(took.saturating_mul(2).min(LONGEST_REST));
-        }
-    }
-}
-
 fn slot_of(path: &Path, suffix: &str) -> Option<u64> {
     let digits = path.file_name()?.to_str()?.strip_suffix(suffix)?;
     (digits.len() >= 8 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok()).flatten()
@@ -192,6 +136,7 @@ pub(crate) fn is_segment_log(log_dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::direct::PIECE;
 
     #[test]
     fn a_new_segment_is_zeros_to_its_last_byte_whatever_its_length() {
@@ -209,17 +154,5 @@ mod tests {
             assert_eq!(&back, b"frame");
         }
         assert_eq!(SegmentFile::list(dir.path(), false).unwrap().len(), 5);
-    }
-
-    #[test]
-    fn one_that_is_waited_for_does_not_rest() {
-        let pace = Pace::default();
-        pace.hurry();
-        let begun = Instant::now();
-        pace.rest(Duration::from_secs(600));
-        Pace::hurried().rest(Duration::from_secs(600));
-        // And the one that is not rests for a bounded time.
-        Pace::default().rest(Duration::from_secs(600));
-        assert!(begun.elapsed() < Duration::from_secs(60));
     }
 }
