@@ -1,9 +1,12 @@
-//! One node of the bench protocol (`benches/README.md`): the engine alone, a map as state machine, proposals submitted in batches.
+//! One node of the bench protocol (`benches/README.md`): the engine alone, a map as state machine, proposals submitted in batches; with
+//! `BENCH_FUTURES` in the environment each proposal is a future that a task of its own awaits.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufRead, Write};
-use std::sync::{mpsc, Arc, Condvar, Mutex};
+use std::rc::Rc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use raftify_engine::machine::{ApplyBatch, MachineRequest};
@@ -12,6 +15,7 @@ use raftify_engine::node::{LogRecord, Node, NodeOptions, Sink};
 use raftify_engine::request::{Completion, Timeout};
 use raftify_engine::status::Event;
 use raftify_engine::{Config, Error, Rng, Runtime};
+use tokio::sync::oneshot;
 
 #[derive(Default)]
 struct Map {
@@ -78,14 +82,14 @@ impl StateMachine for Machine {
 
 struct Hear {
     machine: MachineThread,
-    completions: Mutex<mpsc::Sender<Vec<Completion>>>,
+    completions: tokio::sync::mpsc::UnboundedSender<Vec<Completion>>,
     closed: Mutex<bool>,
     close: Condvar,
 }
 
 impl Sink for Hear {
     fn completions(&self, batch: Vec<Completion>) {
-        let _ = self.completions.lock().unwrap().send(batch);
+        let _ = self.completions.send(batch);
     }
     fn machine(&self, request: MachineRequest) {
         self.machine.request(request);
@@ -127,50 +131,99 @@ fn say(line: &str) {
     let _ = out.flush();
 }
 
-fn bench(
-    node: &Node,
-    completions: &mpsc::Receiver<Vec<Completion>>,
+/// What one `BENCH` line asks for.
+#[derive(Clone, Copy)]
+struct Plan {
     payload: usize,
     inflight: usize,
     secs: u64,
     warm: u64,
-) {
-    // The state stays at 16 MiB or below, whatever the payload.
-    let keys = if payload <= 4096 { 10_000 } else { ((16 << 20) / payload as u64).clamp(1, 1024) };
-    let mut load = Load { rng: Rng::new(1), body: vec![7; payload.saturating_sub(8)], keys };
-    let mut sent: Vec<Instant> = vec![Instant::now(); inflight];
-    let first: Vec<_> = (0..inflight).map(|slot| (slot as u64, load.next())).collect();
-    node.propose_many(first, Timeout::Default).unwrap();
-    let begin = Instant::now();
-    let (from, to) = (begin + Duration::from_secs(warm), begin + Duration::from_secs(warm + secs));
-    let (mut measuring, mut ended) = (false, false);
-    let mut latencies: Vec<Duration> = Vec::new();
-    let (mut errors, mut pending) = (0u64, inflight);
-    let mut sample = String::new();
-    let give_up = to + Duration::from_secs(20);
-    while pending > 0 && Instant::now() < give_up {
-        let Ok(batch) = completions.recv_timeout(Duration::from_millis(100)) else { continue };
-        let now = Instant::now();
-        if !measuring && now >= from {
-            measuring = true;
+}
+
+/// When what is measured begins and ends, and what was seen.
+struct Window {
+    from: Instant,
+    to: Instant,
+    measuring: bool,
+    ended: bool,
+    latencies: Vec<Duration>,
+    errors: u64,
+    sample: String,
+}
+
+impl Window {
+    fn new(plan: Plan) -> Self {
+        let from = Instant::now() + Duration::from_secs(plan.warm);
+        let to = from + Duration::from_secs(plan.secs);
+        Window { from, to, measuring: false, ended: false, latencies: vec![], errors: 0, sample: String::new() }
+    }
+
+    fn give_up(&self) -> Instant {
+        self.to + Duration::from_secs(20)
+    }
+
+    fn look(&mut self, now: Instant) {
+        if !self.measuring && now >= self.from {
+            self.measuring = true;
             say("MEASURE");
         }
-        if !ended && now >= to {
-            ended = true;
+        if !self.ended && now >= self.to {
+            self.ended = true;
             say("END");
         }
+    }
+
+    fn count(&mut self, latency: Duration, error: Option<Error>) {
+        let counts = self.measuring && !self.ended;
+        match error {
+            None if counts => self.latencies.push(latency),
+            None => {}
+            Some(error) => {
+                self.errors += u64::from(counts);
+                self.sample = error.to_string();
+            }
+        }
+    }
+
+    fn tell(mut self, secs: u64, drained: bool) {
+        self.latencies.sort_unstable();
+        let at = |q: f64| {
+            let i = ((self.latencies.len() as f64 * q) as usize).min(self.latencies.len().saturating_sub(1));
+            self.latencies.get(i).map_or(0.0, |d| d.as_secs_f64() * 1e3)
+        };
+        let result = serde_json::json!({
+            "n": self.latencies.len(), "errors": self.errors, "secs": secs, "p50_ms": at(0.5), "p99_ms": at(0.99),
+            "max_ms": at(1.0), "err_sample": self.sample, "drained": drained,
+        });
+        say(&result.to_string());
+    }
+}
+
+fn new_load(plan: Plan) -> Load {
+    // The state stays at 16 MiB or below, whatever the payload.
+    let keys = if plan.payload <= 4096 { 10_000 } else { ((16 << 20) / plan.payload as u64).clamp(1, 1024) };
+    Load { rng: Rng::new(1), body: vec![7; plan.payload.saturating_sub(8)], keys }
+}
+
+type Completions = tokio::sync::mpsc::UnboundedReceiver<Vec<Completion>>;
+
+/// Batches: what has completed is submitted anew in one call.
+async fn batches(node: &Node, completions: &mut Completions, plan: Plan) {
+    let mut load = new_load(plan);
+    let mut window = Window::new(plan);
+    let mut sent: Vec<Instant> = vec![Instant::now(); plan.inflight];
+    let first: Vec<_> = (0..plan.inflight).map(|slot| (slot as u64, load.next())).collect();
+    node.propose_many(first, Timeout::Default).unwrap();
+    let mut pending = plan.inflight;
+    while pending > 0 {
+        let Ok(Some(batch)) = tokio::time::timeout_at(window.give_up().into(), completions.recv()).await else { break };
+        let now = Instant::now();
+        window.look(now);
         let mut again = Vec::with_capacity(batch.len());
         for completion in batch {
             let slot = completion.token as usize;
-            match completion.result {
-                Ok(_) if measuring && !ended => latencies.push(now - sent[slot]),
-                Ok(_) => {}
-                Err(error) => {
-                    errors += u64::from(measuring && !ended);
-                    sample = error.to_string();
-                }
-            }
-            if ended {
+            window.count(now - sent[slot], completion.result.err());
+            if window.ended {
                 pending -= 1;
             } else {
                 sent[slot] = now;
@@ -182,16 +235,72 @@ fn bench(
             break;
         }
     }
-    latencies.sort_unstable();
-    let at = |q: f64| {
-        let i = ((latencies.len() as f64 * q) as usize).min(latencies.len().saturating_sub(1));
-        latencies.get(i).map_or(0.0, |d| d.as_secs_f64() * 1e3)
-    };
-    let result = serde_json::json!({
-        "n": latencies.len(), "errors": errors, "secs": secs, "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0),
-        "err_sample": sample, "drained": pending == 0,
+    window.tell(plan.secs, pending == 0);
+}
+
+type Waiter = oneshot::Sender<Result<(), Error>>;
+
+/// Those who wait for their proposals, by token, and what they have proposed since the last submit.
+struct Futures {
+    waiting: RefCell<Vec<Option<Waiter>>>,
+    proposed: RefCell<Vec<(u64, Vec<u8>)>>,
+    filled: tokio::sync::Notify,
+}
+
+impl Futures {
+    async fn propose(&self, slot: usize, command: Vec<u8>) -> Result<(), Error> {
+        let (tell, told) = oneshot::channel();
+        self.waiting.borrow_mut()[slot] = Some(tell);
+        self.proposed.borrow_mut().push((slot as u64, command));
+        self.filled.notify_one();
+        told.await.unwrap()
+    }
+}
+
+/// One task a proposal in flight: it makes a command, proposes it, awaits its own result, and begins again.
+async fn futures(node: &Node, completions: &mut Completions, plan: Plan) {
+    let futures = Rc::new(Futures {
+        waiting: RefCell::new((0..plan.inflight).map(|_| None).collect()),
+        proposed: RefCell::default(),
+        filled: tokio::sync::Notify::new(),
     });
-    say(&result.to_string());
+    let load = Rc::new(RefCell::new(new_load(plan)));
+    let window = Rc::new(RefCell::new(Window::new(plan)));
+    let pending = Rc::new(Cell::new(plan.inflight));
+    for slot in 0..plan.inflight {
+        let (futures, load, window, pending) = (futures.clone(), load.clone(), window.clone(), pending.clone());
+        tokio::task::spawn_local(async move {
+            while !window.borrow().ended {
+                let command = load.borrow_mut().next();
+                let sent = Instant::now();
+                let result = futures.propose(slot, command).await;
+                let now = Instant::now();
+                let mut window = window.borrow_mut();
+                window.look(now);
+                window.count(now - sent, result.err());
+            }
+            pending.set(pending.get() - 1);
+            // Whoever waits for the last one looks again.
+            futures.filled.notify_one();
+        });
+    }
+    let give_up = tokio::time::sleep_until(window.borrow().give_up().into());
+    tokio::pin!(give_up);
+    while pending.get() > 0 {
+        tokio::select! {
+            () = futures.filled.notified() => {
+                let proposed = futures.proposed.take();
+                node.propose_many(proposed, Timeout::Default).unwrap();
+            }
+            batch = completions.recv() => for completion in batch.unwrap_or_default() {
+                let waiter = futures.waiting.borrow_mut()[completion.token as usize].take();
+                let _ = waiter.unwrap().send(completion.result.map(drop));
+            },
+            () = &mut give_up => break,
+        }
+    }
+    let window = window.replace(Window::new(plan));
+    window.tell(plan.secs, pending.get() == 0);
 }
 
 fn main() {
@@ -209,14 +318,14 @@ fn main() {
     }
     let map = Arc::new(Mutex::new(Map::default()));
     let machine = MachineThread::spawn(Box::new(Machine(Arc::clone(&map))), || {}).unwrap();
-    let (tell, completions) = mpsc::channel();
-    let sink =
-        Arc::new(Hear { machine, completions: Mutex::new(tell), closed: Mutex::new(false), close: Condvar::new() });
+    let (tell, mut completions) = tokio::sync::mpsc::unbounded_channel();
+    let sink = Arc::new(Hear { machine, completions: tell, closed: Mutex::new(false), close: Condvar::new() });
     let runtime = Runtime::new().unwrap();
     let raft_addr = peers[&id].clone();
     let options = NodeOptions { config, node_id: id, raft_addr, peers: Some(peers), machine_applied: None };
     let node = Node::start(&runtime, options, Arc::clone(&sink) as Arc<dyn Sink>).unwrap();
     sink.machine.attach(node.clone());
+    let client = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let leader = || node.status().leader_id.unwrap_or(0);
     while leader() == 0 {
         std::thread::sleep(Duration::from_millis(20));
@@ -227,14 +336,20 @@ fn main() {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
             ["BENCH", ..] if leader() != id => say(&format!("{{\"error\":\"not leader\",\"leader\":{}}}", leader())),
-            ["BENCH", payload, inflight, secs, warm] => bench(
-                &node,
-                &completions,
-                payload.parse().unwrap(),
-                inflight.parse().unwrap(),
-                secs.parse().unwrap(),
-                warm.parse().unwrap(),
-            ),
+            ["BENCH", payload, inflight, secs, warm] => {
+                let plan = Plan {
+                    payload: payload.parse().unwrap(),
+                    inflight: inflight.parse().unwrap(),
+                    secs: secs.parse().unwrap(),
+                    warm: warm.parse().unwrap(),
+                };
+                let tasks = tokio::task::LocalSet::new();
+                if std::env::var_os("BENCH_FUTURES").is_some() {
+                    tasks.block_on(&client, futures(&node, &mut completions, plan));
+                } else {
+                    tasks.block_on(&client, batches(&node, &mut completions, plan));
+                }
+            }
             ["STATE"] => {
                 let map = map.lock().unwrap();
                 let mut digest = 0u32;
