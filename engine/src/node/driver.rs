@@ -311,10 +311,11 @@ impl Driver {
         }
     }
 
-    /// A closing node ends once somebody else leads, or when that has taken too long.
+    /// A closing node ends once somebody else leads, when nobody is left who could, or when that has taken too long.
     fn consider_end(&mut self) {
         if let Some((until, patience)) = self.retiring {
-            if !self.core.is_leader() || Instant::now() >= until {
+            let successor = peers::may_succeed(self.core.cluster(), self.options.node_id, &self.lanes);
+            if !self.core.is_leader() || !successor || Instant::now() >= until {
                 self.core.close();
                 self.stop = Some((Ok(()), patience));
             }

@@ -9,7 +9,7 @@ use prost_raft::Message as _;
 use raft::eraftpb::Message;
 
 use super::{Driver, Feedback};
-use crate::cluster::NodeId;
+use crate::cluster::{ClusterState, NodeId};
 use crate::core::{Append, Body, Outbound, Run, SnapshotSend};
 use crate::error::ErrorCode;
 use crate::log::SnapshotMeta;
@@ -17,6 +17,11 @@ use crate::node::FIRST_INTERNAL_TOKEN;
 use crate::snapshots::wire_header;
 use crate::transport::{encode_entries, Incoming, Lane, Outgoing, Permit, What};
 use crate::wire::{Body as ItemBody, Item, SnapshotHeader};
+
+/// Whether another voter can be reached: all of a cluster that closes at once need not wait for a successor.
+pub(super) fn may_succeed(cluster: &ClusterState, own: NodeId, lanes: &BTreeMap<NodeId, Vec<Lane>>) -> bool {
+    lanes.iter().any(|(peer, up)| *peer != own && !up.is_empty() && cluster.is_voter(*peer))
+}
 
 impl Driver {
     pub(super) fn heard(&mut self, incoming: Incoming, permits: &mut Vec<Permit>) {
@@ -181,5 +186,28 @@ impl Driver {
             .map(|m| (m.id, m.directory.clone()))
             .collect();
         self.transport.set_hello(self.core.hello(0), recorded);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_successor_is_another_voter_that_is_connected() {
+        let members = (1..=3).map(|id| (id, format!("h:{id}"))).collect();
+        let cluster = ClusterState::founding(&members);
+        let both = Lane::ALL.to_vec();
+        for (lanes, found) in [
+            (vec![], false),
+            (vec![(2, vec![]), (3, vec![])], false), // both have closed before
+            (vec![(2, vec![]), (3, vec![Lane::Control])], true), // one lane is enough to tell it
+            (vec![(2, both.clone())], true),
+            (vec![(1, both.clone())], false), // oneself
+            (vec![(9, both)], false),         // no member
+        ] {
+            let lanes = lanes.into_iter().collect();
+            assert_eq!(may_succeed(&cluster, 1, &lanes), found, "{lanes:?}");
+        }
     }
 }
