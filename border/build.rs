@@ -16,7 +16,7 @@ use mistakes::{Mistake, MISTAKES};
 
 /// Sources of the border, by the name of their module, and whether they belong to capi (whose `crate::` is the world itself) or to
 /// the engine (whose `crate::` is the engine as built).
-const SOURCES: [(&str, &str); 13] = [
+const SOURCES: [(&str, &str); 14] = [
     ("error", "capi/src/error.rs"),
     ("fork", "capi/src/fork.rs"),
     ("json", "capi/src/json.rs"),
@@ -29,11 +29,12 @@ const SOURCES: [(&str, &str); 13] = [
     ("sink", "capi/src/sink.rs"),
     ("wake", "capi/src/wake.rs"),
     ("machine_thread", "engine/src/machine_thread.rs"),
+    ("mailbox", "engine/src/mailbox.rs"),
     ("inbox", "engine/src/node/inbox.rs"),
 ];
 
 /// What is checked in each world; `src/scenarios`.
-const SCENARIOS: [&str; 5] = ["answering", "ending", "machines", "node", "queueing"];
+const SCENARIOS: [&str; 6] = ["answering", "ending", "machines", "mailing", "node", "queueing"];
 
 /// A table of numbers that are never waited for; and it is static, which would outlive one execution of the checker.
 const AS_IT_IS: &str = "fork";
@@ -94,7 +95,9 @@ fn translate(world: &str, module: &str, path: &str, text: &str) -> String {
     let mut text = text.replace("#[no_mangle]\n", "");
     let home = if path.starts_with("engine/") { "raftify_engine::".into() } else { format!("crate::{world}::") };
     text = text.replace("crate::", &home);
-    text = text.replace("raftify_engine::machine_thread::", &format!("crate::{world}::machine_thread::"));
+    for own in ["machine_thread", "mailbox"] {
+        text = text.replace(&format!("raftify_engine::{own}::"), &format!("crate::{world}::{own}::"));
+    }
     if module != AS_IT_IS {
         text = text.replace("std::sync::", "shuttle::sync::").replace("std::thread::", "shuttle::thread::");
         text = text.replace("thread_local!", "shuttle::thread_local!");

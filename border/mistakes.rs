@@ -10,8 +10,9 @@ pub struct Mistake {
 }
 
 const QUEUE: &str = "capi/src/queue.rs";
+const MAILBOX: &str = "engine/src/mailbox.rs";
 
-pub const MISTAKES: [Mistake; 18] = [
+pub const MISTAKES: [Mistake; 22] = [
     Mistake {
         name: "signal_before_push",
         file: QUEUE,
@@ -29,8 +30,8 @@ pub const MISTAKES: [Mistake; 18] = [
         name: "descriptor_set_after_the_lock",
         file: QUEUE,
         changes: &[(
-            "            descriptor.set();\n            state.signalled = true;\n        }\n        drop(state);\n",
-            "            state.signalled = true;\n            drop(state);\n            descriptor.set();\n        } else {\n            drop(state);\n        }\n",
+            "            descriptor.set();\n            state.signalled = true;\n        }\n        let waiting = state.waiting > 0;\n        drop(state);\n",
+            "            state.signalled = true;\n        }\n        let waiting = state.waiting > 0;\n        drop(state);\n        if let Wake::Descriptor(descriptor) = &self.wake {\n            descriptor.set();\n        }\n",
         )],
     },
     Mistake {
@@ -52,7 +53,27 @@ pub const MISTAKES: [Mistake; 18] = [
     Mistake {
         name: "one_waiter_told",
         file: QUEUE,
-        changes: &[("        drop(state);\n        self.filled.notify_all();\n        if let", "        drop(state);\n        self.filled.notify_one();\n        if let")],
+        changes: &[("            self.filled.notify_all();\n        }\n        if let", "            self.filled.notify_one();\n        }\n        if let")],
+    },
+    Mistake {
+        name: "waiter_not_counted",
+        file: QUEUE,
+        changes: &[("            state.waiting = state.waiting.saturating_add(1);\n", "")],
+    },
+    Mistake {
+        name: "sleeper_not_noted",
+        file: MAILBOX,
+        changes: &[("            state.asleep = true;\n", "")],
+    },
+    Mistake {
+        name: "last_sender_leaves_in_silence",
+        file: MAILBOX,
+        changes: &[("let last = state.senders == 0 && std::mem::take(&mut state.asleep);", "let last = false;")],
+    },
+    Mistake {
+        name: "mail_for_nobody_is_kept",
+        file: MAILBOX,
+        changes: &[("        if !state.received {\n            return Err(Gone(thing));\n        }\n", "")],
     },
     Mistake {
         name: "free_tells_no_waiter",

@@ -87,6 +87,12 @@ fn closed_is_there_when_its_waiter_goes_on() {
 }
 
 #[test]
+fn what_is_sent_to_a_thread_arrives_or_comes_back() {
+    sample(right::mailing::everything_sent_arrives_and_then_the_end, 10_000);
+    sample(right::mailing::the_receiver_leaves_while_things_are_sent, 10_000);
+}
+
+#[test]
 fn a_machines_own_thread_never_waits_for_its_end() {
     sample(right::machines::the_machine_waits_for_itself, 5000);
 }
@@ -125,6 +131,10 @@ found! {
     one_waiter_told: queueing::all_who_wait_are_woken;
     free_tells_no_waiter: queueing::free_races_push_and_wait;
     wait_lets_go_between_look_and_sleep: queueing::drains_only_after_a_wait;
+    waiter_not_counted: queueing::drains_only_after_a_wait;
+    sleeper_not_noted: mailing::everything_sent_arrives_and_then_the_end;
+    last_sender_leaves_in_silence: mailing::everything_sent_arrives_and_then_the_end;
+    mail_for_nobody_is_kept: mailing::the_receiver_leaves_while_things_are_sent;
     closed_while_the_machine_lives: machines::the_node_ends_while_the_machine_works;
     over_before_closed_is_there: ending::closed_is_in_the_queue_when_a_wait_for_it_ends;
     answered_and_still_open: answering::two_answers_race;

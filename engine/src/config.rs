@@ -62,8 +62,9 @@ pub struct Config {
     pub snapshot_bytes: u64,
     /// A snapshot is taken after this time, if anything was applied.
     pub snapshot_interval: Option<Duration>,
-    /// Entries kept before the newest snapshot, for followers that lag. Where they reach back to the snapshot before it, that one's file
-    /// is kept too, and stands in for the newest one should it be damaged (S6).
+    /// Entries kept before the newest snapshot, for followers that lag; no more of them than make up `snapshot_bytes`, or 64 MiB if that
+    /// is more. Where they reach back to the snapshot before it, that one's file is kept too, and stands in for the newest one should it
+    /// be damaged (S6).
     pub trailing_entries: u64,
     pub log_engine: LogEngine,
     /// Bytes the log may take on disk; `None`: what the disk has.
