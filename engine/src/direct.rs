@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 pub(crate) const PAGE: usize = 4096;
 /// What is written at once.
 pub(crate) const PIECE: usize = 256 << 10;
-/// A disk that hangs for a moment must not keep the writer asleep for long when it no longer does.
-const LONGEST_REST: Duration = Duration::from_millis(20);
+/// On a slow disk the pieces are far enough apart as it is, and a snapshot of many gigabytes must arrive before its sender loses patience.
+const LONGEST_REST: Duration = Duration::from_millis(1);
 
 /// Memory of `PIECE` bytes that begins where a direct write may: zeros at first.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Pace {
         self.hurry.store(true, Ordering::Relaxed);
     }
 
-    /// After a piece that took so long: twice that belongs to the others.
+    /// After a piece that took so long: twice that belongs to the others, on a fast disk.
     fn rest(&self, took: Duration) {
         if !self.hurry.load(Ordering::Relaxed) {
             std::thread::sleep(took.saturating_mul(2).min(LONGEST_REST));

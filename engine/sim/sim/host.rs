@@ -249,7 +249,7 @@ impl World {
         let voters = voters_of(&life.core);
         let actions = life.core.poll();
         let told = std::mem::take(&mut life.told);
-        let more = life.core.has_more();
+        let more = life.core.has_more() || life.core.owes_entries();
         // What is due before the next tick.
         let due = life.core.next_deadline().map(|due| due.saturating_sub(now) * 1000 / rate);
         let due = due.filter(|after| (1..tick).contains(after) && !std::mem::replace(&mut life.deadline_due, true));

@@ -1,7 +1,8 @@
 //! Entries for followers that lag, on their way from the disk to raft (S14).
 //!
 //! Raft asks with every answer and every heartbeat of a peer, and again when it was given some: what is being read already is not read a
-//! second time, whoever asks, and all who asked go on once it is there.
+//! second time, whoever asks, and all who asked go on once it is there. And it asks for all that a peer may have under way at once: what is
+//! more than a turn's measure ([`Tail`](super::tail::Tail)) is given in the turns that follow.
 
 use raft::eraftpb::Entry;
 use raft::GetEntriesContext;
@@ -43,6 +44,22 @@ impl Core {
             let id = self.machine.next_id();
             self.out.fetches.push(Fetch { id, low, high, max_bytes });
             self.fetches.under_way.push(Fetching { id, low, waiting: vec![context] });
+        }
+    }
+
+    /// Peers are owed entries that the turn before had no room for. What it gave them should leave first.
+    pub fn owes_entries(&self) -> bool {
+        self.failed.is_none() && self.raw.store().has_later()
+    }
+
+    /// A new turn: those who were told to come again, the longest waiting first.
+    pub(super) fn go_on_sending(&mut self) {
+        self.raw.mut_store().begin_turn();
+        if self.failed.is_some() {
+            return;
+        }
+        while let Some(context) = self.raw.mut_store().next_later() {
+            self.raw.on_entries_fetched(context);
         }
     }
 
@@ -137,5 +154,51 @@ mod tests {
         let (again, appends) = settle(&mut core);
         assert_eq!((again.len(), appends), (1, vec![]));
         assert!(again[0].id != fetches[0].id && again[0].low == 5);
+    }
+
+    /// Turns after which nothing is owed, and what went to whom in each: from, entries.
+    fn turns(core: &mut Core) -> Vec<Vec<(NodeId, u64, usize)>> {
+        let mut turns = Vec::new();
+        while turns.is_empty() || core.owes_entries() {
+            assert!(turns.len() < 100);
+            core.set_time(1, 1);
+            turns.push(settle(core).1);
+        }
+        turns
+    }
+
+    #[test]
+    fn what_a_peer_lacks_is_given_turn_by_turn_and_peers_take_turns() {
+        let mut core = leader();
+        for peer in [2, 3] {
+            // In memory, and nobody else has them yet.
+            lags(&mut core, peer, 9);
+        }
+        settle(&mut core);
+        // 100 KiB each: a turn gives two of them and says "later" to the rest.
+        let proposals = (1..=8).map(|token| (token, vec![0; 100 << 10])).collect();
+        core.propose(proposals, None);
+        let _lost = settle(&mut core);
+        for peer in [2, 3] {
+            core.unreachable(peer);
+            core.receive(peer, Message { index: 10, ..message(MessageType::MsgAppendResponse, peer, 3) });
+        }
+        let turns = turns(&mut core);
+        let sent = |peer| turns.iter().flatten().filter(move |(to, ..)| *to == peer);
+        for peer in [2, 3] {
+            assert_eq!(sent(peer).map(|(_, _, entries)| entries).sum::<usize>(), 8, "{turns:?}");
+            // Each goes on where the one before ended.
+            let mut next = 10;
+            for (_, from, entries) in sent(peer) {
+                assert_eq!(*from, next, "{turns:?}");
+                next += *entries as u64;
+            }
+        }
+        // Begun with less than its measure, a turn gives one message more.
+        assert!(turns.iter().all(|turn| turn.iter().map(|(_, _, entries)| entries).sum::<usize>() <= 4), "{turns:?}");
+        assert!(turns.len() >= 4, "{turns:?}");
+        // The one that has waited longest goes first: neither waits until the other has everything.
+        let first = turns.iter().flatten().take(3).map(|(to, ..)| *to).collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(first.len(), 2, "{turns:?}");
     }
 }

@@ -270,7 +270,8 @@ impl Core {
         };
         let founding_heard = entries.iter().rev().find_map(greeting::founding_of);
         let term = hard_state.term;
-        let tail = Tail::new(&log, hard_state.clone(), cluster.conf_state(), entries);
+        let mut tail = Tail::new(&log, hard_state.clone(), cluster.conf_state(), entries);
+        tail.limit_turns(config.max_size_per_msg);
         // slog's records of raft are dropped: what matters comes as events.
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&raft_config, tail, &logger)
@@ -329,13 +330,15 @@ impl Core {
         Ok(core)
     }
 
-    /// The present moment: monotonic microseconds, and the wall clock (microseconds since 1970) for entries' times.
+    /// A turn begins at the present moment: monotonic microseconds, and the wall clock (microseconds since 1970) for entries' times.
     pub fn set_time(&mut self, now: Micros, wall_us: u64) {
         self.now = self.now.max(now);
         self.wall_us = wall_us;
+        self.go_on_sending();
     }
 
-    /// When something is to be done although nothing came: [`Core::expire`], then [`Core::poll`].
+    /// When something is to be done although nothing came: [`Core::expire`], then [`Core::poll`]. At once, if it
+    /// [owes entries](Core::owes_entries).
     pub fn next_deadline(&self) -> Option<Micros> {
         let lone = self.lone_commits.next_due().filter(|_| self.failed.is_none());
         self.requests.next_deadline().into_iter().chain(lone).min()

@@ -62,6 +62,12 @@ pub struct Tail {
     come: usize,
     snapshot: Option<Arc<SnapshotMeta>>,
     wanted: RefCell<Vec<WantedEntries>>,
+    /// Bytes that raft is given for peers in one turn.
+    turn_bytes: u64,
+    /// What it was given in this one.
+    turn_given: Cell<u64>,
+    /// What it was not given because of that, the oldest first.
+    later: RefCell<VecDeque<GetEntriesContext>>,
     fetched: RefCell<VecDeque<Arc<Vec<Entry>>>>,
     /// Raft wants to send a snapshot to this member and there is none that names it (S13).
     wanted_snapshot: Cell<Option<NodeId>>,
@@ -70,6 +76,11 @@ pub struct Tail {
     total_bytes: u64,
 }
 
+/// Copying so much for peers takes about a millisecond. More would keep all others waiting: raft asks for everything that a peer may have
+/// under way, hundreds of messages, once that peer has caught up with what was sent.
+const TURN_BYTES: u64 = 256 << 10;
+/// Raft asks for those beyond again, with their peers' next answers.
+const LATER: usize = 64;
 /// Runs of fetched entries kept for raft to pick up.
 const FETCHED_KEPT: usize = 16;
 const SIZE_STEP: u64 = 64 << 10;
@@ -100,6 +111,9 @@ impl Tail {
             come: 0,
             snapshot: state.snapshot.clone().map(Arc::new),
             wanted: RefCell::default(),
+            turn_bytes: TURN_BYTES,
+            turn_given: Cell::new(0),
+            later: RefCell::default(),
             fetched: RefCell::default(),
             wanted_snapshot: Cell::new(None),
             sizes: VecDeque::new(),
@@ -289,6 +303,32 @@ impl Tail {
         }
     }
 
+    /// At most so much for peers in one turn.
+    pub fn limit_turns(&mut self, bytes: u64) {
+        self.turn_bytes = bytes.min(TURN_BYTES);
+    }
+
+    pub fn begin_turn(&mut self) {
+        self.turn_given.set(0);
+    }
+
+    fn turn_is_over(&self) -> bool {
+        self.turn_given.get() >= self.turn_bytes
+    }
+
+    /// Somebody goes on in the next turn.
+    pub fn has_later(&self) -> bool {
+        !self.later.borrow().is_empty()
+    }
+
+    /// Who has waited longest, as long as this turn has something to give.
+    pub fn next_later(&mut self) -> Option<GetEntriesContext> {
+        if self.turn_is_over() {
+            return None;
+        }
+        self.later.get_mut().pop_front()
+    }
+
     pub fn take_wanted(&mut self) -> Vec<WantedEntries> {
         std::mem::take(self.wanted.get_mut())
     }
@@ -341,7 +381,12 @@ impl Tail {
         Some(run)
     }
 
-    fn fetched_from(&self, low: u64, high: u64, max: u64) -> Option<Vec<Entry>> {
+    fn give(&self, bytes: u64) {
+        self.turn_given.set(self.turn_given.get().saturating_add(bytes));
+    }
+
+    /// With what they take.
+    fn fetched_from(&self, low: u64, high: u64, max: u64) -> Option<(Vec<Entry>, u64)> {
         let fetched = self.fetched.borrow();
         let held = fetched
             .iter()
@@ -355,7 +400,7 @@ impl Tail {
             }
             out.push(skeleton(entry));
         }
-        (!out.is_empty()).then_some(out)
+        (!out.is_empty()).then_some((out, bytes))
     }
 
     pub fn set_conf_state(&mut self, conf: ConfState) {
@@ -381,17 +426,27 @@ impl raft::Storage for Tail {
         if high > self.last_index.saturating_add(1) {
             return Err(StorageError::Unavailable.into());
         }
-        let max = max_size.into().unwrap_or(u64::MAX);
+        let wish = max_size.into().unwrap_or(u64::MAX);
+        let for_a_peer = context.can_async();
+        if for_a_peer && self.turn_is_over() {
+            let mut later = self.later.borrow_mut();
+            if later.len() < LATER {
+                later.push_back(context);
+            }
+            return Err(StorageError::LogTemporarilyUnavailable.into());
+        }
+        let max = if for_a_peer { wish.min(self.turn_bytes) } else { wish };
         if low < self.tail_first() {
-            if !context.can_async() {
+            if !for_a_peer {
                 return Err(StorageError::Unavailable.into());
             }
-            if let Some(entries) = self.fetched_from(low, high, max) {
+            if let Some((entries, bytes)) = self.fetched_from(low, high, max) {
+                self.give(bytes);
                 return Ok(entries);
             }
             // At most up to the tail: what is in memory needs no reading.
             let high = high.min(self.tail_first());
-            self.wanted.borrow_mut().push(WantedEntries { low, high, max_bytes: max, context });
+            self.wanted.borrow_mut().push(WantedEntries { low, high, max_bytes: wish, context });
             return Err(StorageError::LogTemporarilyUnavailable.into());
         }
         let mut out = Vec::new();
@@ -404,6 +459,9 @@ impl raft::Storage for Tail {
             out.push(skeleton(entry));
             true
         });
+        if for_a_peer {
+            self.give(bytes);
+        }
         Ok(out)
     }
 

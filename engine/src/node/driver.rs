@@ -190,14 +190,19 @@ impl Driver {
         // Set anew only when it would come too late, or has come: each setting wakes the thread from its next wait.
         let mut alarm = std::pin::pin!(tokio::time::sleep_until(self.next_tick));
         while self.stop.is_none() {
-            let wake = self.core.next_deadline().map_or(self.next_tick, |at| self.next_tick.min(self.instant(at)));
-            if wake < alarm.deadline() || alarm.is_elapsed() {
-                alarm.as_mut().reset(wake);
-            }
-            tokio::select! {
-                _ = outbox.recv_many(&mut inputs, TURN_INPUTS) => {}
-                _ = incoming.recv_many(&mut frames, TURN_FRAMES) => {}
-                () = &mut alarm => {}
+            if self.core.owes_entries() {
+                // What was given to the network leaves before there is more of it.
+                tokio::task::yield_now().await;
+            } else {
+                let wake = self.core.next_deadline().map_or(self.next_tick, |at| self.next_tick.min(self.instant(at)));
+                if wake < alarm.deadline() || alarm.is_elapsed() {
+                    alarm.as_mut().reset(wake);
+                }
+                tokio::select! {
+                    _ = outbox.recv_many(&mut inputs, TURN_INPUTS) => {}
+                    _ = incoming.recv_many(&mut frames, TURN_FRAMES) => {}
+                    () = &mut alarm => {}
+                }
             }
             // The whole inbox, then one Ready (rules, F1).
             while inputs.len() < TURN_INPUTS {

@@ -124,21 +124,21 @@ pub async fn send(
     while offset < size {
         let want = usize::try_from(size.saturating_sub(offset)).unwrap_or(CHUNK).min(CHUNK);
         let from = Arc::clone(&source);
-        let data = blocking(move || {
+        // Encoded there as well: what is copied here keeps the network waiting.
+        let (read, chunk) = blocking(move || {
             let mut data = vec![0; want];
             let read = from.read_at(offset, &mut data).map_err(|e| {
                 Error::not_done(ErrorCode::Storage, format!("cannot read the snapshot at {offset}: {e}"))
             })?;
             data.truncate(read);
-            Ok(data)
+            Ok((read, up(SnapshotUpBody::Chunk(SnapshotChunk { offset, data }))))
         })
         .await
         .map_err(|e| e.to_string())?;
-        if data.is_empty() {
+        if read == 0 {
             return Err(format!("the snapshot file ends at {offset}, its header says {size}"));
         }
-        let length = u64::try_from(data.len()).unwrap_or(u64::MAX);
-        let chunk = up(SnapshotUpBody::Chunk(SnapshotChunk { offset, data }));
+        let length = u64::try_from(read).unwrap_or(u64::MAX);
         // A slow disk over there says so; only silence is a stall.
         let mut pushing = std::pin::pin!(chunks.send(chunk));
         let mut heard = Instant::now();
