@@ -88,6 +88,11 @@ impl Direct {
         self.file
     }
 
+    /// Writes one piece into the page cache alone: for somebody who cannot wait for the disk. See [`write_back`].
+    pub(crate) fn write_to_cache(&self, bytes: &[u8], at: u64) -> std::io::Result<()> {
+        self.file.write_all_at(bytes, at)
+    }
+
     /// Writes one piece, whole or in part, and rests. Past the page cache if memory, place and length allow it.
     pub(crate) fn write(&mut self, bytes: &[u8], at: u64, pace: &Pace) -> std::io::Result<()> {
         let begun = Instant::now();
@@ -106,6 +111,39 @@ impl Direct {
         pace.rest(begun.elapsed());
         Ok(())
     }
+}
+
+/// What lies in the page cache is given to the disk in such parts.
+const PART: u64 = 1 << 20;
+/// And so long until the next; all of them together take no longer than `PAUSES`.
+const PAUSE: Duration = Duration::from_millis(4);
+const PAUSES: Duration = Duration::from_secs(5);
+
+fn pause(parts: u64) -> Duration {
+    PAUSES.checked_div(u32::try_from(parts).unwrap_or(u32::MAX)).unwrap_or(PAUSE).min(PAUSE)
+}
+
+/// Has the disk begin with the first `len` bytes of a file that was written to the page cache: given all at once, the syncs of the log
+/// would queue behind it. Promises nothing, and does nothing where the system does not take such advice.
+pub(crate) fn write_back(file: &File, len: u64) {
+    let parts = len / PART;
+    for part in 0..parts {
+        if !begin_to_write(file, part.saturating_mul(PART)) {
+            return;
+        }
+        std::thread::sleep(pause(parts));
+    }
+}
+
+/// Tells the kernel to write what of this part is not written yet, without waiting for it.
+#[cfg(target_os = "linux")]
+fn begin_to_write(file: &File, at: u64) -> bool {
+    rustix::fs::fadvise(file, at, std::num::NonZeroU64::new(PART), rustix::fs::Advice::DontNeed).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn begin_to_write(_: &File, _: u64) -> bool {
+    false
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -146,6 +184,15 @@ mod tests {
         expected.resize(2 * PIECE, 0);
         expected.resize(2 * PIECE + PAGE, 7);
         assert!(std::fs::read(&path).unwrap() == expected);
+    }
+
+    #[test]
+    fn a_file_of_any_size_is_given_to_the_disk_in_bounded_time() {
+        assert_eq!(pause(0), PAUSE);
+        for parts in [1, 16, 200, 10_000, 1 << 20, 1 << 40] {
+            let all = pause(parts).saturating_mul(u32::try_from(parts).unwrap_or(u32::MAX));
+            assert!(pause(parts) <= PAUSE && all <= PAUSES, "{parts}: {all:?}");
+        }
     }
 
     #[test]

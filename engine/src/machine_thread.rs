@@ -103,7 +103,7 @@ impl Answers for Node {
     }
 
     fn snapshot_chunk(&self, id: u64, data: &[u8]) -> Result<()> {
-        Node::snapshot_chunk(self, id, data)
+        self.snapshot_chunk_of_waiting_machine(id, data)
     }
 
     fn snapshot_done(&self, id: u64, result: Result<(), String>) -> Result<()> {

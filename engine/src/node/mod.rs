@@ -223,7 +223,12 @@ impl Node {
 
     /// One piece of the state for snapshot request `id`; may block on the disk.
     pub fn snapshot_chunk(&self, id: u64, data: &[u8]) -> Result<()> {
-        self.0.shared.files.write_chunk(id, data)
+        self.0.shared.files.write_chunk(id, data, false)
+    }
+
+    /// The same from the thread of a machine that applies nothing meanwhile: the disk is waited for at the end, in the background.
+    pub fn snapshot_chunk_of_waiting_machine(&self, id: u64, data: &[u8]) -> Result<()> {
+        self.0.shared.files.write_chunk(id, data, true)
     }
 
     /// All pieces were given, or the state could not be captured (`Err` with the reason). The file is completed in the background.

@@ -49,10 +49,16 @@ impl SnapshotFiles {
         lock(&self.making).insert(id, Making::Announced { index, term, cluster: Box::new(cluster) });
     }
 
-    pub fn write_chunk(&self, id: u64, data: &[u8]) -> Result<()> {
+    /// `machine_waits`: the machine applies nothing until this returns.
+    pub fn write_chunk(&self, id: u64, data: &[u8], machine_waits: bool) -> Result<()> {
         // Taken out while it writes: the driver must not wait for this thread's disk.
         let making = lock(&self.making).remove(&id).ok_or_else(|| not_asked(id))?;
-        let (next, result) = self.advance(making, |writer| writer.write(data));
+        let (next, result) = self.advance(making, |writer| {
+            if machine_waits {
+                writer.through_cache();
+            }
+            writer.write(data)
+        });
         lock(&self.making).insert(id, next);
         result
     }

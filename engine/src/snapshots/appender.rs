@@ -5,7 +5,7 @@ use std::io::Result;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::direct::{Direct, Pace, Piece, PAGE, PIECE};
+use crate::direct::{write_back, Direct, Pace, Piece, PAGE, PIECE};
 
 /// Holds less than one piece in memory. Dropped, it gives the file what it holds: what has arrived is kept.
 #[derive(Debug)]
@@ -15,6 +15,7 @@ pub(super) struct Appender {
     /// Where the piece begins in the file: at a page.
     at: u64,
     filled: usize,
+    through_cache: bool,
 }
 
 impl Appender {
@@ -26,7 +27,12 @@ impl Appender {
         let mut piece = Piece::new();
         let begun = piece.bytes_mut().get_mut(..filled).unwrap_or_default();
         file.read_exact_at(begun, at)?;
-        Ok(Appender { direct: Direct::new(file, path), piece, at, filled })
+        Ok(Appender { direct: Direct::new(file, path), piece, at, filled, through_cache: false })
+    }
+
+    /// From now on appending waits for no disk; `sync` waits for all of it.
+    pub(super) fn through_cache(&mut self) {
+        self.through_cache = true;
     }
 
     /// After an error nothing more is to be appended.
@@ -40,7 +46,11 @@ impl Appender {
             self.filled = end;
             bytes = later;
             if self.filled == PIECE {
-                self.direct.write(self.piece.bytes(), self.at, &Pace::default())?;
+                if self.through_cache {
+                    self.direct.write_to_cache(self.piece.bytes(), self.at)?;
+                } else {
+                    self.direct.write(self.piece.bytes(), self.at, &Pace::default())?;
+                }
                 self.at = self.at.saturating_add(PIECE as u64);
                 self.filled = 0;
             }
@@ -58,6 +68,9 @@ impl Appender {
     pub(super) fn sync(&mut self) -> Result<()> {
         self.flush()?;
         self.filled = 0;
+        if self.through_cache {
+            write_back(self.direct.file(), self.at);
+        }
         self.direct.file().sync_all()
     }
 }
@@ -91,6 +104,9 @@ mod tests {
             for part in parts.windows(2) {
                 let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
                 let mut appender = Appender::new(file, &path, part[0] as u64).unwrap();
+                if case == 1 && part[0] > PIECE {
+                    appender.through_cache();
+                }
                 all[part[0]..part[1]].chunks(1000).for_each(|bytes| appender.append(bytes).unwrap());
                 if part[1] == all.len() {
                     appender.sync().unwrap();

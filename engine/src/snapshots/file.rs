@@ -187,6 +187,10 @@ impl ChunkWriter {
         Ok(ChunkWriter { out, path, buffer: vec![0; CHUNK_HEADER], size, crc, failed: None })
     }
 
+    pub(super) fn through_cache(&mut self) {
+        self.out.through_cache();
+    }
+
     pub(super) fn size(&self) -> u64 {
         self.size
     }

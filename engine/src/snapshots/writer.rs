@@ -49,6 +49,11 @@ impl SnapshotWriter {
         self.chunks.size()
     }
 
+    /// From now on [`write`](Self::write) waits for no disk: whoever calls it keeps others waiting. [`finish`](Self::finish) waits for all of it.
+    pub fn through_cache(&mut self) {
+        self.chunks.through_cache();
+    }
+
     /// Takes the next bytes of the state. After an error every call fails the same way.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.chunks.write(bytes)
