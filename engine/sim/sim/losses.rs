@@ -32,8 +32,9 @@ impl World {
         let well = |voter: &&u64| **voter != id && !self.is_lost(**voter);
         let lives = self.hosts.values().filter_map(|h| h.life.as_ref());
         lives.map(|l| l.core.cluster()).all(|cluster| {
-            // A learner may be a voter before its loss is noticed.
-            let soon: Vec<u64> = cluster.voters.iter().chain(&cluster.learners).copied().collect();
+            // A learner may be a voter before its loss is noticed, and before any other learner is (seed 221836601).
+            let soon: Vec<u64> =
+                cluster.voters.iter().chain(cluster.learners.iter().filter(|id| !well(id))).copied().collect();
             let halves = [&cluster.voters, &cluster.voters_outgoing, &soon];
             halves.iter().all(|half| half.is_empty() || half.iter().filter(well).count() > half.len() / 2)
         })
