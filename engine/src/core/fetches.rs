@@ -2,7 +2,7 @@
 //!
 //! Raft asks with every answer and every heartbeat of a peer, and again when it was given some: what is being read already is not read a
 //! second time, whoever asks, and all who asked go on once it is there. And it asks for all that a peer may have under way at once: what is
-//! more than a turn's measure ([`Tail`](super::tail::Tail)) is given in the turns that follow.
+//! more than a turn's measure ([`Turn`](super::turn::Turn)) is given in the turns that follow.
 
 use raft::eraftpb::Entry;
 use raft::GetEntriesContext;
@@ -49,16 +49,16 @@ impl Core {
 
     /// Peers are owed entries that the turn before had no room for. What it gave them should leave first.
     pub fn owes_entries(&self) -> bool {
-        self.failed.is_none() && self.raw.store().has_later()
+        self.failed.is_none() && self.raw.store().turn().has_later()
     }
 
     /// A new turn: those who were told to come again, the longest waiting first.
     pub(super) fn go_on_sending(&mut self) {
-        self.raw.mut_store().begin_turn();
+        self.raw.mut_store().turn_mut().begin();
         if self.failed.is_some() {
             return;
         }
-        while let Some(context) = self.raw.mut_store().next_later() {
+        while let Some(context) = self.raw.mut_store().turn_mut().next() {
             self.raw.on_entries_fetched(context);
         }
     }

@@ -52,10 +52,12 @@ mod rng;
 mod run;
 mod snapshotting;
 mod status;
+mod sweep;
 mod tail;
 #[cfg(test)]
 mod test_cores;
 mod transfer;
+mod turn;
 mod writes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -138,10 +140,6 @@ pub struct CoreOptions {
     pub machine_applied: Option<u64>,
     pub now: Micros,
 }
-
-/// Entries that have left memory, freed with each poll: some 50 µs. Freeing those of a snapshot's whole span in one go took 20 ms and
-/// more, a sixteenth of it in each poll still 2 ms.
-const SWEPT: usize = 512;
 
 pub struct Core {
     id: NodeId,
@@ -271,7 +269,7 @@ impl Core {
         let founding_heard = entries.iter().rev().find_map(greeting::founding_of);
         let term = hard_state.term;
         let mut tail = Tail::new(&log, hard_state.clone(), cluster.conf_state(), entries);
-        tail.limit_turns(config.max_size_per_msg);
+        tail.turn_mut().limit(config.max_size_per_msg);
         // slog's records of raft are dropped: what matters comes as events.
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&raft_config, tail, &logger)
@@ -337,8 +335,8 @@ impl Core {
         self.go_on_sending();
     }
 
-    /// When something is to be done although nothing came: [`Core::expire`], then [`Core::poll`]. At once, if it
-    /// [owes entries](Core::owes_entries).
+    /// When something is to be done although nothing came: [`Core::expire`], then [`Core::poll`]. A core that
+    /// [owes entries](Core::owes_entries) wants that at once, whatever this says.
     pub fn next_deadline(&self) -> Option<Micros> {
         let lone = self.lone_commits.next_due().filter(|_| self.failed.is_none());
         self.requests.next_deadline().into_iter().chain(lone).min()
@@ -511,7 +509,7 @@ impl Core {
             self.fetch_wanted();
             self.tell_lone_commits();
             self.requests.forget_deadlines();
-            self.raw.mut_store().sweep(SWEPT);
+            self.raw.mut_store().sweep();
         }
         std::mem::take(&mut self.out)
     }

@@ -15,6 +15,8 @@ use crate::cluster::NodeId;
 use crate::log::{LogState, SnapshotMeta};
 
 use super::run::Run;
+use super::sweep::Sweep;
+use super::turn::Turn;
 
 /// Entries of one append, `skip..skip + len` of them still valid.
 struct Chunk {
@@ -54,20 +56,10 @@ pub struct Tail {
     terms: Vec<(u64, u64)>,
     chunks: VecDeque<Chunk>,
     bytes: u64,
-    /// What has left memory and is freed little by little.
-    swept: VecDeque<Arc<Vec<Entry>>>,
-    /// Entries in it.
-    swept_len: usize,
-    /// Entries appended since something was last freed.
-    come: usize,
+    sweep: Sweep,
     snapshot: Option<Arc<SnapshotMeta>>,
     wanted: RefCell<Vec<WantedEntries>>,
-    /// Bytes that raft is given for peers in one turn.
-    turn_bytes: u64,
-    /// What it was given in this one.
-    turn_given: Cell<u64>,
-    /// What it was not given because of that, the oldest first.
-    later: RefCell<VecDeque<GetEntriesContext>>,
+    turn: Turn,
     fetched: RefCell<VecDeque<Arc<Vec<Entry>>>>,
     /// Raft wants to send a snapshot to this member and there is none that names it (S13).
     wanted_snapshot: Cell<Option<NodeId>>,
@@ -76,11 +68,6 @@ pub struct Tail {
     total_bytes: u64,
 }
 
-/// Copying so much for peers takes about a millisecond. More would keep all others waiting: raft asks for everything that a peer may have
-/// under way, hundreds of messages, once that peer has caught up with what was sent.
-const TURN_BYTES: u64 = 256 << 10;
-/// Raft asks for those beyond again, with their peers' next answers.
-const LATER: usize = 64;
 /// Runs of fetched entries kept for raft to pick up.
 const FETCHED_KEPT: usize = 16;
 const SIZE_STEP: u64 = 64 << 10;
@@ -106,14 +93,10 @@ impl Tail {
             terms: state.terms.clone(),
             chunks: VecDeque::new(),
             bytes: 0,
-            swept: VecDeque::new(),
-            swept_len: 0,
-            come: 0,
+            sweep: Sweep::default(),
             snapshot: state.snapshot.clone().map(Arc::new),
             wanted: RefCell::default(),
-            turn_bytes: TURN_BYTES,
-            turn_given: Cell::new(0),
-            later: RefCell::default(),
+            turn: Turn::default(),
             fetched: RefCell::default(),
             wanted_snapshot: Cell::new(None),
             sizes: VecDeque::new(),
@@ -173,7 +156,7 @@ impl Tail {
                 self.terms.push((entry.index, entry.term));
             }
         }
-        self.come = self.come.saturating_add(entries.len());
+        self.sweep.came(entries.len());
         self.push_chunk(first, entries);
         self.last_index = last;
     }
@@ -238,24 +221,13 @@ impl Tail {
     fn pop_front_chunk(&mut self) {
         if let Some(chunk) = self.chunks.pop_front() {
             self.bytes = self.bytes.saturating_sub(chunk.bytes);
-            self.give_up(chunk.entries);
+            self.sweep.give(chunk.entries);
         }
     }
 
-    fn give_up(&mut self, entries: Arc<Vec<Entry>>) {
-        self.swept_len = self.swept_len.saturating_add(entries.len());
-        self.swept.push_back(entries);
-    }
-
-    /// Frees of what has left memory about `least` entries, and two for each one that has come since the last time: it keeps up with
-    /// whatever comes, and no turn waits long for it.
-    pub fn sweep(&mut self, least: usize) {
-        let come = std::mem::take(&mut self.come);
-        let kept = self.swept_len.saturating_sub(come.saturating_mul(2).max(least));
-        while self.swept_len > kept {
-            let Some(chunk) = self.swept.pop_front() else { return };
-            self.swept_len = self.swept_len.saturating_sub(chunk.len());
-        }
+    /// Frees something of what has left memory.
+    pub fn sweep(&mut self) {
+        self.sweep.some();
     }
 
     /// Lets go of what is at or below `upto`, oldest first, until at most `budget` bytes stay.
@@ -303,30 +275,13 @@ impl Tail {
         }
     }
 
-    /// At most so much for peers in one turn.
-    pub fn limit_turns(&mut self, bytes: u64) {
-        self.turn_bytes = bytes.min(TURN_BYTES);
+    /// What peers are given in each turn.
+    pub fn turn(&self) -> &Turn {
+        &self.turn
     }
 
-    pub fn begin_turn(&mut self) {
-        self.turn_given.set(0);
-    }
-
-    fn turn_is_over(&self) -> bool {
-        self.turn_given.get() >= self.turn_bytes
-    }
-
-    /// Somebody goes on in the next turn.
-    pub fn has_later(&self) -> bool {
-        !self.later.borrow().is_empty()
-    }
-
-    /// Who has waited longest, as long as this turn has something to give.
-    pub fn next_later(&mut self) -> Option<GetEntriesContext> {
-        if self.turn_is_over() {
-            return None;
-        }
-        self.later.get_mut().pop_front()
+    pub fn turn_mut(&mut self) -> &mut Turn {
+        &mut self.turn
     }
 
     pub fn take_wanted(&mut self) -> Vec<WantedEntries> {
@@ -381,10 +336,6 @@ impl Tail {
         Some(run)
     }
 
-    fn give(&self, bytes: u64) {
-        self.turn_given.set(self.turn_given.get().saturating_add(bytes));
-    }
-
     /// With what they take.
     fn fetched_from(&self, low: u64, high: u64, max: u64) -> Option<(Vec<Entry>, u64)> {
         let fetched = self.fetched.borrow();
@@ -428,20 +379,17 @@ impl raft::Storage for Tail {
         }
         let wish = max_size.into().unwrap_or(u64::MAX);
         let for_a_peer = context.can_async();
-        if for_a_peer && self.turn_is_over() {
-            let mut later = self.later.borrow_mut();
-            if later.len() < LATER {
-                later.push_back(context);
-            }
+        if for_a_peer && self.turn.is_over() {
+            self.turn.put_off(context);
             return Err(StorageError::LogTemporarilyUnavailable.into());
         }
-        let max = if for_a_peer { wish.min(self.turn_bytes) } else { wish };
+        let max = if for_a_peer { wish.min(self.turn.measure()) } else { wish };
         if low < self.tail_first() {
             if !for_a_peer {
                 return Err(StorageError::Unavailable.into());
             }
             if let Some((entries, bytes)) = self.fetched_from(low, high, max) {
-                self.give(bytes);
+                self.turn.give(bytes);
                 return Ok(entries);
             }
             // At most up to the tail: what is in memory needs no reading.
@@ -460,7 +408,7 @@ impl raft::Storage for Tail {
             true
         });
         if for_a_peer {
-            self.give(bytes);
+            self.turn.give(bytes);
         }
         Ok(out)
     }
@@ -591,25 +539,6 @@ mod tests {
             let same = run.iter().flat_map(Run::iter).zip(&wanted).all(|(a, b)| (a.index, a.term) == (b.index, b.term));
             assert!(same, "{story}");
         }
-    }
-
-    #[test]
-    fn what_leaves_memory_is_freed_little_by_little() {
-        let mut tail = empty();
-        for first in (2..102).step_by(10) {
-            tail.append(entries(first..first + 10, 1));
-        }
-        tail.sweep(1);
-        tail.compact(91);
-        assert_eq!((tail.tail_first(), tail.swept.len(), tail.swept_len), (92, 9, 90));
-        tail.sweep(11);
-        assert_eq!((tail.swept.len(), tail.swept_len), (7, 70));
-        // Twice what comes, so that it does not pile up.
-        tail.append(entries(102..127, 1));
-        tail.sweep(11);
-        assert_eq!((tail.swept.len(), tail.swept_len), (2, 20));
-        tail.sweep(11);
-        assert_eq!((tail.swept.len(), tail.swept_len), (0, 0));
     }
 
     #[test]
