@@ -83,7 +83,7 @@ pub const MISTAKES: [Mistake; 22] = [
     Mistake {
         name: "wait_lets_go_between_look_and_sleep",
         file: QUEUE,
-        changes: &[("            state = match deadline {", "            drop(state);\n            state = self.lock();\n            state = match deadline {")],
+        changes: &[("            state = match left {", "            drop(state);\n            state = self.lock();\n            state = match left {")],
     },
     Mistake {
         name: "closed_while_the_machine_lives",

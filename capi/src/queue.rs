@@ -170,17 +170,14 @@ impl Queue {
             if !state.records.is_empty() {
                 return Ok(());
             }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(Error::not_done(ErrorCode::Timeout, "nothing came into the queue in time"));
+            }
             state.waiting = state.waiting.saturating_add(1);
-            state = match deadline {
+            state = match left {
                 None => self.filled.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        state.waiting = state.waiting.saturating_sub(1);
-                        return Err(Error::not_done(ErrorCode::Timeout, "nothing came into the queue in time"));
-                    }
-                    self.filled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-                }
+                Some(left) => self.filled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0,
             };
             state.waiting = state.waiting.saturating_sub(1);
         }
