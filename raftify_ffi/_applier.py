@@ -1,5 +1,8 @@
 """The state machine's side of a node: one long-lived task that awaits the store's methods, one request after another, in log order.
 
+A batch that comes while the task waits is begun where it came, without a turn of the loop for the task's sake (`_begin`), and is over
+there if nothing of it suspends. What would suspend is left to the task, before it begins: an async `apply` always runs in a task.
+
 Invariants:
 - never two methods at a time; while a snapshot is being *captured* nothing is applied (rule 12); its bytes are written afterwards;
 - between two entries, when readers wait, they are let in before the next (rule 13);
@@ -14,7 +17,8 @@ import inspect
 import struct
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from types import CoroutineType
 from typing import Any, Final, NoReturn
@@ -82,6 +86,25 @@ def _is_awaitable(value: object) -> bool:
     return type(value) is CoroutineType or inspect.isawaitable(value)
 
 
+class _HandOver:
+    """Awaited where the applier's task is needed and may not be running yet: the rest is the task's."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+class _Rest:
+    """What is left of a coroutine that was begun elsewhere and came as far as a bare `yield`."""
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, begun: Coroutine[Any, Any, None]) -> None:
+        self._begun = begun
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._begun.__await__()
+
+
 class _Run:
     """Results of commands of one `propose_many` that follow one another, told in one go: at the latest with the last of them."""
 
@@ -127,7 +150,18 @@ class Applier:
         self._methods = methods
         self._stop_on_error = stop_on_error
         self._requests: deque[ApplyRequest | SnapshotRequest | RestoreRequest] = deque()
+        #: While the task waits for something to do.
         self._wake: asyncio.Future[None] | None = None
+        #: What `_begin` began and could not end.
+        self._begun: Coroutine[Any, Any, None] | None = None
+        #: The task does not run: what is going on was begun by `_begin`.
+        self._outside = False
+        #: In which turn of the loop it last began something.
+        self._turn = 0
+        #: `apply` has not suspended yet, so that it is worth beginning a batch outside the task.
+        self._plain = not inspect.iscoroutinefunction(methods.apply)
+        self._context: Context = copy_context()
+        self._context.run(enter_store)
         self._readers: deque[asyncio.Future[None]] = deque()
         self._stopping = False
         self._turn_started = 0.0
@@ -145,9 +179,35 @@ class Applier:
 
     # ---- from the bridge and the readers, on the home loop --------------------------------------------------------------------------
 
-    def put(self, request: ApplyRequest | SnapshotRequest | RestoreRequest) -> None:
-        self._requests.append(request)
-        self._wake_up()
+    def put(self, request: ApplyRequest | SnapshotRequest | RestoreRequest, turn: int) -> None:
+        """`turn` differs from one turn of the loop to the next. What must end the program comes out of here as it would out of the
+        task."""
+        if self._wake is not None and self._plain and type(request) is ApplyRequest and not self._wake.done():
+            self._begin(request, turn)
+        else:
+            self._requests.append(request)
+            self._wake_up()
+
+    def _begin(self, request: ApplyRequest, turn: int) -> None:
+        """The task waits and nothing is queued: as far as it goes without suspending, the request is served here and now."""
+        serving = self._serve(request)
+        if turn != self._turn:
+            self._turn = turn
+            self._turn_started, self._turn_entries = time.monotonic(), 0
+        self._outside = True
+        try:
+            self._context.run(serving.send, None)
+        except StopIteration:
+            return
+        except BaseException as error:
+            self.stop()
+            if not isinstance(error, MachineStopped):
+                raise
+        else:
+            self._begun = serving
+            self._wake_up()
+        finally:
+            self._outside = False
 
     def stop(self) -> None:
         """Ends after the entry that is being applied; what is queued is dropped: the log still has it."""
@@ -178,14 +238,31 @@ class Applier:
                 if self._requests:
                     await self._serve(self._requests.popleft())
                 else:
-                    self._wake = asyncio.get_running_loop().create_future()
-                    await self._wake
+                    await self._wait()
                     self._turn_started, self._turn_entries = time.monotonic(), 0
+                    await self._end_begun()
         except MachineStopped:
             pass
         finally:
             self._stopping = True
             self._let_in()
+
+    async def _wait(self) -> None:
+        self._wake = asyncio.get_running_loop().create_future()
+        try:
+            await self._wake
+        except asyncio.CancelledError as error:
+            if self._begun is not None:
+                # It is cancelled where it stopped, as it would be inside the task.
+                self._begun.throw(error)
+            raise
+        finally:
+            self._wake = None
+
+    async def _end_begun(self) -> None:
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            await _Rest(begun)
 
     async def _serve(self, request: ApplyRequest | SnapshotRequest | RestoreRequest) -> None:
         if isinstance(request, ApplyRequest):
@@ -230,7 +307,8 @@ class Applier:
         data = batch.data
         apply, wants_applied = self._methods.apply, self._methods.wants_applied
         table = memoryview(data)[: batch.count * _ENTRY.size]
-        places = (Applied(index, term, time_us / 1e6) for index, term, time_us in _PLACE.iter_unpack(table))
+        if wants_applied:
+            places = (Applied(index, term, time_us / 1e6) for index, term, time_us in _PLACE.iter_unpack(table))
         monotonic = time.monotonic
         waiters, run = self._waiters, _Run(self._waiters)
         waiter_of = waiters.pending.pop
@@ -243,6 +321,9 @@ class Applier:
                     result = apply(command, next(places)) if wants_applied else apply(command)
                     if type(result) is not bytes:
                         if type(result) is CoroutineType or (result is not None and inspect.isawaitable(result)):
+                            if self._outside:
+                                self._plain = False
+                                await _HandOver()
                             self.busy = True
                             try:
                                 result = await result

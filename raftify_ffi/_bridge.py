@@ -70,6 +70,8 @@ class Bridge:
         self._view = ffi.buffer(self._events)
         self._records: deque[Record] = deque()
         self.waiters = Waiters(loop)
+        #: Rises with each drain, of which a turn of the loop has one at most.
+        self.turn = 0
         self._sources: dict[int, Source] = {}
         #: Records of nodes whose start call has not returned yet, so that nobody knows their number.
         self._unclaimed: dict[int, list[Record]] = {}
@@ -134,7 +136,9 @@ class Bridge:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Hands out what was popped. No code of the user's runs here: futures and appliers only get to know."""
+        """Hands out what was popped. Of the user's code, a plain `apply` may run here (`Applier.put`): what it raises is the applier's,
+        and what ends the program leaves the other records for the next turn."""
+        self.turn += 1
         records, waiters = self._records, self.waiters
         elsewhere: dict[asyncio.AbstractEventLoop, list[Resolved]] = {}
         try:

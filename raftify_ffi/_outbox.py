@@ -1,6 +1,6 @@
-"""Proposals on their way down: those of one loop turn go in one call.
+"""Proposals on their way down: those of one loop turn go in one call; one that follows alone upon another, at once.
 
-One outbox per node and calling loop. A proposal that is cancelled before the turn ends was never sent.
+One outbox per node and calling loop. A proposal that is cancelled before the turn ends was not sent, if others were on their way.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Item = tuple[int, asyncio.Future[bytes], bytes]
 class Outbox:
     """Collects, and hands down once per turn of its loop."""
 
-    __slots__ = ("_create_future", "_loop", "_node", "_waiters", "_waiting")
+    __slots__ = ("_alone", "_create_future", "_loop", "_node", "_waiters", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, waiters: Waiters, node: Pointer) -> None:
         self._loop = loop
@@ -39,10 +39,15 @@ class Outbox:
         self._node = node
         #: In the order of the calls. If there are any, a flush is scheduled.
         self._waiting: list[Item] = []
+        #: The last turn had one proposal and nothing else was pending: somebody proposes one after the other.
+        self._alone = False
 
     def put(self, command: bytes, timeout_ms: int) -> asyncio.Future[bytes]:
         future = self._create_future()
         if not self._waiting:
+            if self._alone and not len(self._waiters):
+                self._submit_independent((future,), (command,), timeout_ms)
+                return future
             self._loop.call_soon(self.flush)
         self._waiting.append((timeout_ms, future, command))
         return future
@@ -63,6 +68,7 @@ class Outbox:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
+        self._alone = len(waiting) == 1 and not len(self._waiters)
         timeouts, futures, commands = zip(*waiting)
         if timeouts.count(timeouts[0]) == len(timeouts) and not any(map(_CANCELLED, futures)):
             self._submit_independent(futures, commands, timeouts[0])

@@ -12,25 +12,27 @@ from ._errors import Closed, Forked, RaftError
 class Pointer:
     """`with pointer as raw:` for every call; `retire(free)` waits for those inside, then frees."""
 
-    __slots__ = ("_free_error", "_inside", "_raw", "_state", "number")
+    __slots__ = ("_free_error", "_inside", "_lock", "_raw", "_state", "number")
 
     def __init__(self, raw: Any, number: int, name: str) -> None:
         self._raw = raw
         self._inside = 0
-        self._state = threading.Condition(threading.Lock())
+        #: The condition's own, taken directly where every call passes.
+        self._lock = threading.Lock()
+        self._state = threading.Condition(self._lock)
         self._free_error: RaftError = Closed(f"{name} is closed")
         #: By which the queue's records name this object.
         self.number = number
 
     def __enter__(self) -> Any:
-        with self._state:
+        with self._lock:
             if self._raw is None:
                 raise type(self._free_error)(self._free_error.message, committed=False)
             self._inside += 1
             return self._raw
 
     def __exit__(self, *_: object) -> None:
-        with self._state:
+        with self._lock:
             self._inside -= 1
             if self._inside == 0 and self._raw is None:
                 self._state.notify_all()
@@ -53,6 +55,7 @@ class Pointer:
 
     def abandon_in_child(self) -> None:
         """After fork: locks may be held by threads that do not exist here, so none is taken and nothing is freed."""
-        self._state = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._state = threading.Condition(self._lock)
         self._raw = None
         self._free_error = Forked("this handle belongs to the parent process; build a new node or client in the child")

@@ -206,13 +206,13 @@ class RunningNode:
         if applier is None:
             return
         if kind == _APPLY:
-            applier.put(ApplyRequest(token, count, data, index))
+            applier.put(ApplyRequest(token, count, data, index), self.bridge.turn)
         elif kind == _NOTICE:
             self._publish(event_from_json(data))
         elif kind == _SNAPSHOT:
-            applier.put(SnapshotRequest(token, index))
+            applier.put(SnapshotRequest(token, index), self.bridge.turn)
         elif kind == _RESTORE:
-            applier.put(RestoreRequest(token, index))
+            applier.put(RestoreRequest(token, index), self.bridge.turn)
         elif kind == _CLOSED:
             self._on_closed(error_from_json(data or {"code": status}) if status != 0 else None)
         elif kind == _COMPLETION and status == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from raftify_ffi import (
     SnapshotFailed,
     WrongDirectory,
 )
+from raftify_ffi._bridge import Bridge, reap_closed_loops
 
 
 async def test_apply_may_return_any_buffer_or_none(tmp_path: Path) -> None:
@@ -86,6 +88,105 @@ async def test_timeouts_and_task_groups_work_inside_apply(tmp_path: Path) -> Non
 
     async with one_node(tmp_path, Inside()) as raft:
         assert await raft.propose(b"x") == b"onetwo"
+
+
+class Mixed(KeyValue):
+    """Plain and async by turns, as only a plain function can be; `order` is what was applied, `tasks` where the async ones ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[bytes] = []
+        self.tasks: list[object] = []
+
+    def apply(self, command: bytes) -> Any:
+        if command.startswith(b"later"):
+            return self._later(command)
+        self.order.append(command)
+        return command
+
+    async def _later(self, command: bytes) -> bytes:
+        self.tasks.append(asyncio.current_task())
+        await asyncio.wait_for(asyncio.sleep(0), 5)
+        self.order.append(command)
+        return command
+
+
+async def test_plain_and_async_outcomes_may_alternate_and_keep_the_order(tmp_path: Path) -> None:
+    store = Mixed()
+    commands = [b"%s %d" % (b"later" if number % 3 == 2 else b"now", number) for number in range(60)]
+    async with one_node(tmp_path, store) as raft:
+        assert [await raft.propose(command) for command in commands[:6]] == commands[:6]
+        assert await asyncio.gather(*map(raft.propose, commands[6:30])) == commands[6:30]
+        assert await raft.propose_many(commands[30:]) == commands[30:]
+    assert store.order == commands
+    assert len(store.tasks) == 20 and None not in store.tasks
+
+
+async def test_a_plain_apply_takes_no_turn_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = KeyValue()
+    dispatch, here = Bridge._dispatch, 0
+
+    def dispatched(bridge: Bridge) -> None:
+        nonlocal here
+        before = store.applied
+        dispatch(bridge)
+        here += store.applied - before
+
+    async with one_node(tmp_path, store) as raft:
+        await raft.propose(b"a=0")
+        monkeypatch.setattr(Bridge, "_dispatch", dispatched)
+        for number in range(20):
+            await raft.propose(b"a=%d" % number)
+    assert here == 20
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("later", [False, True])
+def test_what_ends_the_program_passes_through_apply(tmp_path: Path, kind: type[BaseException], later: bool) -> None:
+    class Ending(KeyValue):
+        def apply(self, command: bytes) -> Any:
+            if later:
+                return self._later()
+            raise kind
+
+        async def _later(self) -> bytes:
+            await asyncio.sleep(0)
+            raise kind
+
+    async def body() -> None:
+        raft = Raft.build(1, free_addrs(1)[0], Ending(), quick_config(tmp_path))
+        rafts.append(raft)
+        await raft.run()
+        await raft.propose(b"x")
+
+    rafts: list[Raft[Any]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with pytest.raises(kind):
+            asyncio.run(body())
+        reap_closed_loops()
+    assert rafts[0].is_finished()
+
+
+async def test_a_batch_that_is_cancelled_before_the_task_takes_it_over_stops_the_node(tmp_path: Path) -> None:
+    """`apply` is cancelled there, as it would be anywhere else: its outcome is nobody's."""
+
+    class Cancelled(KeyValue):
+        raft: Raft[Any]
+
+        def apply(self, command: bytes) -> Any:
+            # Runs before the task does.
+            asyncio.get_running_loop().call_soon(self.raft._running._applier_task.cancel)  # type: ignore[union-attr]
+            return asyncio.get_running_loop().create_future()
+
+    store = Cancelled()
+    raft = store.raft = Raft.build(1, free_addrs(1)[0], store, quick_config(tmp_path))
+    await raft.run()
+    with pytest.raises(RaftError):
+        await raft.propose(b"x")
+    with pytest.raises(MachineFailed) as caught:
+        await raft.wait()
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
 
 
 async def test_inside_the_store_the_library_is_not_waited_for(tmp_path: Path) -> None:
@@ -284,6 +385,34 @@ async def test_an_applied_index_that_is_no_index_is_refused(tmp_path: Path, answ
     raft = Raft.build(1, free_addrs(1)[0], Durable(answer), quick_config(tmp_path))
     with pytest.raises(InvalidConfig, match="applied_index"):
         await raft.run()
+
+
+async def test_proposals_one_after_the_other_go_down_at_once(tmp_path: Path) -> None:
+    """What is proposed together goes down together, when the turn ends."""
+    async with one_node(tmp_path, KeyValue()) as raft:
+        waiters = raft._running.bridge.waiters  # type: ignore[union-attr]
+
+        def begun(command: bytes) -> asyncio.Future[bytes]:
+            proposing = raft.propose(command)
+            future: asyncio.Future[bytes] = proposing.send(None)
+            proposing.close()
+            return future
+
+        for number in range(3):
+            await raft.propose(b"a=%d" % number)
+        first = begun(b"b=1")
+        assert len(waiters) == 1
+        second = begun(b"b=2")
+        assert len(waiters) == 1
+        await asyncio.wait([first, second])
+        # There were two: the next turn is waited for again.
+        third = begun(b"b=3")
+        assert len(waiters) == 0
+        await asyncio.wait([third])
+        last = begun(b"b=4")
+        assert len(waiters) == 1
+        await asyncio.wait([last])
+        assert [future.result() for future in (first, second, third, last)] == [b"", b"1", b"2", b"3"]
 
 
 async def test_a_busy_store_leaves_turns_to_the_loop(tmp_path: Path) -> None:
