@@ -859,6 +859,19 @@ raftify_status raftify_read(struct raftify_node *node,
                             struct raftify_error **error);
 
 /**
+ * Several linearizable reads with one hand-over: either all are accepted or none. Each has its own COMPLETION.
+ *
+ * tokens, count: copied; each as for raftify_propose. timeout_ms, error: as for raftify_propose, for all of them.
+ * Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+ *   CLOSED, FORKED. Since: ABI 1.
+ */
+raftify_status raftify_read_many(struct raftify_node *node,
+                                 const uint64_t *tokens,
+                                 size_t count,
+                                 int64_t timeout_ms,
+                                 struct raftify_error **error);
+
+/**
  * Reserves an id for the node at `addr`, or finds the one it has. COMPLETION: `data` is a ticket as JSON, for
  * raftify_join.
  *

@@ -7,10 +7,9 @@ from collections.abc import Callable, Generator
 from types import CoroutineType, TracebackType
 from typing import Any, Generic, TypeVar
 
-from ._context import refuse_inside_store
-from ._library import lib
+from ._context import inside_store, refuse_inside_store
 from ._running import RunningNode
-from ._timeouts import Timeout, milliseconds
+from ._timeouts import DEFAULT, DEFAULT_MS, Timeout, milliseconds
 
 T = TypeVar("T")
 
@@ -39,26 +38,30 @@ class Read(Generic[T]):
         self._timeout = timeout
 
     def __await__(self) -> Generator[Any, None, T]:
-        return self._run().__await__()
+        if inside_store():
+            refuse_inside_store("read()")
+        node = self._node()
+        timeout_ms = DEFAULT_MS if self._timeout is DEFAULT else milliseconds(self._timeout)
+        if asyncio._get_running_loop() is not node.home:
+            return (yield from self._elsewhere(node).__await__())
+        yield from (node.readers or node.open_readers()).put(timeout_ms).__await__()
+        applier = node.applier
+        assert applier is not None
+        if applier.busy:
+            yield from applier.quiet().__await__()
+        return run_reader(self._read, self._store) if self._read is not None else None  # type: ignore[return-value]
 
     async def _run(self) -> T:
-        refuse_inside_store("read()")
-        node = self._node()
-        timeout_ms = milliseconds(self._timeout)
-        if asyncio.get_running_loop() is node.home:
-            return await self._on_home(node, timeout_ms)
+        return await self
+
+    async def _elsewhere(self, node: RunningNode) -> T:
+        """On another loop than the node's, where the store lives."""
         if self._read is None:
             raise RuntimeError(
                 "raft.read() without a function, on another loop than the node's: the store lives there; use read(fn)"
             )
-        elsewhere = asyncio.run_coroutine_threadsafe(self._on_home(node, timeout_ms), node.home)
-        return await asyncio.wrap_future(elsewhere)
-
-    async def _on_home(self, node: RunningNode, timeout_ms: int) -> T:
-        await node.request(lib.raftify_read, timeout_ms)
-        assert node.applier is not None
-        await node.applier.quiet()
-        return run_reader(self._read, self._store) if self._read is not None else None  # type: ignore[return-value]
+        at_home = Read(lambda: node, self._store, self._read, self._timeout)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(at_home._run(), node.home))
 
     async def __aenter__(self) -> object:
         """Gives the store."""

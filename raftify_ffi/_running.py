@@ -25,6 +25,7 @@ from ._library import call, ffi, lib
 from ._log import level_name
 from ._outbox import Outbox
 from ._pointer import Pointer
+from ._readers import Readers
 from ._settings import NativeConfig, checked
 from ._status import Role, Status
 from ._store import StoreMethods
@@ -113,6 +114,8 @@ class RunningNode:
         self.ended: Latch[RaftError | None] = Latch()
         #: In a forked child there are none.
         self.outboxes: dict[asyncio.AbstractEventLoop | None, Outbox] = {}
+        #: The home loop's, from its first read on.
+        self.readers: Readers | None = None
         self._ready: asyncio.Future[None] = self.home.create_future()
         self._applier_done = asyncio.Event()
         self._progress = asyncio.Event()
@@ -318,6 +321,7 @@ class RunningNode:
 
     def forked(self) -> None:
         self.outboxes = {}
+        self.readers = None
         if self._pointer is not None:
             self._pointer.abandon_in_child()
 
@@ -341,6 +345,10 @@ class RunningNode:
                 del self.outboxes[other]
             outbox = self.outboxes[loop] = Outbox(loop, self.bridge.waiters, self.pointer)
         return outbox
+
+    def open_readers(self) -> Readers:
+        self.readers = Readers(self.home, self.bridge.waiters, self.pointer)
+        return self.readers
 
     async def request(self, function: Any, *arguments: Any) -> bytes:
         """`function(node, token, *arguments, error)`: what its completion brings."""

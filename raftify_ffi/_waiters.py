@@ -79,7 +79,7 @@ class Waiters:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        #: Futures of the home loop, and each `Batch`, of any loop.
+        #: Futures of the home loop (or what stands for several), and each `Batch`, of any loop.
         self.pending: dict[int, Any] = {}
         #: Futures of other loops.
         self.foreign: dict[int, Future] = {}
@@ -89,8 +89,8 @@ class Waiters:
 
     # ---- before a request is handed down, and if it is not accepted ------------------------------------------------------------------
 
-    def expect(self, futures: Sequence[Future], loop: asyncio.AbstractEventLoop) -> range:
-        """Tokens for futures of that loop."""
+    def expect(self, futures: Sequence[Any], loop: asyncio.AbstractEventLoop) -> range:
+        """Tokens for futures of that loop; on the home loop, for whatever takes an outcome as a future does."""
         first = TOKENS.take(len(futures))
         tokens = range(first, first + len(futures))
         into = self.pending if loop is self._loop else self.foreign

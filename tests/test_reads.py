@@ -9,6 +9,8 @@ import pytest
 from cluster import nodes_in_one_loop, one_node
 from stores import AsyncKeyValue, KeyValue, Scripted
 
+from raftify_ffi import RaftTimeout
+
 
 async def test_a_read_sees_what_was_acknowledged_anywhere_before(tmp_path: Path) -> None:
     async with nodes_in_one_loop(tmp_path, 3, AsyncKeyValue) as rafts:
@@ -63,3 +65,42 @@ async def test_what_the_function_raises_is_the_callers(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="async"):
             await raft.read(later)  # type: ignore[unused-coroutine]
         assert await raft.read() is None
+
+
+async def test_reads_of_one_turn_share_a_request_and_nothing_else(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft:
+        await raft.propose(b"a=1")
+        waiters = raft._running.bridge.waiters  # type: ignore[union-attr]
+        reads = [asyncio.create_task(raft.read(lambda s: s.data["a"])._run()) for _ in range(50)]
+        slow = asyncio.create_task(raft.read(lambda s: s.data["absent"], timeout=30)._run())
+        await asyncio.sleep(0)
+        assert len(waiters) == 0
+        reads[7].cancel()
+        await asyncio.sleep(0)
+        assert len(waiters) == 2, "one for each timeout"
+        reads[8].cancel()
+        outcomes = await asyncio.gather(*reads, slow, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes[7:9]] == [asyncio.CancelledError] * 2
+        assert outcomes[:7] + outcomes[9:-1] == ["1"] * 48
+        assert isinstance(outcomes[-1], KeyError)
+
+
+async def test_reads_that_fail_together_fail_with_an_exception_each(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft:
+        await raft.propose(b"a=1")
+        reads: list[asyncio.Task[None]] = [asyncio.create_task(raft.read(timeout=0)._run()) for _ in range(3)]
+        outcomes = await asyncio.gather(*reads, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [RaftTimeout] * 3
+        assert len(set(map(id, outcomes))) == 3
+
+
+async def test_a_read_alone_goes_at_once(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft:
+        await raft.propose(b"a=1")
+        waiters = raft._running.bridge.waiters  # type: ignore[union-attr]
+        for _ in range(3):
+            await raft.read()
+        reading = asyncio.create_task(raft.read(lambda s: s.data["a"])._run())
+        await asyncio.sleep(0)
+        assert len(waiters) == 1
+        assert await reading == "1"

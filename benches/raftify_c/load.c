@@ -72,6 +72,7 @@ void load_begin(load *l, const load_plan *plan, double now) {
   l->since = must(calloc(inflight, sizeof *l->since));
   l->commands = must(malloc(inflight * plan->payload));
   l->queued = must(calloc(inflight, sizeof *l->queued));
+  l->tokens = must(calloc(inflight, sizeof *l->tokens));
   l->idle = must(calloc(inflight, sizeof *l->idle));
   memset(l->commands, 7, inflight * plan->payload);
   for (slot = 0; slot < inflight; slot++) {
@@ -158,6 +159,7 @@ void load_finish(load *l, double now) {
   free(l->latencies);
   free(l->commands);
   free(l->queued);
+  free(l->tokens);
   memset(l, 0, sizeof *l);
   say(line);
 }

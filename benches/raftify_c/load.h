@@ -41,6 +41,7 @@ typedef struct load {
   uint8_t *commands; /* by slot */
   raftify_proposal *queued;
   size_t queued_count;
+  uint64_t *tokens; /* of the reads among them, on their way down */
 } load;
 
 double clock_now(void);

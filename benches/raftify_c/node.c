@@ -51,9 +51,9 @@ static void submit(load *l) {
   size_t i;
   if (l->queued_count == 0) return;
   if (l->plan.reads) {
-    for (i = 0; i < l->queued_count; i++)
-      if (raftify_read(self.raft, l->queued[i].token, RAFTIFY_TIMEOUT_DEFAULT, &error) != RAFTIFY_OK)
-        die("read", error);
+    for (i = 0; i < l->queued_count; i++) l->tokens[i] = l->queued[i].token;
+    if (raftify_read_many(self.raft, l->tokens, l->queued_count, RAFTIFY_TIMEOUT_DEFAULT, &error) != RAFTIFY_OK)
+      die("read", error);
   } else if (raftify_propose_many(self.raft, l->queued, l->queued_count, RAFTIFY_TIMEOUT_DEFAULT, &error) !=
              RAFTIFY_OK) {
     die("propose", error);

@@ -160,6 +160,29 @@ pub unsafe extern "C" fn raftify_read(
     unsafe { submit(node, token, timeout_ms, error, || Ok(Request::Read)) }
 }
 
+/// Several linearizable reads with one hand-over: either all are accepted or none. Each has its own COMPLETION.
+///
+/// tokens, count: copied; each as for raftify_propose. timeout_ms, error: as for raftify_propose, for all of them.
+/// Threads: any, also inside a callback. Blocks: no. Errors, then without a COMPLETION: INVALID_ARGUMENT, OVERLOADED,
+///   CLOSED, FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_read_many(
+    node: *mut NodeHandle,
+    tokens: *const u64,
+    count: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe {
+        call(node, error, |node| {
+            let timeout = timeout(timeout_ms)?;
+            let tokens = slice(tokens, count, "tokens")?.iter().map(|t| token(*t)).collect::<Result<Vec<_>>>()?;
+            node.node().read_many(tokens, timeout)
+        })
+    }
+}
+
 /// Reserves an id for the node at `addr`, or finds the one it has. COMPLETION: `data` is a ticket as JSON, for
 /// raftify_join.
 ///

@@ -45,6 +45,13 @@ fn every_accepted_request_completes_exactly_once_and_closed_comes_last() {
     ok(unsafe { raftify_read(rig.node, 1002, -2, &mut error) }, error);
     let read = rig.completion(1002);
     assert!(read.status == 0 && read.index >= last);
+    let tokens: Vec<u64> = (2000..2100).collect();
+    ok(unsafe { raftify_read_many(rig.node, tokens.as_ptr(), tokens.len(), -2, &mut error) }, error);
+    for token in tokens {
+        let read = rig.completion(token);
+        assert!(read.status == 0 && read.index >= last);
+    }
+    ok(unsafe { raftify_read_many(rig.node, null(), 0, -2, &mut error) }, error);
     assert_eq!(rig.state, (1..=1000).map(command).collect::<Vec<_>>());
 
     ok(unsafe { raftify_snapshot(rig.node, 1003, -1, &mut error) }, error);
@@ -156,6 +163,9 @@ fn wrong_arguments_on_a_live_node_are_refused_without_a_completion() {
         "proposals is NULL" raftify_propose_many(null(), 1, -2);
         "timeout_ms" raftify_propose_many(null(), 0, i64::MIN);
         "token is 0" raftify_read(0, -2);
+        "token is 0" raftify_read_many([1, 0].as_ptr(), 2, -2);
+        "tokens is NULL" raftify_read_many(null(), 1, -2);
+        "timeout_ms" raftify_read_many(null(), 0, i64::MIN);
         "token is 0" raftify_reserve_id(0, good, 11, -2);
         "addr is not UTF-8" raftify_reserve_id(1, bad, 1, -2);
         "ticket_json is no ticket" raftify_join(1, good, 11, -2);
@@ -212,6 +222,7 @@ fn wrong_arguments_on_a_live_node_are_refused_without_a_completion() {
     ok(unsafe { raftify_node_close(n, 0) }, null_mut());
     assert_eq!(unsafe { raftify_propose(n, 6, null(), 0, -2, null_mut()) }, RAFTIFY_ERR_CLOSED);
     assert_eq!(unsafe { raftify_read(n, 6, -2, null_mut()) }, RAFTIFY_ERR_CLOSED);
+    assert_eq!(unsafe { raftify_read_many(n, [6].as_ptr(), 1, -2, null_mut()) }, RAFTIFY_ERR_CLOSED);
     assert_eq!(unsafe { raftify_queue_len(rig.queue) }, 0);
 }
 

@@ -34,7 +34,7 @@ impl Fault {
 }
 
 /// Seeds within which each is found: several times what was needed, from several bases, when it was last measured.
-const BOUNDS: [(Fault, u64); 35] = [
+const BOUNDS: [(Fault, u64); 36] = [
     (Fault::Core(Bug::AcknowledgesBeforeSync), 50),
     (Fault::Core(Bug::ForgetsItsVote), 50),
     (Fault::Core(Bug::VotesPassTheDisk), 50),
@@ -44,6 +44,7 @@ const BOUNDS: [(Fault, u64); 35] = [
     (Fault::Core(Bug::CommitsEntriesOfOldTerms), 1000),
     (Fault::Core(Bug::ReusesReadContext), 150),
     (Fault::Core(Bug::ReadsWithoutAsking), 500),
+    (Fault::Core(Bug::AskerIsEnough), 6000),
     (Fault::Core(Bug::ReadsBeforeApplied), 50),
     (Fault::Core(Bug::DoesNotRestoreAtStart), 50),
     (Fault::Core(Bug::ReplaysOverTheSnapshot), 50),

@@ -32,6 +32,8 @@ pub enum Bug {
     ReusesReadContext,
     /// A leader answers reads without asking anybody.
     ReadsWithoutAsking,
+    /// A follower's question is answered without a majority.
+    AskerIsEnough,
     /// A read does not wait for the state machine.
     ReadsBeforeApplied,
     /// The snapshot that the log names is not restored at start.
@@ -79,7 +81,7 @@ pub enum Bug {
 
 #[cfg(feature = "known-bugs")]
 impl Bug {
-    pub const ALL: [Bug; 30] = [
+    pub const ALL: [Bug; 31] = [
         Bug::AcknowledgesBeforeSync,
         Bug::ForgetsItsVote,
         Bug::VotesPassTheDisk,
@@ -89,6 +91,7 @@ impl Bug {
         Bug::CommitsEntriesOfOldTerms,
         Bug::ReusesReadContext,
         Bug::ReadsWithoutAsking,
+        Bug::AskerIsEnough,
         Bug::ReadsBeforeApplied,
         Bug::DoesNotRestoreAtStart,
         Bug::ReplaysOverTheSnapshot,

@@ -439,6 +439,9 @@ impl Core {
         if kind == MessageType::MsgRequestVote as i32 && message.term < self.raw.raft.term {
             return self.refuse_old_candidate(from);
         }
+        if kind == MessageType::MsgReadIndex as i32 && self.answer_reader(&message) {
+            return;
+        }
         // An unknown sender's answer is of no use; nothing else can fail here.
         if kind == MessageType::MsgAppend as i32 && !message.entries.is_empty() {
             self.step_append(message);

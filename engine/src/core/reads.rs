@@ -1,7 +1,13 @@
 //! Linearizable reads: many share one ReadIndex round; a context is used once and never again (etcd-io/etcd#20418, S16).
+//!
+//! A leader confirms a round by hearing, after the reads were asked, from a majority that it has voted for nobody in a later term (Raft
+//! thesis §6.4). The question of a follower *is* such a word, as of when it asked: where the two are a majority, it is answered at once,
+//! by one round trip and without the others. It speaks for the reads that it brings and for no others: what was asked elsewhere
+//! meanwhile may be younger than it.
 
 use std::collections::BTreeMap;
 
+use raft::eraftpb::{Message, MessageType};
 use raft::ReadState;
 
 use super::bugs::{self, Bug};
@@ -67,6 +73,29 @@ impl Core {
         self.raw.read_index(context);
     }
 
+    /// Answers a follower's question for which its asker and this leader suffice. False: raft must ask the others.
+    ///
+    /// The asker named us, so it followed us in a term of ours up to this one, and had voted in no later one when it asked; we have not
+    /// to this moment. Two of every majority that could have elected somebody later, before the question, would have had to.
+    pub(super) fn answer_reader(&mut self, question: &Message) -> bool {
+        let asker = question.from;
+        let raft = &mut self.raw.raft;
+        let enough = raft.prs().has_quorum(&[self.id, asker].into_iter().collect()) || bugs::on(Bug::AskerIsEnough);
+        if !enough || !raft.commit_to_current_term() {
+            return false;
+        }
+        raft.msgs.push(Message {
+            msg_type: MessageType::MsgReadIndexResp as i32,
+            from: self.id,
+            to: asker,
+            term: raft.term,
+            index: raft.raft_log.committed,
+            entries: question.entries.clone(),
+            ..Message::default()
+        });
+        true
+    }
+
     /// Rounds without an answer are asked again, with a context of their own (S16).
     pub(super) fn tick_reads(&mut self) {
         let patience = u64::try_from(self.config.tick_interval.as_micros()).unwrap_or(u64::MAX).saturating_mul(2);
@@ -115,5 +144,126 @@ impl Core {
                 self.complete(request, Ok(Reply::ReadIndex(applied)));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_cores::{chosen_of, follow, message};
+    use super::super::Body;
+    use super::*;
+    use crate::cluster::NodeId;
+    use crate::request::Request;
+
+    /// Raft's messages that are sent, but appends: to whom and of which kind. What is written is synced at once.
+    fn sent(core: &mut Core) -> Vec<(NodeId, Message)> {
+        let mut sent = Vec::new();
+        loop {
+            let actions = core.poll();
+            for message in actions.messages {
+                if let Body::Raft(raft) = message.body {
+                    sent.push((message.to, raft));
+                }
+            }
+            match actions.writes.last() {
+                Some(write) => core.written(write.number),
+                None => return sent,
+            }
+        }
+    }
+
+    /// Node 1 leads term 3 of that many members, and has committed index 10 in it, or not yet.
+    fn leader(members: NodeId, committed: bool) -> Core {
+        let mut core = chosen_of(members);
+        sent(&mut core);
+        for voter in 2..=members {
+            core.receive(voter, message(MessageType::MsgRequestVoteResponse, voter, 3));
+        }
+        sent(&mut core);
+        assert!(core.is_leader());
+        if committed {
+            for peer in 2..=members {
+                core.receive(peer, Message { index: 10, ..message(MessageType::MsgAppendResponse, peer, 3) });
+            }
+            sent(&mut core);
+        }
+        core
+    }
+
+    fn question(asker: NodeId, context: u8) -> Message {
+        let entry = raft::eraftpb::Entry { data: vec![context; 24], ..Default::default() };
+        Message { entries: vec![entry], ..message(MessageType::MsgReadIndex, asker, 0) }
+    }
+
+    fn kinds(sent: &[(NodeId, Message)]) -> Vec<(NodeId, MessageType)> {
+        sent.iter().map(|(to, m)| (*to, MessageType::from_i32(m.msg_type).unwrap())).collect()
+    }
+
+    #[test]
+    fn a_followers_question_is_answered_at_once_where_the_two_are_a_majority() {
+        let mut core = leader(3, true);
+        core.receive(3, question(3, 7));
+        let answers = sent(&mut core);
+        assert_eq!(kinds(&answers), [(3, MessageType::MsgReadIndexResp)], "nobody else is asked");
+        let (_, answer) = answers.first().unwrap();
+        assert_eq!((answer.term, answer.index, answer.entries.first().unwrap().data.as_slice()), (3, 10, &[7; 24][..]));
+    }
+
+    #[test]
+    fn it_waits_for_the_others_where_they_are_none() {
+        let mut core = leader(5, true);
+        core.receive(3, question(3, 7));
+        let asked = sent(&mut core);
+        let mut to: Vec<_> = asked.iter().map(|(to, _)| *to).collect();
+        to.sort_unstable();
+        assert_eq!(to, [2, 3, 4, 5]);
+        assert!(kinds(&asked).iter().all(|(_, kind)| *kind == MessageType::MsgHeartbeat));
+        let (_, beat) = asked.first().unwrap();
+        let heard =
+            |from| Message { context: beat.context.clone(), ..message(MessageType::MsgHeartbeatResponse, from, 3) };
+        core.receive(2, heard(2));
+        assert!(!kinds(&sent(&mut core)).contains(&(3, MessageType::MsgReadIndexResp)));
+        core.receive(4, heard(4));
+        assert!(kinds(&sent(&mut core)).contains(&(3, MessageType::MsgReadIndexResp)));
+    }
+
+    #[test]
+    fn nothing_is_answered_before_something_is_committed_in_the_term() {
+        let mut core = leader(3, false);
+        core.receive(3, question(3, 7));
+        assert!(!kinds(&sent(&mut core)).contains(&(3, MessageType::MsgReadIndexResp)));
+    }
+
+    #[test]
+    fn a_question_confirms_no_read_but_its_own() {
+        let mut core = leader(3, true);
+        core.submit(1, Request::Read, None);
+        let beats = sent(&mut core);
+        assert!(kinds(&beats).contains(&(2, MessageType::MsgHeartbeat)));
+        // It may have been under way since before the leader's own read was asked.
+        core.receive(3, question(3, 7));
+        sent(&mut core);
+        assert_eq!(core.reads.rounds.len(), 1);
+        let context = beats.first().unwrap().1.context.clone();
+        core.receive(2, Message { context, ..message(MessageType::MsgHeartbeatResponse, 2, 3) });
+        sent(&mut core);
+        assert!(core.reads.rounds.is_empty(), "the heartbeat's answer has confirmed it");
+    }
+
+    #[test]
+    fn a_followers_question_waits_for_no_write() {
+        let mut core = chosen_of(3);
+        sent(&mut core);
+        follow(&mut core, 0);
+        let head = Message { index: 9, log_term: 2, ..message(MessageType::MsgAppend, 2, 3) };
+        let entry = raft::eraftpb::Entry { term: 3, index: 10, ..Default::default() };
+        core.receive(2, Message { entries: vec![entry], ..head });
+        assert_eq!(core.poll().writes.len(), 1, "which is under way from here on");
+        core.submit(1, Request::Read, None);
+        let asked: Vec<_> = core.poll().messages.into_iter().map(|m| m.body).collect();
+        assert!(
+            matches!(asked.as_slice(), [Body::Raft(m)] if m.msg_type == MessageType::MsgReadIndex as i32),
+            "{asked:?}"
+        );
     }
 }

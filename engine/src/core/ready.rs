@@ -56,10 +56,14 @@ impl Core {
             }
         }
         for message in ready.take_persisted_messages() {
-            // S2: a slow disk topples nobody.
+            // S2: a slow disk topples nobody. Nor does a question promise anything: a reader waits for no write.
             let passes = matches!(
                 MessageType::from_i32(message.msg_type),
-                Some(MessageType::MsgHeartbeatResponse | MessageType::MsgRequestPreVoteResponse)
+                Some(
+                    MessageType::MsgHeartbeatResponse
+                        | MessageType::MsgRequestPreVoteResponse
+                        | MessageType::MsgReadIndex
+                )
             );
             let passes_by_mistake = bugs::on(Bug::AcknowledgesBeforeSync)
                 || (bugs::on(Bug::VotesPassTheDisk) && message.msg_type == MessageType::MsgRequestVoteResponse as i32);

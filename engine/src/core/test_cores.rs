@@ -10,7 +10,11 @@ use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
 use crate::Config;
 
 pub(super) fn founders() -> BTreeMap<NodeId, String> {
-    (1..=3).map(|id| (id, format!("h:{id}"))).collect()
+    founders_of(3)
+}
+
+fn founders_of(members: NodeId) -> BTreeMap<NodeId, String> {
+    (1..=members).map(|id| (id, format!("h:{id}"))).collect()
 }
 
 /// A snapshot of a few bytes.
@@ -61,9 +65,14 @@ pub(super) fn message(kind: MessageType, from: NodeId, term: u64) -> Message {
 /// Node 1 of three founders that all know each other, about to lead term 3: node 2 has handed over to it. Its log up to 9 is on the disk
 /// alone. The vote of node 2 is on its way once what it writes is durable.
 pub(super) fn chosen() -> Core {
-    let mut cluster = ClusterState::founding(&founders());
+    chosen_of(3)
+}
+
+/// The same, of so many founders.
+pub(super) fn chosen_of(members: NodeId) -> Core {
+    let mut cluster = ClusterState::founding(&founders_of(members));
     cluster.incarnation = Uid(9).to_bytes();
-    for id in 1..=3 {
+    for id in 1..=members {
         cluster.member_mut(id).unwrap().directory = Uid(u128::from(id)).to_bytes();
     }
     let mut state = log(None, (9, cluster), 9);

@@ -362,6 +362,13 @@ impl Driver {
                 let timeout = self.timeout(timeout, self.default_timeout(&request));
                 self.core.submit(token, request, timeout);
             }
+            Input::Reads { tokens, timeout } => {
+                self.shared.door.taken(tokens.len() as u64, 0);
+                let timeout = self.timeout(timeout, self.options.config.request_timeout);
+                for token in tokens {
+                    self.core.submit(token, Request::Read, timeout);
+                }
+            }
             Input::Join { token, ticket, timeout } => {
                 self.shared.door.taken(1, 0);
                 let timeout = self.timeout(timeout, self.options.config.conf_change_request_timeout);

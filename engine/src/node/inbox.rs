@@ -27,6 +27,10 @@ pub(crate) enum Input {
         proposals: Vec<(Token, Vec<u8>)>,
         timeout: Timeout,
     },
+    Reads {
+        tokens: Vec<Token>,
+        timeout: Timeout,
+    },
     Join {
         token: Token,
         ticket: Ticket,
@@ -147,6 +151,9 @@ pub(crate) async fn last(mut inputs: mpsc::UnboundedReceiver<Input>, door: &Door
             }
             Input::Proposals { proposals, .. } => {
                 late.extend(proposals.into_iter().map(|(token, _)| Completion { token, result: Err(closed()) }));
+            }
+            Input::Reads { tokens, .. } => {
+                late.extend(tokens.into_iter().map(|token| Completion { token, result: Err(closed()) }));
             }
             _ => {}
         }

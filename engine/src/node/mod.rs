@@ -196,6 +196,16 @@ impl Node {
         self.submit_input(Input::Proposals { proposals, timeout }, count, bytes)
     }
 
+    /// Accepts all of these linearizable reads, or none.
+    pub fn read_many(&self, tokens: Vec<Token>, timeout: Timeout) -> Result<()> {
+        Self::check_tokens(tokens.iter().copied())?;
+        let count = tokens.len() as u64;
+        if count == 0 {
+            return Ok(());
+        }
+        self.submit_input(Input::Reads { tokens, timeout }, count, 0)
+    }
+
     fn check_size(&self, bytes: u64) -> Result<()> {
         let limit = self.0.config.max_proposal_size;
         if bytes > limit {
