@@ -1,7 +1,8 @@
 """The state machine's side of a node: one long-lived task that awaits the store's methods, one request after another, in log order.
 
 A batch that comes while the task waits is begun where it came, without a turn of the loop for the task's sake (`_begin`), and is over
-there if nothing of it suspends. What would suspend is left to the task, before it begins: an async `apply` always runs in a task.
+there if nothing of it suspends. What suspends goes on in the task. Wherever it runs, a store's method sees the same context variables and
+the same `asyncio.current_task()`: commands must come to the same on every node, whatever their batches met.
 
 Invariants:
 - never two methods at a time; while a snapshot is being *captured* nothing is applied (rule 12); its bytes are written afterwards;
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import struct
+import sys
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator
@@ -40,6 +42,9 @@ _PLACE: Final = struct.Struct("=QQQ24x")
 _OUTCOME: Final = struct.Struct("<QII")
 _TURN_SECONDS: Final = 0.005
 _TURN_ENTRIES: Final = 1000
+# Of asyncio's documented means for those who make tasks of their own ("Extending").
+_enter_task: Final[Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], None]] = asyncio.tasks._enter_task
+_leave_task: Final[Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], None]] = asyncio.tasks._leave_task
 #: Longest text of an exception that travels.
 _TEXT_LIMIT: Final = 4096
 #: Exceptions kept for proposers that may come for them.
@@ -91,6 +96,16 @@ class _HandOver:
 
     def __await__(self) -> Generator[None, None, None]:
         yield
+
+
+async def _handed_over(result: object) -> None:
+    """Returns in the task; what `apply` returned is closed if that never comes."""
+    try:
+        await _HandOver()
+    except BaseException:
+        if type(result) is CoroutineType:
+            result.close()
+        raise
 
 
 class _Rest:
@@ -160,8 +175,10 @@ class Applier:
         self._turn = 0
         #: `apply` has not suspended yet, so that it is worth beginning a batch outside the task.
         self._plain = not inspect.iscoroutinefunction(methods.apply)
+        #: The task's, from Python 3.11 on.
         self._context: Context = copy_context()
         self._context.run(enter_store)
+        self._task: asyncio.Task[None] | None = None
         self._readers: deque[asyncio.Future[None]] = deque()
         self._stopping = False
         self._turn_started = 0.0
@@ -177,12 +194,25 @@ class Applier:
         self.fault: BaseException | None = None
         self.on_progress: Callable[[], None] = lambda: None
 
+    def start(self, body: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """The task, which awaits `run`; on the home loop."""
+        loop = asyncio.get_running_loop()
+        # Batches are begun outside of the task only where it can share its context: not with Python 3.10, nor where tasks are made by a
+        # factory of the program's, which need not know of contexts.
+        if sys.version_info >= (3, 11) and loop.get_task_factory() is None:
+            self._task = loop.create_task(body, context=self._context)
+        else:
+            self._plain = False
+            self._task = loop.create_task(body)
+        return self._task
+
     # ---- from the bridge and the readers, on the home loop --------------------------------------------------------------------------
 
     def put(self, request: ApplyRequest | SnapshotRequest | RestoreRequest, turn: int) -> None:
         """`turn` differs from one turn of the loop to the next. What must end the program comes out of here as it would out of the
         task."""
-        if self._wake is not None and self._plain and type(request) is ApplyRequest and not self._wake.done():
+        idle = self._wake is not None and not self._wake.done() and not self._outside
+        if idle and self._plain and type(request) is ApplyRequest and asyncio.current_task() is None:
             self._begin(request, turn)
         else:
             self._requests.append(request)
@@ -195,6 +225,10 @@ class Applier:
             self._turn = turn
             self._turn_started, self._turn_entries = time.monotonic(), 0
         self._outside = True
+        task = self._task
+        assert task is not None
+        loop = task.get_loop()
+        _enter_task(loop, task)
         try:
             self._context.run(serving.send, None)
         except StopIteration:
@@ -207,6 +241,7 @@ class Applier:
             self._begun = serving
             self._wake_up()
         finally:
+            _leave_task(loop, task)
             self._outside = False
 
     def stop(self) -> None:
@@ -321,11 +356,11 @@ class Applier:
                     result = apply(command, next(places)) if wants_applied else apply(command)
                     if type(result) is not bytes:
                         if type(result) is CoroutineType or (result is not None and inspect.isawaitable(result)):
-                            if self._outside:
-                                self._plain = False
-                                await _HandOver()
                             self.busy = True
                             try:
+                                if self._outside:
+                                    self._plain = False
+                                    await _handed_over(result)
                                 result = await result
                             finally:
                                 self.busy = False

@@ -70,7 +70,7 @@ class Bridge:
         self._view = ffi.buffer(self._events)
         self._records: deque[Record] = deque()
         self.waiters = Waiters(loop)
-        #: Rises with each drain, of which a turn of the loop has one at most.
+        #: Rises with each dispatch, of which a turn of the loop has one (two after an exception).
         self.turn = 0
         self._sources: dict[int, Source] = {}
         #: Records of nodes whose start call has not returned yet, so that nobody knows their number.

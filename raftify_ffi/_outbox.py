@@ -1,6 +1,6 @@
 """Proposals on their way down: those of one loop turn go in one call; one that follows alone upon another, at once.
 
-One outbox per node and calling loop. A proposal that is cancelled before the turn ends was not sent, if others were on their way.
+One outbox per node and calling loop. A proposal that is cancelled before it goes down was never sent; one that went at once may be committed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Item = tuple[int, asyncio.Future[bytes], bytes]
 
 
 class Outbox:
-    """Collects, and hands down once per turn of its loop."""
+    """Collects, and hands down once per turn of its loop; at once what follows alone upon another."""
 
-    __slots__ = ("_alone", "_create_future", "_loop", "_node", "_waiters", "_waiting")
+    __slots__ = ("_create_future", "_loop", "_node", "_one_by_one", "_waiters", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, waiters: Waiters, node: Pointer) -> None:
         self._loop = loop
@@ -40,12 +40,12 @@ class Outbox:
         #: In the order of the calls. If there are any, a flush is scheduled.
         self._waiting: list[Item] = []
         #: The last turn had one proposal and nothing else was pending: somebody proposes one after the other.
-        self._alone = False
+        self._one_by_one = False
 
     def put(self, command: bytes, timeout_ms: int) -> asyncio.Future[bytes]:
         future = self._create_future()
         if not self._waiting:
-            if self._alone and not len(self._waiters):
+            if self._one_by_one and not len(self._waiters):
                 self._submit_independent((future,), (command,), timeout_ms)
                 return future
             self._loop.call_soon(self.flush)
@@ -68,7 +68,7 @@ class Outbox:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        self._alone = len(waiting) == 1 and not len(self._waiters)
+        self._one_by_one = len(waiting) == 1 and not len(self._waiters)
         timeouts, futures, commands = zip(*waiting)
         if timeouts.count(timeouts[0]) == len(timeouts) and not any(map(_CANCELLED, futures)):
             self._submit_independent(futures, commands, timeouts[0])
@@ -94,6 +94,13 @@ class Outbox:
                     self._submit_independent((future,), (command,), timeout_ms)
             elif not futures[0].done():
                 futures[0].set_exception(error)
+        except BaseException as error:
+            self._waiters.forget(tokens)
+            for future in futures:
+                if not future.done():
+                    future.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
 
     def _submit(self, tokens: range, commands: Sequence[bytes], timeout_ms: int) -> None:
         count = len(commands)

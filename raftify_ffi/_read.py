@@ -56,6 +56,7 @@ class Read(Generic[T]):
 
     async def _elsewhere(self, node: RunningNode) -> T:
         """On another loop than the node's, where the store lives."""
+        asyncio.get_running_loop()  # a thread without one is told so before anything is asked
         if self._read is None:
             raise RuntimeError(
                 "raft.read() without a function, on another loop than the node's: the store lives there; use read(fn)"

@@ -13,7 +13,7 @@ from ._pointer import Pointer
 from ._waiters import Waiters
 
 
-class _Round:
+class _Shared:
     """The reads of one request, in the place of its future."""
 
     __slots__ = ("_futures",)
@@ -36,9 +36,9 @@ class _Round:
 
 
 class Readers:
-    """Collects, and asks once per turn of the loop and timeout."""
+    """Collects, and asks once per turn of the loop and timeout; at once for one that follows alone upon another."""
 
-    __slots__ = ("_alone", "_loop", "_node", "_waiters", "_waiting")
+    __slots__ = ("_loop", "_node", "_one_by_one", "_waiters", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, waiters: Waiters, node: Pointer) -> None:
         self._loop = loop
@@ -47,14 +47,14 @@ class Readers:
         #: By timeout. If there are any, a flush is scheduled.
         self._waiting: dict[int, list[asyncio.Future[None]]] = {}
         #: The last turn had one read and nothing else was pending: somebody reads one after the other.
-        self._alone = False
+        self._one_by_one = False
 
     def put(self, timeout_ms: int) -> asyncio.Future[None]:
         """Done when everything acknowledged before this call is applied here."""
         future: asyncio.Future[None] = self._loop.create_future()
         if self._waiting:
             self._waiting.setdefault(timeout_ms, []).append(future)
-        elif self._alone and not len(self._waiters):
+        elif self._one_by_one and not len(self._waiters):
             self._ask([future], timeout_ms)
         else:
             self._loop.call_soon(self._flush)
@@ -63,7 +63,7 @@ class Readers:
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, {}
-        self._alone = [len(futures) for futures in waiting.values()] == [1] and not len(self._waiters)
+        self._one_by_one = [len(futures) for futures in waiting.values()] == [1] and not len(self._waiters)
         for timeout_ms, futures in waiting.items():
             # What was cancelled needs no answer.
             left = [future for future in futures if not future.done()]
@@ -71,11 +71,13 @@ class Readers:
                 self._ask(left, timeout_ms)
 
     def _ask(self, futures: list[asyncio.Future[None]], timeout_ms: int) -> None:
-        asked = _Round(futures)
+        asked = _Shared(futures)
         tokens = self._waiters.expect((asked,), self._loop)
         try:
             with self._node as node:
                 call(lib.raftify_read, node, tokens[0], timeout_ms)
-        except RaftError as error:
+        except BaseException as error:
             self._waiters.forget(tokens)
             asked.set_exception(error)
+            if not isinstance(error, Exception):
+                raise

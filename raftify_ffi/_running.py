@@ -175,7 +175,7 @@ class RunningNode:
         stop_on_error = self._config.on_apply_error == "stop"
         self.applier = Applier(pointer, self.name, self._methods, stop_on_error, bridge.waiters)
         self.applier.on_progress = self._progress.set
-        self._applier_task = self.home.create_task(self._serve_machine(self.applier))
+        self._applier_task = self.applier.start(self._serve_machine(self.applier))
         bridge.keep(self._applier_task)
         bridge.attach(pointer.number, self)
         bridge.starting -= 1

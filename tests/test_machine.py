@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar, Token
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,88 @@ async def test_plain_and_async_outcomes_may_alternate_and_keep_the_order(tmp_pat
     assert len(store.tasks) == 20 and None not in store.tasks
 
 
+SEEN: ContextVar[int] = ContextVar("seen", default=0)
+
+
+async def test_wherever_a_command_is_applied_its_context_and_task_are_the_same(tmp_path: Path) -> None:
+    class Watching(KeyValue):
+        def __init__(self) -> None:
+            super().__init__()
+            self.contexts: list[int] = []
+            self.tasks: set[object] = set()
+
+        def apply(self, command: bytes) -> Any:
+            self.tasks.add(asyncio.current_task())
+            self.contexts.append(SEEN.get())
+            token = SEEN.set(len(self.contexts))
+            return self._later(token) if command == b"later" else b""
+
+        async def _later(self, token: Token[int]) -> bytes:
+            # Only where it was set may it be taken back.
+            SEEN.reset(token)
+            SEEN.set(len(self.contexts))
+            return b"later"
+
+        def snapshot(self) -> bytes:
+            self.tasks.add(asyncio.current_task())
+            self.contexts.append(SEEN.get())
+            SEEN.set(len(self.contexts))
+            return super().snapshot()
+
+    store = Watching()
+    async with one_node(tmp_path, store) as raft:
+        await raft.propose(b"a=1")
+        await raft.propose(b"a=2")
+        await raft.propose_many([b"a=3"] * 3000)
+        await raft.snapshot()
+        await raft.propose(b"a=4")
+        assert [await raft.propose(b"later") for _ in range(2)] == [b"later"] * 2
+        await raft.propose(b"a=5")
+    assert store.contexts == list(range(3007))
+    assert len(store.tasks) == 1 and None not in store.tasks
+
+
+async def test_a_command_that_is_half_done_is_seen_by_no_reader(tmp_path: Path) -> None:
+    """Also where the task has yet to take the batch over that was begun outside of it."""
+
+    class Halves(KeyValue):
+        raft: Raft[Any]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.halves = [0, 0]
+            self.looks: list[bool] = []
+
+        def apply(self, command: bytes) -> Any:
+            self.halves[0] += 1
+            asyncio.get_running_loop().call_soon(self._look)
+            return self._rest()
+
+        async def _rest(self) -> bytes:
+            self.halves[1] += 1
+            return b""
+
+        def _look(self) -> None:
+            applier = self.raft._running.applier  # type: ignore[union-attr]
+            self.looks.append(applier is not None and (applier.busy or self.halves[0] == self.halves[1]))
+
+    store = Halves()
+    raft = store.raft = Raft.build(1, free_addrs(1)[0], store, quick_config(tmp_path))
+    async with raft:
+        for _ in range(5):
+            await raft.propose(b"x")
+    assert store.looks == [True] * 5
+
+
+async def test_a_program_with_a_task_factory_of_its_own_is_served_by_its_tasks(tmp_path: Path) -> None:
+    def factory(loop: asyncio.AbstractEventLoop, coro: Any) -> asyncio.Task[Any]:
+        return asyncio.Task(coro, loop=loop)
+
+    asyncio.get_running_loop().set_task_factory(factory)
+    async with one_node(tmp_path, KeyValue()) as raft:
+        assert [await raft.propose(b"a=%d" % number) for number in range(3)] == [b"", b"0", b"1"]
+
+
 async def test_a_plain_apply_takes_no_turn_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = KeyValue()
     dispatch, here = Bridge._dispatch, 0
@@ -134,6 +218,8 @@ async def test_a_plain_apply_takes_no_turn_of_the_loop(tmp_path: Path, monkeypat
 
     async with one_node(tmp_path, store) as raft:
         await raft.propose(b"a=0")
+        if sys.version_info < (3, 11):
+            pytest.skip("a task's context cannot be shared before Python 3.11")
         monkeypatch.setattr(Bridge, "_dispatch", dispatched)
         for number in range(20):
             await raft.propose(b"a=%d" % number)
@@ -177,7 +263,7 @@ async def test_a_batch_that_is_cancelled_before_the_task_takes_it_over_stops_the
         def apply(self, command: bytes) -> Any:
             # Runs before the task does.
             asyncio.get_running_loop().call_soon(self.raft._running._applier_task.cancel)  # type: ignore[union-attr]
-            return asyncio.get_running_loop().create_future()
+            return asyncio.sleep(0, b"")
 
     store = Cancelled()
     raft = store.raft = Raft.build(1, free_addrs(1)[0], store, quick_config(tmp_path))

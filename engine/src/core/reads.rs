@@ -75,8 +75,9 @@ impl Core {
 
     /// Answers a follower's question for which its asker and this leader suffice. False: raft must ask the others.
     ///
-    /// The asker named us, so it followed us in a term of ours up to this one, and had voted in no later one when it asked; we have not
-    /// to this moment. Two of every majority that could have elected somebody later, before the question, would have had to.
+    /// The asker named us, so it followed us in a term of ours (durable before anybody heard of it) up to this one, and had voted in no
+    /// later one when it asked; we have not to this moment. Whoever was elected in a later term before the question had a majority with
+    /// one of the two in it, also where its members and ours are one change apart: there was nobody, and nothing was committed elsewhere.
     pub(super) fn answer_reader(&mut self, question: &Message) -> bool {
         let asker = question.from;
         let raft = &mut self.raw.raft;
