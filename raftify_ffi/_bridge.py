@@ -234,13 +234,21 @@ class Bridge:
         self._sources.pop(number, None)
         self._unclaimed.pop(number, None)
 
-    async def leave(self) -> None:
-        """On the home loop, after what was started has been freed. The last one takes the bridge down."""
+    async def leave(self, left: Callable[[], None]) -> None:
+        """On the home loop, after what was started has been freed. The last one takes the bridge down; `left` is called then, on a
+        thread, also when the loop has ended meanwhile and nobody returns from here."""
         self._users -= 1
         if self._users > 0 or self.closed:
             return
         self._take_down()
-        await in_thread(self._free)
+
+        def free() -> None:
+            try:
+                self._free()
+            finally:
+                left()
+
+        await in_thread(free)
 
     def _take_down(self) -> None:
         self.closed = True

@@ -96,7 +96,7 @@ class RaftServiceClient:
             return
         bridge.detach(pointer.number)
         try:
-            await bridge.leave()
+            await bridge.leave(lambda: self._ended.set(None))
         finally:
             self._ended.set(None)
 

@@ -300,7 +300,7 @@ class RunningNode:
             else:
                 self._ready.set_exception(error or Closed(f"{self.name} was closed while it started"))
         try:
-            await self.bridge.leave()
+            await self.bridge.leave(lambda: self.ended.set(error))
         finally:
             self.ended.set(error)
             self._progress.set()

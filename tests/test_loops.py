@@ -120,6 +120,38 @@ def test_a_loop_that_was_closed_under_its_node_is_found(tmp_path: Path) -> None:
     assert raft.is_finished()
 
 
+def test_a_loop_that_ends_while_the_last_thing_is_freed_leaves_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = threading.Event()
+    free = _bridge.Bridge._free
+
+    def freed_when_the_loop_has_ended(bridge: _bridge.Bridge) -> None:
+        assert ended.wait(20)
+        free(bridge)
+
+    monkeypatch.setattr(_bridge.Bridge, "_free", freed_when_the_loop_has_ended)
+    loop = asyncio.new_event_loop()
+    raft = Raft.build(1, free_addrs(1)[0], KeyValue(), quick_config(tmp_path))
+    loop.run_until_complete(raft.run())
+    closing = loop.create_task(raft.close())
+
+    async def taken_down() -> None:
+        while _bridge._bridges:
+            await asyncio.sleep(0.01)
+
+    loop.run_until_complete(taken_down())
+    assert not closing.done()
+    loop.close()
+    ended.set()
+
+    async def elsewhere() -> None:
+        await raft.wait(timeout=20)
+
+    asyncio.run(elsewhere())
+    assert raft.is_finished()
+
+
 class NoReaders(asyncio.SelectorEventLoop):
     """A loop without readiness, as Windows' proactor is."""
 
