@@ -16,7 +16,7 @@ use mistakes::{Mistake, MISTAKES};
 
 /// Sources of the border, by the name of their module, and whether they belong to capi (whose `crate::` is the world itself) or to
 /// the engine (whose `crate::` is the engine as built).
-const SOURCES: [(&str, &str); 14] = [
+const SOURCES: [(&str, &str); 16] = [
     ("error", "capi/src/error.rs"),
     ("fork", "capi/src/fork.rs"),
     ("json", "capi/src/json.rs"),
@@ -31,10 +31,12 @@ const SOURCES: [(&str, &str); 14] = [
     ("machine_thread", "engine/src/machine_thread.rs"),
     ("mailbox", "engine/src/mailbox.rs"),
     ("inbox", "engine/src/node/inbox.rs"),
+    ("baton", "engine/src/baton.rs"),
+    ("log_writer", "engine/src/node/log_writer.rs"),
 ];
 
 /// What is checked in each world; `src/scenarios`.
-const SCENARIOS: [&str; 6] = ["answering", "ending", "machines", "mailing", "node", "queueing"];
+const SCENARIOS: [&str; 7] = ["answering", "ending", "machines", "mailing", "node", "queueing", "writing"];
 
 /// A table of numbers that are never waited for; and it is static, which would outlive one execution of the checker.
 const AS_IT_IS: &str = "fork";
@@ -91,11 +93,12 @@ fn world(out: &Path, here: &Path, name: &str, mistake: Option<&Mistake>) -> Stri
 
 fn translate(world: &str, module: &str, path: &str, text: &str) -> String {
     // Their own tests are no part of a world.
-    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let own = ["#[cfg(test)]\nmod tests", "#[cfg(test)]\n#[path"];
+    let text = own.iter().fold(text, |text, tests| text.split(tests).next().unwrap_or_default());
     let mut text = text.replace("#[no_mangle]\n", "");
     let home = if path.starts_with("engine/") { "raftify_engine::".into() } else { format!("crate::{world}::") };
     text = text.replace("crate::", &home);
-    for own in ["machine_thread", "mailbox"] {
+    for own in ["baton", "machine_thread", "mailbox"] {
         text = text.replace(&format!("raftify_engine::{own}::"), &format!("crate::{world}::{own}::"));
     }
     if module != AS_IT_IS {

@@ -12,7 +12,43 @@ pub struct Mistake {
 const QUEUE: &str = "capi/src/queue.rs";
 const MAILBOX: &str = "engine/src/mailbox.rs";
 
-pub const MISTAKES: [Mistake; 22] = [
+const BATON: &str = "engine/src/baton.rs";
+const LOG_WRITER: &str = "engine/src/node/log_writer.rs";
+
+pub const MISTAKES: [Mistake; 28] = [
+    Mistake {
+        name: "written_aside_while_another_write_waits",
+        file: LOG_WRITER,
+        changes: &[("let alone = self.last == self.durable;", "let alone = true;")],
+    },
+    Mistake {
+        name: "pen_laid_down_in_silence",
+        file: BATON,
+        changes: &[("            state.asleep = true;\n            state = self.0.changed.wait(state)", "            state = self.0.changed.wait(state)")],
+    },
+    Mistake {
+        name: "pen_laid_down_before_it_is_told",
+        file: LOG_WRITER,
+        changes: &[
+            ("            let heard = tell.send", "            pen.lay();\n            let heard = tell.send"),
+            ("            // Not before: what the next one has written would be told first.\n            pen.lay();\n", ""),
+        ],
+    },
+    Mistake {
+        name: "log_thread_ends_before_the_job",
+        file: LOG_WRITER,
+        changes: &[("        // A job may still have it.\n        drop(pen.wait());", "        drop(pen.take());")],
+    },
+    Mistake {
+        name: "pen_laid_down_after_a_failure",
+        file: LOG_WRITER,
+        changes: &[("            drop(pen);\n            let _ = tell.send(Input::DiskFailed(error));\n            false", "            pen.lay();\n            let _ = tell.send(Input::DiskFailed(error));\n            false")],
+    },
+    Mistake {
+        name: "lost_pen_is_waited_for",
+        file: BATON,
+        changes: &[("        if !self.laid {\n            self.shared.put(Place::Gone);\n        }", "        if !self.laid {\n            self.shared.lock().place = Place::Gone;\n        }")],
+    },
     Mistake {
         name: "signal_before_push",
         file: QUEUE,

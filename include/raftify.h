@@ -639,7 +639,7 @@ raftify_status raftify_config_validate(const struct raftify_config *config, stru
 void raftify_config_free(struct raftify_config *config);
 
 /**
- * Starts a runtime: one thread.
+ * Starts a runtime: one thread, and one that starts another should a disk hold it up.
  *
  * out: receives the runtime on success; owned, free with raftify_runtime_free.
  * error: optional; receives an error object on failure.

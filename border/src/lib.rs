@@ -93,6 +93,12 @@ fn what_is_sent_to_a_thread_arrives_or_comes_back() {
 }
 
 #[test]
+fn the_log_is_written_in_order_by_whoever_has_the_pen() {
+    sample(right::writing::writes_keep_their_order_whoever_makes_them, 10_000);
+    sample(right::writing::the_first_failure_is_the_last_write, 10_000);
+}
+
+#[test]
 fn a_machines_own_thread_never_waits_for_its_end() {
     sample(right::machines::the_machine_waits_for_itself, 5000);
 }
@@ -135,6 +141,12 @@ found! {
     sleeper_not_noted: mailing::everything_sent_arrives_and_then_the_end;
     last_sender_leaves_in_silence: mailing::everything_sent_arrives_and_then_the_end;
     mail_for_nobody_is_kept: mailing::the_receiver_leaves_while_things_are_sent;
+    written_aside_while_another_write_waits: writing::writes_keep_their_order_whoever_makes_them;
+    pen_laid_down_in_silence: writing::writes_keep_their_order_whoever_makes_them;
+    pen_laid_down_before_it_is_told: writing::writes_keep_their_order_whoever_makes_them;
+    log_thread_ends_before_the_job: writing::writes_keep_their_order_whoever_makes_them;
+    pen_laid_down_after_a_failure: writing::the_first_failure_is_the_last_write;
+    lost_pen_is_waited_for: writing::the_first_failure_is_the_last_write;
     closed_while_the_machine_lives: machines::the_node_ends_while_the_machine_works;
     over_before_closed_is_there: ending::closed_is_in_the_queue_when_a_wait_for_it_ends;
     answered_and_still_open: answering::two_answers_race;

@@ -42,7 +42,7 @@ impl RuntimeHandle {
     }
 }
 
-/// Starts a runtime: one thread.
+/// Starts a runtime: one thread, and one that starts another should a disk hold it up.
 ///
 /// out: receives the runtime on success; owned, free with raftify_runtime_free.
 /// error: optional; receives an error object on failure.

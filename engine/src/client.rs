@@ -5,18 +5,17 @@
 //! Invariants (S15): nothing is sent a second time unless the first sending was certainly not carried out; every request ends by
 //! its deadline, or at `close`; each accepted request completes exactly once, and never within `submit`.
 
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch, Mutex};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, Instant};
 
 use crate::error::{Error, ErrorCode, Result};
+use crate::locks::lock;
 use crate::request::{Completion, Reply, Request, Timeout, Token};
 use crate::runtime::Runtime;
 use crate::transport::address;
@@ -88,7 +87,7 @@ impl Client {
         let (commands, inbox) = mpsc::unbounded_channel();
         let pending = Arc::new(Pending::default());
         let held = Arc::clone(&pending);
-        runtime.spawn(move || run(addrs, default_timeout, inbox, held, sink))?;
+        runtime.spawn(run(addrs, default_timeout, inbox, held, sink))?;
         Ok(Client { commands, pending })
     }
 
@@ -164,34 +163,39 @@ fn for_the_node(deadline: Instant) -> Duration {
 /// One address: its connection, made by the first who needs it while the others wait.
 #[derive(Default)]
 struct Node {
-    channel: Mutex<Option<(u64, Tame)>>,
+    channel: tokio::sync::Mutex<Option<(u64, Tame)>>,
     /// When connecting last failed, and why: those who waited for that attempt share its outcome.
-    failed: RefCell<Option<(Instant, String)>>,
+    failed: Mutex<Option<(Instant, String)>>,
 }
 
 struct Cluster {
     addrs: Vec<String>,
     /// Which of `addrs` to ask while no leader is known.
-    next: Cell<usize>,
-    leader: RefCell<Option<String>>,
-    nodes: RefCell<HashMap<String, Rc<Node>>>,
-    numbers: Cell<u64>,
+    next: AtomicUsize,
+    leader: Mutex<Option<String>>,
+    nodes: Mutex<HashMap<String, Arc<Node>>>,
+    numbers: AtomicU64,
 }
 
 impl Cluster {
     fn pick(&self) -> String {
-        let leader = self.leader.borrow().clone();
-        leader.or_else(|| self.addrs.get(self.next.get() % self.addrs.len().max(1)).cloned()).unwrap_or_default()
+        let leader = lock(&self.leader).clone();
+        leader.or_else(|| self.next().cloned()).unwrap_or_default()
+    }
+
+    /// Whom to ask while no leader is known.
+    fn next(&self) -> Option<&String> {
+        self.addrs.get(self.next.load(Ordering::Relaxed) % self.addrs.len().max(1))
     }
 
     /// The one at `addr` was of no use: the next of the list, unless somebody has moved on already.
     fn leave(&self, addr: &str) {
-        let mut leader = self.leader.borrow_mut();
+        let mut leader = lock(&self.leader);
         match &*leader {
             Some(at) if at == addr => *leader = None,
             Some(_) => {}
-            None if self.addrs.get(self.next.get() % self.addrs.len().max(1)).is_some_and(|at| at == addr) => {
-                self.next.set(self.next.get().wrapping_add(1));
+            None if self.next().is_some_and(|at| at == addr) => {
+                self.next.fetch_add(1, Ordering::Relaxed);
             }
             None => {}
         }
@@ -202,9 +206,9 @@ impl Cluster {
         if leader == asked || address::dialable("leader", leader, false).is_err() {
             return false;
         }
-        *self.leader.borrow_mut() = Some(leader.to_owned());
+        *lock(&self.leader) = Some(leader.to_owned());
         // Addresses come from the cluster; a list that only grows would be memory in its hands.
-        let mut nodes = self.nodes.borrow_mut();
+        let mut nodes = lock(&self.nodes);
         if nodes.len() > self.addrs.len().saturating_add(64) {
             nodes.retain(|addr, _| addr == leader || self.addrs.contains(addr));
         }
@@ -212,24 +216,23 @@ impl Cluster {
     }
 
     async fn channel(&self, addr: &str) -> Result<(u64, Tame)> {
-        let node = Rc::clone(self.nodes.borrow_mut().entry(addr.to_owned()).or_default());
+        let node = Arc::clone(lock(&self.nodes).entry(addr.to_owned()).or_default());
         let begun = Instant::now();
         let mut channel = node.channel.lock().await;
         if let Some(channel) = &*channel {
             return Ok(channel.clone());
         }
-        if let Some((_, reason)) = node.failed.borrow().as_ref().filter(|(when, _)| *when >= begun) {
+        if let Some((_, reason)) = lock(&node.failed).as_ref().filter(|(when, _)| *when >= begun) {
             return Err(unreachable_node(reason.clone()));
         }
         match connect(addr, PATIENCE).await {
             Ok(made) => {
-                self.numbers.set(self.numbers.get().wrapping_add(1));
-                let made = (self.numbers.get(), made);
+                let made = (self.numbers.fetch_add(1, Ordering::Relaxed), made);
                 *channel = Some(made.clone());
                 Ok(made)
             }
             Err(reason) => {
-                *node.failed.borrow_mut() = Some((Instant::now(), reason.clone()));
+                *lock(&node.failed) = Some((Instant::now(), reason.clone()));
                 Err(unreachable_node(reason))
             }
         }
@@ -237,7 +240,7 @@ impl Cluster {
 
     /// A connection that has failed is not used again; names are resolved anew.
     async fn forget(&self, addr: &str, number: u64) {
-        let node = self.nodes.borrow().get(addr).cloned();
+        let node = lock(&self.nodes).get(addr).cloned();
         if let Some(node) = node {
             let mut channel = node.channel.lock().await;
             if channel.as_ref().is_some_and(|(present, _)| *present == number) {
@@ -251,9 +254,9 @@ impl Cluster {
 #[derive(Default)]
 struct Progress {
     /// Of the attempt under way.
-    sent: RefCell<Sent>,
+    sent: Mutex<Sent>,
     /// Why the last attempt came to nothing.
-    last: RefCell<Option<Error>>,
+    last: Mutex<Option<Error>>,
 }
 
 async fn run(
@@ -263,17 +266,17 @@ async fn run(
     pending: Arc<Pending>,
     sink: Arc<dyn ClientSink>,
 ) {
-    let cluster = Rc::new(Cluster {
+    let cluster = Arc::new(Cluster {
         addrs,
-        next: Cell::new(0),
-        leader: RefCell::default(),
-        nodes: RefCell::default(),
-        numbers: Cell::new(0),
+        next: AtomicUsize::new(0),
+        leader: Mutex::default(),
+        nodes: Mutex::default(),
+        numbers: AtomicU64::new(0),
     });
     let (done, mut finished) = mpsc::unbounded_channel::<Completion>();
     let (close, closing) = watch::channel(false);
     let told = Arc::clone(&sink);
-    let teller = tokio::task::spawn_local(async move {
+    let teller = tokio::spawn(async move {
         let mut batch = Vec::new();
         while finished.recv_many(&mut batch, 4096).await > 0 {
             told.completions(std::mem::take(&mut batch));
@@ -286,9 +289,9 @@ async fn run(
             Some(_) = asking.join_next() => continue,
         };
         let Some(Command::Ask { token, request, timeout }) = command else { break };
-        let (cluster, pending, done) = (Rc::clone(&cluster), Arc::clone(&pending), done.clone());
+        let (cluster, pending, done) = (Arc::clone(&cluster), Arc::clone(&pending), done.clone());
         let mut closing = closing.clone();
-        asking.spawn_local(async move {
+        asking.spawn(async move {
             let bytes = weight(&request);
             let timeout = timeout_of(&request, timeout, default_timeout);
             let result = see_through(&cluster, &request, timeout, &mut closing).await;
@@ -350,7 +353,7 @@ async fn see_through(
         () = over => ErrorCode::Timeout,
         _ = closing.wait_for(|closing| *closing) => ErrorCode::Closed,
     };
-    let doubt = progress.sent.borrow().get() && !changes_nothing(request);
+    let doubt = lock(&progress.sent).get() && !changes_nothing(request);
     if end == ErrorCode::Closed {
         return Err(match doubt {
             true => Error::unknown(ErrorCode::Closed, "the client was closed; it may still be carried out"),
@@ -358,10 +361,11 @@ async fn see_through(
         });
     }
     let after = timeout.unwrap_or_default();
-    if progress.sent.borrow().get() {
+    if lock(&progress.sent).get() {
         return Err(timed_out(after, doubt));
     }
-    Err(match progress.last.take() {
+    let last = lock(&progress.last).take();
+    Err(match last {
         // It was somewhere, and that has a reason to tell.
         Some(last)
             if !matches!(last.code, ErrorCode::ConnectionFailed | ErrorCode::NotLeader | ErrorCode::NoLeader) =>
@@ -401,7 +405,7 @@ async fn attempts(
             Err(error) if error.retryable() && error.code != ErrorCode::Membership => error,
             result => return result,
         };
-        *progress.sent.borrow_mut() = Sent::default();
+        *lock(&progress.sent) = Sent::default();
         let moved = match (error.code, &error.leader) {
             (ErrorCode::NotLeader | ErrorCode::NoLeader | ErrorCode::LeadershipLost, Some((_, leader)))
                 if cluster.follow(&addr, leader) =>
@@ -414,7 +418,7 @@ async fn attempts(
                 cluster.addrs.len() > 1
             }
         };
-        *progress.last.borrow_mut() = Some(error);
+        *lock(&progress.last) = Some(error);
         if moved && free > 0 {
             free = free.saturating_sub(1);
             continue;
@@ -432,7 +436,7 @@ async fn attempt(
     progress: &Progress,
 ) -> Result<Reply> {
     let (number, channel) = cluster.channel(addr).await?;
-    let sent = progress.sent.borrow().clone();
+    let sent = lock(&progress.sent).clone();
     let result = ask(channel, request, deadline.map(for_the_node), &sent).await;
     if result.as_ref().is_err_and(|e| e.code == ErrorCode::ConnectionFailed) {
         cluster.forget(addr, number).await;

@@ -1,6 +1,5 @@
 //! The client against nodes that answer by script.
 
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 
@@ -24,7 +23,7 @@ impl SnapshotIntake for NoIntake {
 /// A node whose answers are a script; `None`: never answers. After the script the last line repeats.
 struct Scripted {
     addr: String,
-    asked: Rc<RefCell<Vec<Request>>>,
+    asked: Arc<Mutex<Vec<Request>>>,
     transport: Transport,
 }
 
@@ -34,14 +33,14 @@ async fn scripted(lines: Vec<Line>) -> Scripted {
     let (tell, mut heard) = mpsc::unbounded_channel();
     let config = TransportConfig::new(1, "127.0.0.1:0", &Config::default());
     let transport = Transport::bind(config, tell, Arc::new(NoIntake)).await.unwrap();
-    let asked = Rc::new(RefCell::new(Vec::new()));
-    let seen = Rc::clone(&asked);
-    tokio::task::spawn_local(async move {
+    let asked = Arc::<Mutex<Vec<Request>>>::default();
+    let seen = Arc::clone(&asked);
+    tokio::spawn(async move {
         let mut lines = VecDeque::from(lines);
         let mut unanswered: Vec<oneshot::Sender<Result<Reply>>> = Vec::new();
         while let Some(incoming) = heard.recv().await {
             if let Incoming::Call { request, answer, .. } = incoming {
-                seen.borrow_mut().push(request);
+                lock(&seen).push(request);
                 let line = if lines.len() > 1 { lines.pop_front().unwrap() } else { lines[0].clone() };
                 match line {
                     Some(result) => drop(answer.send(result)),
@@ -143,11 +142,11 @@ fn the_leader_named_by_another_node_is_followed_and_remembered() {
         let mut asker = Asker::new(&[&other.addr]);
         assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(5).unwrap());
         assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(5).unwrap());
-        assert_eq!((other.asked.borrow().len(), leader.asked.borrow().len()), (1, 2));
+        assert_eq!((lock(&other.asked).len(), lock(&leader.asked).len()), (1, 2));
         // It goes away: back to the list.
         leader.transport.shutdown().await;
         let _ = asker.ask(Request::Read, soon()).await;
-        assert!(other.asked.borrow().len() > 1);
+        assert!(lock(&other.asked).len() > 1);
     });
 }
 
@@ -158,7 +157,7 @@ fn what_was_certainly_not_done_is_asked_again() {
             let node = scripted(vec![Some(Err(Error::not_done(code, ""))), applied(1)]).await;
             let mut asker = Asker::new(&[&node.addr]);
             assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(1).unwrap());
-            assert_eq!(node.asked.borrow().len(), 2);
+            assert_eq!(lock(&node.asked).len(), 2);
         }
     });
 }
@@ -176,7 +175,7 @@ fn what_may_have_been_done_or_is_final_is_never_asked_again() {
             let node = scripted(vec![Some(Err(error.clone())), applied(1)]).await;
             let mut asker = Asker::new(&[&node.addr]);
             assert_eq!(asker.ask(propose(), Timeout::Default).await, Err(error));
-            assert_eq!(node.asked.borrow().len(), 1);
+            assert_eq!(lock(&node.asked).len(), 1);
         }
     });
 }
@@ -222,7 +221,7 @@ fn a_refusal_that_lasts_is_the_answer_at_the_deadline() {
         let mut asker = Asker::new(&[&node.addr]);
         let error = asker.ask(propose(), soon()).await.unwrap_err();
         assert_eq!((error.code, error.committed), (ErrorCode::Overloaded, Committed::No));
-        assert!(node.asked.borrow().len() > 1);
+        assert!(lock(&node.asked).len() > 1);
     });
 }
 
@@ -232,7 +231,7 @@ fn a_node_that_dies_after_it_was_asked_leaves_the_outcome_unknown() {
         let node = scripted(vec![None]).await;
         let mut asker = Asker::new(&[&node.addr]);
         asker.client.submit(7, propose(), Timeout::None).unwrap();
-        while node.asked.borrow().is_empty() {
+        while lock(&node.asked).is_empty() {
             tokio::task::yield_now().await;
         }
         node.transport.shutdown().await;
@@ -262,7 +261,7 @@ fn close_ends_all_that_is_pending_and_then_takes_nothing_more() {
         for token in 0..10 {
             asker.client.submit(token, propose(), Timeout::None).unwrap();
         }
-        while node.asked.borrow().len() < 10 {
+        while lock(&node.asked).len() < 10 {
             tokio::task::yield_now().await;
         }
         asker.client.submit(10, Request::Read, Timeout::None).unwrap();

@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+mod baton;
 pub mod client;
 pub mod cluster;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod core;
 pub mod descriptors;
 mod direct;
 pub mod error;
+mod locks;
 pub mod log;
 pub mod machine;
 pub mod machine_thread;

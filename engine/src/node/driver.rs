@@ -23,6 +23,7 @@ use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::log::SnapshotMeta;
 use crate::machine::{MachineAnswer, MachineRequest};
 use crate::request::{Completion, Reply, Request, Ticket, Timeout, Token};
+use crate::runtime::Aside;
 use crate::status::{Event, Role};
 use crate::transport::{Incoming, Lane, Transport, TransportConfig};
 
@@ -33,6 +34,7 @@ const TURN_FRAMES: usize = 1024;
 pub(super) struct Parts {
     pub options: NodeOptions,
     pub opened: Opened,
+    pub aside: Aside,
     pub inbox: mpsc::UnboundedSender<Input>,
     pub outbox: mpsc::UnboundedReceiver<Input>,
     pub shared: Arc<Shared>,
@@ -43,6 +45,7 @@ struct Driver {
     core: Core,
     transport: Transport,
     threads: Threads,
+    aside: Aside,
     shared: Arc<Shared>,
     sink: Arc<dyn Sink>,
     inbox: mpsc::UnboundedSender<Input>,
@@ -67,7 +70,7 @@ struct Driver {
 }
 
 /// Ends when the threads of a node have ended that was not waited for.
-type StillRunning = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+type StillRunning = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 enum Feedback {
     Unreachable(NodeId),
@@ -110,7 +113,7 @@ impl Driver {
     async fn start(
         parts: Parts,
     ) -> Result<(Driver, mpsc::UnboundedReceiver<Input>, mpsc::UnboundedReceiver<Incoming>)> {
-        let Parts { options, opened, inbox, outbox, shared, sink } = parts;
+        let Parts { options, opened, aside, inbox, outbox, shared, sink } = parts;
         let (net, incoming) = mpsc::unbounded_channel();
         let config = TransportConfig::new(options.node_id, options.raft_addr.clone(), &options.config);
         let transport = Transport::bind(config, net, shared.files.intake()).await?;
@@ -144,6 +147,7 @@ impl Driver {
             core,
             transport,
             threads,
+            aside,
             shared,
             sink,
             inbox,
@@ -385,7 +389,10 @@ impl Driver {
                 Ok((size, crc)) => self.core.snapshot_made(id, size, crc),
                 Err(reason) => self.core.snapshot_failed(id, reason),
             },
-            Input::Written(number) => self.core.written(number),
+            Input::Written(number) => {
+                self.threads.log.written(number);
+                self.core.written(number);
+            }
             Input::Fetched { id, entries } => self.core.fetched(id, entries),
             Input::DiskFailed(error) => {
                 self.log(slog::Level::Error, "storage", || error.message.clone());
@@ -422,7 +429,7 @@ impl Driver {
             learner: false,
         };
         let inbox = self.inbox.clone();
-        let task = tokio::task::spawn_local(async move {
+        let task = tokio::spawn(async move {
             for addr in addrs.iter().cycle() {
                 // Idempotent: asking again for what is done is answered at once.
                 let asked = client::call(addr, request.clone(), Duration::from_secs(10)).await;
@@ -447,9 +454,11 @@ impl Driver {
     }
 
     fn carry_out(&mut self, actions: Actions) {
+        // Whoever leads others has their acknowledgements to hear of meanwhile.
+        let waits = !self.core.is_leader() || self.core.cluster().members().len() <= 1;
+        let aside = |job| self.aside.run(job);
         for write in actions.writes {
-            // A writer that has ended has told why.
-            let _ = self.threads.writes.send(write);
+            self.threads.log.write(write, (waits && !self.aside.shared()).then_some(&aside));
         }
         self.post(actions.messages);
         for request in actions.machine {
@@ -618,8 +627,8 @@ impl Driver {
         }));
         drop(ended);
         let Driver { transport, threads, shared, sink, .. } = self;
-        let Threads { writes, work, ended } = threads;
-        drop((writes, work));
+        let Threads { log, work, ended } = threads;
+        drop((log, work));
         let mut stopped: StillRunning = Box::pin(async move {
             for thread in ended {
                 // A dropped sender: the thread has ended as well.

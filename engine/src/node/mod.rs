@@ -1,12 +1,14 @@
 //! The node on its threads: the shell that carries out what the core asks for.
 //!
 //! ```text
-//!   any thread ──Input──► driver task ◄──Incoming── transport        (one runtime thread, shared)
+//!   any thread ──Input──► driver task ◄──Incoming── transport        (the runtime, shared)
 //!                          │  ▲  │
 //!              LogWrite ───┘  │  └─── Work ──► worker thread          (reads entries, finishes and prunes snapshot files)
 //!                 ▼           │                    │
-//!            writer thread ───┴────────────────────┘
+//!             log thread ─────┴────────────────────┘
 //! ```
+//!
+//! A node that only waits for its disk writes on the runtime's own thread (`log_writer`).
 //!
 //! Lives here: threads, channels, clocks, files by name. May not live here: any rule of Raft.
 //!
@@ -15,12 +17,13 @@
 
 mod driver;
 mod inbox;
+mod log_writer;
 mod open;
 mod snapshot_io;
 mod threads;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -28,11 +31,13 @@ use tokio::sync::mpsc;
 use crate::cluster::NodeId;
 use crate::config::Config;
 use crate::error::{Error, ErrorCode, Result};
+use crate::locks::lock;
 use crate::machine::{MachineAnswer, MachineRequest};
 use crate::request::{Completion, Request, Ticket, Timeout, Token};
 use crate::runtime::Runtime;
 use crate::status::{Event, Role, Status};
 use inbox::{Bounds, Door, Inbox, Input};
+use open::Opened;
 use snapshot_io::SnapshotFiles;
 
 /// Something worth a line in a log.
@@ -79,11 +84,6 @@ pub struct NodeOptions {
 /// Tokens from here on are the shell's own.
 pub(crate) const FIRST_INTERNAL_TOKEN: Token = 1 << 63;
 
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is whole at every point where its holder could panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// What the handles and the driver share.
 pub(crate) struct Shared {
     pub status: Mutex<Status>,
@@ -111,7 +111,10 @@ impl Node {
     /// Errors: `InvalidConfig` (field, value and remedy), and those of the directory: `WrongDirectory`, `DirectoryInUse`,
     /// `CorruptData`, `FormatTooNew`, `DiskFull`, `Storage`. After an error nothing runs and nothing is held.
     pub fn start(runtime: &Runtime, options: NodeOptions, sink: Arc<dyn Sink>) -> Result<Node> {
-        let opened = open::open(&options)?;
+        Self::start_with(runtime, open::open(&options)?, options, sink)
+    }
+
+    fn start_with(runtime: &Runtime, opened: Opened, options: NodeOptions, sink: Arc<dyn Sink>) -> Result<Node> {
         let (inbox, outbox) = mpsc::unbounded_channel();
         let status = Status {
             node_id: options.node_id,
@@ -137,8 +140,16 @@ impl Node {
         });
         let config = options.config.clone();
         let (tell, told) = std::sync::mpsc::channel();
-        let parts = driver::Parts { options, opened, inbox: inbox.clone(), outbox, shared: Arc::clone(&shared), sink };
-        runtime.spawn(move || driver::run(parts, tell))?;
+        let parts = driver::Parts {
+            options,
+            opened,
+            aside: runtime.aside(),
+            inbox: inbox.clone(),
+            outbox,
+            shared: Arc::clone(&shared),
+            sink,
+        };
+        runtime.spawn(driver::run(parts, tell))?;
         match told.recv() {
             Ok(started) => started?,
             Err(_) => return Err(Error::not_done(ErrorCode::Closed, "the runtime ended while the node was starting")),
@@ -286,3 +297,6 @@ impl Node {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

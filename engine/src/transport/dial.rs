@@ -1,9 +1,7 @@
 //! Our side of the streams to peers: connect, greet, send, and again.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +23,7 @@ use super::socket::Socket;
 use super::tame::Tame;
 use super::{path, Incoming, Lane, TransportConfig, CONTROL_BYTES, SMALL};
 use crate::cluster::NodeId;
+use crate::locks::lock;
 use crate::wire::{Hello, StreamKind, Verdict, Welcome, PROTOCOL_VERSION};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -40,13 +39,13 @@ pub type Greeting = (Hello, BTreeMap<NodeId, Vec<u8>>);
 /// What the tasks on the runtime's thread share.
 pub struct Local {
     pub shared: Arc<Shared>,
-    pub hello: RefCell<Option<Greeting>>,
+    pub hello: Mutex<Option<Greeting>>,
     pub hello_set: Notify,
 }
 
 impl Local {
     pub fn hello(&self, to: NodeId, kind: StreamKind) -> Option<Hello> {
-        let hello = self.hello.borrow();
+        let hello = lock(&self.hello);
         let (template, recorded) = hello.as_ref()?;
         let mut hello = template.clone();
         hello.version = PROTOCOL_VERSION;
@@ -59,7 +58,7 @@ impl Local {
 }
 
 /// The queue of the present stream of a lane, if there is one.
-pub type Slot = Rc<RefCell<Option<Arc<LaneQueue>>>>;
+pub type Slot = Arc<Mutex<Option<Arc<LaneQueue>>>>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -144,7 +143,7 @@ pub async fn agree(shared: &Shared, peer: NodeId, kind: StreamKind, welcome: Wel
 
 /// Keeps one lane to one peer connected until `target` is dropped or the node stops.
 pub async fn keep_dialling(
-    local: Rc<Local>,
+    local: Arc<Local>,
     peer: NodeId,
     lane: Lane,
     mut target: watch::Receiver<Target>,
@@ -194,7 +193,7 @@ pub async fn keep_dialling(
 async fn poked_while_connecting(slot: &Slot, poke: &Notify) {
     loop {
         poke.notified().await;
-        if slot.borrow().is_none() {
+        if lock(slot).is_none() {
             return;
         }
     }
@@ -202,7 +201,7 @@ async fn poked_while_connecting(slot: &Slot, poke: &Notify) {
 
 /// After a session: hands back what never left, then says that the lane is gone. True if it had been connected.
 fn finish(shared: &Shared, peer: NodeId, lane: Lane, slot: &Slot, reason: Option<&str>) -> bool {
-    let (items, connected) = slot.borrow_mut().take().map(|queue| queue.close()).unwrap_or_default();
+    let (items, connected) = lock(slot).take().map(|queue| queue.close()).unwrap_or_default();
     let reason = reason.unwrap_or("closing").to_owned();
     if !items.is_empty() {
         let _ = shared.incoming.send(Incoming::NotSent { to: peer, lane, items });
@@ -239,7 +238,7 @@ async fn greet_and_send(local: &Local, peer: NodeId, lane: Lane, addr: &str, slo
     };
     let queue = LaneQueue::new(max_bytes, MAX_QUEUED, config.max_frame.saturating_sub(FRAME_OVERHEAD));
     // From here on the session's end closes the queue, and that ends the body, whoever holds it.
-    *slot.borrow_mut() = Some(Arc::clone(&queue));
+    *lock(slot) = Some(Arc::clone(&queue));
     let body = LaneBody::new(Bytes::from(hello.encode_to_vec()), Arc::clone(&queue));
     let mut answers = open(channel, "Peer", body, config.hello_timeout).await?;
     let welcome = next(&mut answers, config.hello_timeout.saturating_mul(2)).await?;

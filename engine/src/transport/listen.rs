@@ -62,9 +62,9 @@ pub fn serve(shared: Arc<Shared>, listener: TcpListener) -> Vec<JoinHandle<()>> 
         .max_frame_size(256 << 10)
         .http2_max_header_list_size(16 << 10);
     let (connections, incoming) = mpsc::channel(16);
-    let accepting = tokio::task::spawn_local(accept(Arc::clone(&shared), listener, connections));
+    let accepting = tokio::spawn(accept(Arc::clone(&shared), listener, connections));
     let service = RaftService::new(shared);
-    let serving = tokio::task::spawn_local(async move {
+    let serving = tokio::spawn(async move {
         // Ends when `accept` ends; what a single connection suffers never comes out here.
         let _ = server.serve_with_incoming(service, ReceiverStream::new(incoming)).await;
     });

@@ -11,7 +11,7 @@
 //! - [`Incoming::NotSent`] and what [`Transport::send`] hands back certainly never left this process (S15).
 //! - Each lane and each snapshot has a connection of its own: a full bulk lane never holds up heartbeats (S18).
 //!
-//! Threads: everything runs on the runtime's one thread; [`Transport`] must be used inside its `LocalSet`. Disks of snapshots are
+//! Threads: everything runs on the runtime, where [`Transport`] must be used, one task at a time. Disks of snapshots are
 //! touched on blocking helper threads only.
 
 pub mod address;
@@ -31,10 +31,8 @@ pub(crate) mod tame;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch, Notify, OwnedSemaphorePermit};
@@ -43,6 +41,7 @@ use tokio::task::JoinHandle;
 use crate::cluster::NodeId;
 use crate::config::Config;
 use crate::error::{Error, ErrorCode, Result};
+use crate::locks::lock;
 use crate::request::{Reply, Request, Timeout};
 use crate::wire::{Hello, Item, SnapshotHeader, StreamKind, Welcome};
 
@@ -214,11 +213,11 @@ struct Peer {
 
 /// The network of one node. Dropping it ends everything at once; [`Transport::shutdown`] also waits for the port to be free.
 pub struct Transport {
-    local: Rc<Local>,
+    local: Arc<Local>,
     stop: watch::Sender<bool>,
     peers: BTreeMap<NodeId, Peer>,
     tasks: Vec<JoinHandle<()>>,
-    sending: Rc<RefCell<BTreeMap<NodeId, oneshot::Sender<()>>>>,
+    sending: Arc<Mutex<BTreeMap<NodeId, oneshot::Sender<()>>>>,
     listen_addr: std::net::SocketAddr,
     raft_addr: String,
 }
@@ -239,8 +238,8 @@ impl Transport {
         let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(Shared::new(config, incoming, intake, stopped));
         let tasks = listen::serve(Arc::clone(&shared), listener);
-        let local = Rc::new(Local { shared, hello: RefCell::default(), hello_set: Notify::new() });
-        Ok(Transport { local, stop, peers: BTreeMap::new(), tasks, sending: Rc::default(), listen_addr, raft_addr })
+        let local = Arc::new(Local { shared, hello: Mutex::default(), hello_set: Notify::new() });
+        Ok(Transport { local, stop, peers: BTreeMap::new(), tasks, sending: Arc::default(), listen_addr, raft_addr })
     }
 
     /// What others dial, with the real port.
@@ -279,16 +278,16 @@ impl Transport {
                     let poke = self.local.shared.poke(*id);
                     let lanes = Lane::ALL.map(|lane| {
                         let slot = Slot::default();
-                        let local = Rc::clone(&self.local);
+                        let local = Arc::clone(&self.local);
                         let task = dial::keep_dialling(
                             local,
                             *id,
                             lane,
                             target.subscribe(),
-                            Rc::clone(&slot),
+                            Arc::clone(&slot),
                             Arc::clone(&poke),
                         );
-                        self.tasks.push(tokio::task::spawn_local(task));
+                        self.tasks.push(tokio::spawn(task));
                         slot
                     });
                     self.tasks.retain(|task| !task.is_finished());
@@ -301,7 +300,7 @@ impl Transport {
     /// How to greet: the template (its `to`, `recorded` and `kind` are filled in per stream) and the directories that the log
     /// records. Streams that exist stay; [`Transport::hang_up`] makes them greet anew.
     pub fn set_hello(&self, hello: Hello, recorded: BTreeMap<NodeId, Vec<u8>>) {
-        *self.local.hello.borrow_mut() = Some((hello, recorded));
+        *lock(&self.local.hello) = Some((hello, recorded));
         self.local.hello_set.notify_waiters();
     }
 
@@ -323,7 +322,7 @@ impl Transport {
             Lane::Control => control,
             Lane::Bulk => bulk,
         };
-        match &*slot.borrow() {
+        match &*lock(slot) {
             Some(queue) => queue.push(items),
             None => Err(items),
         }
@@ -345,28 +344,28 @@ impl Transport {
         let Some(peer) = self.peers.get(&to) else {
             return refuse("no such peer");
         };
-        if self.sending.borrow().contains_key(&to) {
+        if lock(&self.sending).contains_key(&to) {
             return refuse("another snapshot is on its way there");
         }
         let (cancel, cancelled) = oneshot::channel();
-        self.sending.borrow_mut().insert(to, cancel);
+        lock(&self.sending).insert(to, cancel);
         let addr = peer.target.borrow().addr.clone();
-        let (local, sending) = (Rc::clone(&self.local), Rc::clone(&self.sending));
-        tokio::task::spawn_local(async move {
+        let (local, sending) = (Arc::clone(&self.local), Arc::clone(&self.sending));
+        tokio::spawn(async move {
             let mut stop = local.shared.stop.clone();
             let result = tokio::select! {
                 result = snapshot::send(&local, to, &addr, header, raft_message, source) => result,
                 _ = cancelled => Err("cancelled".into()),
                 _ = stop.wait_for(|stop| *stop) => Err("the node is closing".into()),
             };
-            sending.borrow_mut().remove(&to);
+            lock(&sending).remove(&to);
             let _ = local.shared.incoming.send(Incoming::SnapshotSent { to, index, result });
         });
     }
 
     /// Breaks off the snapshot on its way to this peer, if there is one (S19).
     pub fn cancel_snapshot(&self, to: NodeId) {
-        if let Some(cancel) = self.sending.borrow_mut().remove(&to) {
+        if let Some(cancel) = lock(&self.sending).remove(&to) {
             let _ = cancel.send(());
         }
     }

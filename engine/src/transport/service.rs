@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -27,6 +27,7 @@ use super::snapshot::{self, SnapshotIntake};
 use super::{path, Incoming, Lane, Permit, TransportConfig, CONTROL_BYTES, SERVICE, SMALL};
 use crate::cluster::NodeId;
 use crate::error::{Error, ErrorCode, Result};
+use crate::locks::lock;
 use crate::request::Reply;
 use crate::wire::{Hello, StreamKind, Verdict};
 
@@ -52,10 +53,6 @@ pub struct Shared {
     pokes: Mutex<HashMap<NodeId, Arc<Notify>>>,
     /// One intake at a time from each sender.
     intakes: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A semaphore counts bytes with `u32`.

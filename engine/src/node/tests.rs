@@ -1,0 +1,194 @@
+//! Whole nodes over loopback, on a disk that hangs when it is told to.
+
+use std::sync::mpsc;
+use std::sync::OnceLock;
+
+use super::*;
+use crate::error::Committed;
+use crate::log::{LogWrite, LogWriter};
+use crate::request::Reply;
+
+const ENOUGH: Duration = Duration::from_secs(60);
+
+/// Writes wait as long as somebody holds the lock.
+struct Hangs {
+    log: Box<dyn LogWriter>,
+    disk: Arc<Mutex<()>>,
+}
+
+impl LogWriter for Hangs {
+    fn write(&mut self, writes: &[LogWrite]) -> Result<()> {
+        drop(lock(&self.disk));
+        self.log.write(writes)
+    }
+}
+
+#[derive(Default)]
+struct Heard {
+    completions: Option<mpsc::Sender<Completion>>,
+    machine: Option<mpsc::Sender<MachineRequest>>,
+    closed: Option<mpsc::Sender<Result<()>>>,
+}
+
+/// A machine without a state, which answers every command with its length.
+struct Member {
+    node: Node,
+    disk: Arc<Mutex<()>>,
+    completions: mpsc::Receiver<Completion>,
+    closed: mpsc::Receiver<Result<()>>,
+    tokens: Token,
+    _runtime: Runtime,
+}
+
+impl Sink for Mutex<Heard> {
+    fn completions(&self, batch: Vec<Completion>) {
+        let heard = lock(self);
+        batch.into_iter().for_each(|completion| drop(heard.completions.as_ref().map(|to| to.send(completion))));
+    }
+    fn machine(&self, request: MachineRequest) {
+        let _ = lock(self).machine.as_ref().map(|to| to.send(request));
+    }
+    fn event(&self, _: Event) {}
+    fn log(&self, _: LogRecord) {}
+    fn log_level(&self) -> slog::Level {
+        slog::Level::Critical
+    }
+    fn started(&self, _: &str) {}
+    fn closed(&self, why: Result<()>) {
+        let mut heard = lock(self);
+        heard.machine = None;
+        let _ = heard.closed.as_ref().map(|to| to.send(why));
+    }
+}
+
+fn serve(node: &Node, request: MachineRequest) {
+    let answer = match request {
+        MachineRequest::Apply(batch) => {
+            let wanted = batch.entries.iter().filter(|entry| entry.wanted);
+            let outcomes = wanted.map(|entry| (entry.index, Ok(entry.len.to_string().into_bytes()))).collect();
+            MachineAnswer::Applied { id: batch.id, outcomes }
+        }
+        MachineRequest::Snapshot { id, .. } => {
+            let _ = node.snapshot_done(id, Ok(()));
+            return;
+        }
+        MachineRequest::Restore { id, .. } => MachineAnswer::Restored { id },
+    };
+    let _ = node.answer(answer);
+}
+
+impl Member {
+    fn start(id: NodeId, addrs: &[String], dir: &std::path::Path) -> Member {
+        let options = NodeOptions {
+            config: Config {
+                log_dir: dir.join(id.to_string()),
+                tick_interval: Duration::from_millis(20),
+                ..Config::default()
+            },
+            node_id: id,
+            raft_addr: addrs[id as usize - 1].clone(),
+            peers: Some((1..).zip(addrs.iter().cloned()).collect()),
+            machine_applied: None,
+        };
+        let runtime = Runtime::new().unwrap();
+        let disk = Arc::new(Mutex::new(()));
+        let mut opened = open::open(&options).unwrap();
+        opened.writer = Box::new(Hangs { log: opened.writer, disk: Arc::clone(&disk) });
+        let (to_machine, requests) = mpsc::channel();
+        let (to_caller, completions) = mpsc::channel();
+        let (to_closer, closed) = mpsc::channel();
+        let sink = Arc::new(Mutex::new(Heard {
+            completions: Some(to_caller),
+            machine: Some(to_machine),
+            closed: Some(to_closer),
+        }));
+        let node = Node::start_with(&runtime, opened, options, sink).unwrap();
+        let served = Arc::new(OnceLock::from(node.clone()));
+        std::thread::spawn(move || {
+            let node = served.get().unwrap();
+            requests.iter().for_each(|request| serve(node, request));
+        });
+        Member { node, disk, completions, closed, tokens: 0, _runtime: runtime }
+    }
+
+    fn ask(&mut self, request: Request, timeout: Duration) -> Result<Reply> {
+        self.tokens += 1;
+        self.node.submit(self.tokens, request, Timeout::After(timeout)).unwrap();
+        let completion = self.completions.recv_timeout(ENOUGH).expect("every request completes");
+        assert_eq!(completion.token, self.tokens);
+        completion.result
+    }
+
+    fn propose(&mut self, command: &[u8]) {
+        let reply = self.ask(Request::Propose(command.to_vec()), ENOUGH);
+        assert!(matches!(reply, Ok(Reply::Applied { .. })), "{reply:?}");
+    }
+}
+
+fn cluster(count: usize, dir: &std::path::Path) -> (Vec<Member>, Vec<String>) {
+    let held: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let addrs: Vec<String> = held.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
+    drop(held);
+    ((1..=count as u64).map(|id| Member::start(id, &addrs, dir)).collect(), addrs)
+}
+
+/// The disk of a follower hangs while its own thread writes: it still hears and answers, calls end by their deadlines, it topples no
+/// leader, and closes in time; its directory stays its own until the write has returned, and holds what was acknowledged.
+#[test]
+fn a_follower_whose_disk_hangs_stays_responsive_and_closes_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut members, addrs) = cluster(3, dir.path());
+    members[0].propose(b"before");
+    let leader = members[0].node.status().leader_id.unwrap() as usize - 1;
+    let mut hung = members.remove((leader + 1) % 3);
+    let leader = members.iter().position(|member| member.node.status().role == Role::Leader).unwrap();
+    let term = members[leader].node.status().term;
+
+    let disk = Arc::clone(&hung.disk);
+    let hangs = lock(&disk);
+    for _ in 0..3 {
+        members[leader].propose(b"meanwhile");
+    }
+    let waited = hung.ask(Request::Propose(b"its own".to_vec()), Duration::from_millis(500));
+    // The two others commit it; what it comes to is applied here only when the disk answers.
+    assert!(waited.is_err_and(|error| error.code == ErrorCode::Timeout && error.committed == Committed::Unknown));
+    assert_eq!(members[leader].node.status().term, term);
+    assert_eq!(hung.node.status().leader_id, Some(members[leader].node.status().node_id));
+
+    hung.node.close(Duration::from_millis(500));
+    assert_eq!(hung.closed.recv_timeout(ENOUGH).unwrap(), Ok(()));
+    assert!(!hung.node.wait_closed(Duration::from_millis(50)), "the directory is still in use");
+    drop(hangs);
+    assert!(hung.node.wait_closed(ENOUGH));
+
+    let id = hung.node.status().node_id;
+    drop(hung);
+    let mut again = Member::start(id, &addrs, dir.path());
+    again.propose(b"after");
+    for member in members.iter_mut().chain([&mut again]) {
+        member.node.close(Duration::from_secs(10));
+        assert!(member.node.wait_closed(ENOUGH));
+    }
+}
+
+/// A cluster of one writes on its own thread as well; S4: a leader whose disk has hung gives up leadership.
+#[test]
+fn a_lone_node_whose_disk_hangs_says_so_and_serves_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut members, _) = cluster(1, dir.path());
+    let alone = &mut members[0];
+    alone.propose(b"before");
+    let disk = Arc::clone(&alone.disk);
+    let hangs = lock(&disk);
+    let waited = alone.ask(Request::Propose(b"meanwhile".to_vec()), Duration::from_secs(2));
+    assert!(waited.is_err());
+    assert_ne!(alone.node.status().role, Role::Leader);
+    drop(hangs);
+    let end = Instant::now() + ENOUGH;
+    while alone.ask(Request::Propose(b"after".to_vec()), ENOUGH).is_err() {
+        assert!(Instant::now() < end, "it never serves again");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    alone.node.close(Duration::from_secs(10));
+    assert!(alone.node.wait_closed(ENOUGH));
+}
