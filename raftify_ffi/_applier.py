@@ -1,7 +1,7 @@
 """The state machine's side of a node: one long-lived task that awaits the store's methods, one request after another, in log order.
 
-A batch that comes while the task waits is begun where it came, without a turn of the loop for the task's sake (`_begin`), and is over
-there if nothing of it suspends. What suspends goes on in the task. Wherever it runs, a store's method sees the same context variables and
+A batch that comes while the task waits is begun where it came, ahead of the task's turn (`_ahead.py`), and is over there if nothing
+of it suspends. What suspends goes on in the task. Wherever it runs, a store's method sees the same context variables and
 the same `asyncio.current_task()`: commands must come to the same on every node, whatever their batches met.
 
 Invariants:
@@ -16,23 +16,22 @@ from __future__ import annotations
 import asyncio
 import inspect
 import struct
-import sys
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context, copy_context
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from types import CoroutineType
 from typing import Any, Final, NoReturn
 
 from . import _snapshots
+from ._ahead import Ahead
 from ._context import enter_store
 from ._errors import RaftError
 from ._library import call, lib
 from ._log import raft_log
 from ._pointer import Pointer
 from ._store import Applied, StoreMethods, contiguous_bytes
-from ._waiters import Batch, Waiters
+from ._waiters import Batch, Run, Waiters
 
 #: raftify_entry without what only an `Applied` needs: index, offset, len, wanted, token.
 _ENTRY: Final = struct.Struct("=Q16xQIIQ")
@@ -42,9 +41,6 @@ _PLACE: Final = struct.Struct("=QQQ24x")
 _OUTCOME: Final = struct.Struct("<QII")
 _TURN_SECONDS: Final = 0.005
 _TURN_ENTRIES: Final = 1000
-# Of asyncio's documented means for those who make tasks of their own ("Extending").
-_enter_task: Final[Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], None]] = asyncio.tasks._enter_task
-_leave_task: Final[Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], None]] = asyncio.tasks._leave_task
 #: Longest text of an exception that travels.
 _TEXT_LIMIT: Final = 4096
 #: Exceptions kept for proposers that may come for them.
@@ -91,69 +87,6 @@ def _is_awaitable(value: object) -> bool:
     return type(value) is CoroutineType or inspect.isawaitable(value)
 
 
-class _HandOver:
-    """Awaited where the applier's task is needed and may not be running yet: the rest is the task's."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        yield
-
-
-async def _handed_over(result: object) -> None:
-    """Returns in the task; what `apply` returned is closed if that never comes."""
-    try:
-        await _HandOver()
-    except BaseException:
-        if type(result) is CoroutineType:
-            result.close()
-        raise
-
-
-class _Rest:
-    """What is left of a coroutine that was begun elsewhere and came as far as a bare `yield`."""
-
-    __slots__ = ("_begun",)
-
-    def __init__(self, begun: Coroutine[Any, Any, None]) -> None:
-        self._begun = begun
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self._begun.__await__()
-
-
-class _Run:
-    """Results of commands of one `propose_many` that follow one another, told in one go: at the latest with the last of them."""
-
-    __slots__ = ("_batch", "_results", "_waiters", "next")
-
-    def __init__(self, waiters: Waiters) -> None:
-        self._waiters = waiters
-        self._batch: Batch | None = None
-        self._results: list[bytes] = []
-        #: The token with which the run goes on.
-        self.next = -1
-
-    def begin(self, batch: Batch, token: int, result: bytes) -> None:
-        if self._batch is not None:
-            self.tell()
-        self._batch = batch
-        self.next = token
-        self.add(result)
-
-    def add(self, result: bytes) -> None:
-        self._results.append(result)
-        self.next += 1
-        batch = self._batch
-        if batch is not None and self.next == batch.end:
-            self.tell()
-
-    def tell(self) -> None:
-        batch, results = self._batch, self._results
-        if batch is not None:
-            self._batch, self._results = None, []
-            self._waiters.tell_run(batch, self.next - len(results), results)
-            self.next = -1
-
-
 class Applier:
     """Serves the machine requests of one node."""
 
@@ -167,18 +100,11 @@ class Applier:
         self._requests: deque[ApplyRequest | SnapshotRequest | RestoreRequest] = deque()
         #: While the task waits for something to do.
         self._wake: asyncio.Future[None] | None = None
-        #: What `_begin` began and could not end.
-        self._begun: Coroutine[Any, Any, None] | None = None
-        #: The task does not run: what is going on was begun by `_begin`.
-        self._outside = False
-        #: In which turn of the loop it last began something.
+        self._ahead = Ahead()
+        #: In which turn of the loop a batch was last begun ahead.
         self._turn = 0
-        #: `apply` has not suspended yet, so that it is worth beginning a batch outside the task.
+        #: `apply` has not suspended yet, so that it is worth beginning a batch ahead of the task's turn.
         self._plain = not inspect.iscoroutinefunction(methods.apply)
-        #: The task's, from Python 3.11 on.
-        self._context: Context = copy_context()
-        self._context.run(enter_store)
-        self._task: asyncio.Task[None] | None = None
         self._readers: deque[asyncio.Future[None]] = deque()
         self._stopping = False
         self._turn_started = 0.0
@@ -196,22 +122,16 @@ class Applier:
 
     def start(self, body: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """The task, which awaits `run`; on the home loop."""
-        loop = asyncio.get_running_loop()
-        # Batches are begun outside of the task only where it can share its context: not with Python 3.10, nor where tasks are made by a
-        # factory of the program's, which need not know of contexts.
-        if sys.version_info >= (3, 11) and loop.get_task_factory() is None:
-            self._task = loop.create_task(body, context=self._context)
-        else:
-            self._plain = False
-            self._task = loop.create_task(body)
-        return self._task
+        task, possible = self._ahead.start(body)
+        self._plain = self._plain and possible
+        return task
 
     # ---- from the bridge and the readers, on the home loop --------------------------------------------------------------------------
 
     def put(self, request: ApplyRequest | SnapshotRequest | RestoreRequest, turn: int) -> None:
         """`turn` differs from one turn of the loop to the next. What must end the program comes out of here as it would out of the
         task."""
-        idle = self._wake is not None and not self._wake.done() and not self._outside
+        idle = self._wake is not None and not self._wake.done() and not self._ahead.going_on
         if idle and self._plain and type(request) is ApplyRequest and asyncio.current_task() is None:
             self._begin(request, turn)
         else:
@@ -220,29 +140,16 @@ class Applier:
 
     def _begin(self, request: ApplyRequest, turn: int) -> None:
         """The task waits and nothing is queued: as far as it goes without suspending, the request is served here and now."""
-        serving = self._serve(request)
         if turn != self._turn:
             self._turn = turn
             self._turn_started, self._turn_entries = time.monotonic(), 0
-        self._outside = True
-        task = self._task
-        assert task is not None
-        loop = task.get_loop()
-        _enter_task(loop, task)
         try:
-            self._context.run(serving.send, None)
-        except StopIteration:
-            return
+            if not self._ahead.run(self._serve(request)):
+                self._wake_up()
         except BaseException as error:
             self.stop()
             if not isinstance(error, MachineStopped):
                 raise
-        else:
-            self._begun = serving
-            self._wake_up()
-        finally:
-            _leave_task(loop, task)
-            self._outside = False
 
     def stop(self) -> None:
         """Ends after the entry that is being applied; what is queued is dropped: the log still has it."""
@@ -275,7 +182,7 @@ class Applier:
                 else:
                     await self._wait()
                     self._turn_started, self._turn_entries = time.monotonic(), 0
-                    await self._end_begun()
+                    await self._ahead.rest()
         except MachineStopped:
             pass
         finally:
@@ -287,17 +194,10 @@ class Applier:
         try:
             await self._wake
         except asyncio.CancelledError as error:
-            if self._begun is not None:
-                # It is cancelled where it stopped, as it would be inside the task.
-                self._begun.throw(error)
+            self._ahead.cancel(error)
             raise
         finally:
             self._wake = None
-
-    async def _end_begun(self) -> None:
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            await _Rest(begun)
 
     async def _serve(self, request: ApplyRequest | SnapshotRequest | RestoreRequest) -> None:
         if isinstance(request, ApplyRequest):
@@ -345,7 +245,7 @@ class Applier:
         if wants_applied:
             places = (Applied(index, term, time_us / 1e6) for index, term, time_us in _PLACE.iter_unpack(table))
         monotonic = time.monotonic
-        waiters, run = self._waiters, _Run(self._waiters)
+        waiters, run = self._waiters, Run(self._waiters)
         waiter_of = waiters.pending.pop
         outcomes: list[bytes] = []
         entries, limit, turn_ends = self._turn_entries, _TURN_ENTRIES, self._turn_started + _TURN_SECONDS
@@ -358,9 +258,9 @@ class Applier:
                         if type(result) is CoroutineType or (result is not None and inspect.isawaitable(result)):
                             self.busy = True
                             try:
-                                if self._outside:
+                                if self._ahead.going_on:
                                     self._plain = False
-                                    await _handed_over(result)
+                                    await self._ahead.hand_over(result)
                                 result = await result
                             finally:
                                 self.busy = False

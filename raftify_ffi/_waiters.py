@@ -155,6 +155,40 @@ class Waiters:
                 waiter.set_exception(error())
 
 
+class Run:
+    """Results of commands of one `propose_many` that follow one another, told in one go: at the latest with the last of them."""
+
+    __slots__ = ("_batch", "_results", "_waiters", "next")
+
+    def __init__(self, waiters: Waiters) -> None:
+        self._waiters = waiters
+        self._batch: Batch | None = None
+        self._results: list[bytes] = []
+        #: The token with which the run goes on.
+        self.next = -1
+
+    def begin(self, batch: Batch, token: int, result: bytes) -> None:
+        if self._batch is not None:
+            self.tell()
+        self._batch = batch
+        self.next = token
+        self.add(result)
+
+    def add(self, result: bytes) -> None:
+        self._results.append(result)
+        self.next += 1
+        batch = self._batch
+        if batch is not None and self.next == batch.end:
+            self.tell()
+
+    def tell(self) -> None:
+        batch, results = self._batch, self._results
+        if batch is not None:
+            self._batch, self._results = None, []
+            self._waiters.tell_run(batch, self.next - len(results), results)
+            self.next = -1
+
+
 def in_loop(loop: asyncio.AbstractEventLoop, resolved: list[Resolved]) -> None:
     try:
         loop.call_soon_threadsafe(_resolve, resolved)
