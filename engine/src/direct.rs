@@ -60,8 +60,13 @@ impl Pace {
 
     /// After a piece that took so long: twice that belongs to the others, on a fast disk.
     fn rest(&self, took: Duration) {
+        self.pause(took.saturating_mul(2).min(LONGEST_REST));
+    }
+
+    /// So long, unless somebody waits.
+    pub(crate) fn pause(&self, span: Duration) {
         if !self.hurry.load(Ordering::Relaxed) {
-            std::thread::sleep(took.saturating_mul(2).min(LONGEST_REST));
+            std::thread::sleep(span);
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod machine;
 pub mod machine_thread;
 mod mailbox;
 pub mod node;
+mod removal;
 pub mod request;
 pub mod runtime;
 pub mod snapshots;

@@ -134,7 +134,9 @@ impl SnapshotFiles {
 
     pub fn prune(&self, keep: &SnapshotMeta, first_index: u64) {
         // What cannot be removed now is tried again with the next snapshot.
-        let _ = self.dir.prune(keep, first_index);
+        if let Ok(removed) = self.dir.prune(keep, first_index) {
+            removed.give_back_aside();
+        }
     }
 
     /// For the transport, which sends it.

@@ -10,11 +10,14 @@ mod appender;
 mod file;
 mod incoming;
 mod reader;
+mod readers;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 use std::path::{Path, PathBuf};
+
+use readers::Readers;
 
 pub use incoming::IncomingSnapshot;
 pub use reader::SnapshotReader;
@@ -24,6 +27,7 @@ use crate::cluster::ClusterState;
 use crate::error::{Error, Result};
 use crate::log::files::{make_directory, sync_directory, SNAPSHOTS_DIR};
 use crate::log::SnapshotMeta;
+use crate::removal::{remove_name, Removed};
 use crate::wire::SnapshotHeader;
 
 /// A whole snapshot.
@@ -50,13 +54,14 @@ pub fn wire_header(meta: &SnapshotMeta) -> SnapshotHeader {
 #[derive(Clone, Debug)]
 pub struct SnapshotDir {
     path: PathBuf,
+    readers: Readers,
 }
 
 impl SnapshotDir {
     /// Opens, or makes, `snapshots/` in a node's directory, whose lock the caller holds. What was being written at a crash
     /// is removed; what was being received stays.
     pub fn open(node_directory: &Path) -> Result<Self> {
-        let dir = SnapshotDir { path: node_directory.join(SNAPSHOTS_DIR) };
+        let dir = SnapshotDir { path: node_directory.join(SNAPSHOTS_DIR), readers: Readers::default() };
         make_directory(&dir.path)?;
         for (path, _) in dir.files(UNFINISHED)? {
             remove(&path)?;
@@ -73,7 +78,7 @@ impl SnapshotDir {
 
     /// Opens a snapshot's state for reading. `CorruptData` when the file is missing, damaged, or another one.
     pub fn open_reader(&self, meta: &SnapshotMeta) -> Result<SnapshotReader> {
-        SnapshotReader::open(&self.path(meta), meta)
+        SnapshotReader::open(&self.path(meta), meta, &self.readers)
     }
 
     /// Reads and checks every byte of a snapshot. One without a file is whole.
@@ -98,18 +103,24 @@ impl SnapshotDir {
     }
 
     /// Removes snapshots older than `keep`, but for the newest one that a log beginning at `first_index` goes on from without a
-    /// gap: it can stand in for a damaged `keep` (S6). Newer ones stay: the log may be about to name one.
-    pub fn prune(&self, keep: &SnapshotMeta, first_index: u64) -> Result<()> {
+    /// gap: it can stand in for a damaged `keep` (S6). Newer ones stay: the log may be about to name one. What is being read here is read to
+    /// its end; the space of the others is what is returned.
+    pub fn prune(&self, keep: &SnapshotMeta, first_index: u64) -> Result<Removed> {
         let kept = self.path(keep);
         let mut older: Vec<_> =
             self.files(WHOLE)?.into_iter().filter(|(path, index)| *index <= keep.index && *path != kept).collect();
         let continued = |index: u64| index < keep.index && index.saturating_add(1) >= first_index;
         let spare = older.iter().map(|(_, index)| *index).filter(|index| continued(*index)).max();
         older.retain(|(_, index)| Some(*index) != spare);
+        let mut removed = Removed::default();
         for (path, _) in older {
-            remove(&path)?;
+            let done = self.readers.while_none_begins(&path, |read| match read {
+                true => remove_name(&path),
+                false => removed.take(&path),
+            });
+            done.map_err(|e| not_removed(&path, &e))?;
         }
-        Ok(())
+        Ok(removed)
     }
 
     /// Where a snapshot with a file lies.
@@ -138,9 +149,14 @@ fn name(index: u64, term: u64, size: u64, crc: u32) -> String {
     format!("{index:020}-{term}-{size}-{crc:08x}")
 }
 
+fn not_removed(path: &Path, error: &std::io::Error) -> Error {
+    Error::io(path, "remove the file", error)
+}
+
+/// Removes a file that nobody reads.
 fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(path, "remove the file", &e)),
-        _ => Ok(()),
-    }
+    let mut removed = Removed::default();
+    removed.take(path).map_err(|e| not_removed(path, &e))?;
+    removed.give_back_aside();
+    Ok(())
 }

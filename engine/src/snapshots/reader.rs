@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::log::files::corrupt;
 use crate::log::SnapshotMeta;
 use crate::snapshots::file::{read_chunk, Body, Footer, CHUNK};
+use crate::snapshots::readers::{Readers, Reading};
 
 /// Reads the state in a snapshot file; holds one chunk. Every byte handed out has been checked against its chunk's checksum.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub struct SnapshotReader {
     number: Option<u64>,
     chunk: Vec<u8>,
     position: u64,
+    /// Last: the file is closed by then.
+    _reading: Reading,
 }
 
 fn open_file(path: &Path) -> Result<File> {
@@ -45,7 +48,7 @@ pub(super) fn read_meta(path: &Path) -> Result<SnapshotMeta> {
 }
 
 impl SnapshotReader {
-    pub(super) fn open(path: &Path, meta: &SnapshotMeta) -> Result<Self> {
+    pub(super) fn open(path: &Path, meta: &SnapshotMeta, readers: &Readers) -> Result<Self> {
         if !meta.has_file {
             return Err(Error::storage(
                 ErrorCode::Internal,
@@ -53,6 +56,7 @@ impl SnapshotReader {
                 format_args!("the snapshot at {} has no file: there is no state in it", meta.index),
             ));
         }
+        let reading = readers.begin(path);
         let file = open_file(path)?;
         let (body, header_len) = Body::read(&file, path)?;
         let footer = Footer::read(&file, path, header_len)?;
@@ -62,7 +66,16 @@ impl SnapshotReader {
             return Err(corrupt(path, "the file holds another snapshot than its name says"));
         }
         let path = path.to_path_buf();
-        Ok(SnapshotReader { file, path, header_len, footer, number: None, chunk: Vec::new(), position: 0 })
+        Ok(SnapshotReader {
+            file,
+            path,
+            header_len,
+            footer,
+            number: None,
+            chunk: Vec::new(),
+            position: 0,
+            _reading: reading,
+        })
     }
 
     /// Bytes of the state.

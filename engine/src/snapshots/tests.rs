@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::file::CHUNK;
 use super::*;
+use crate::direct::Pace;
 use crate::error::ErrorCode;
 
 fn cluster() -> ClusterState {
@@ -20,6 +21,11 @@ fn written(dir: &SnapshotDir, index: u64, state: &[u8]) -> SnapshotMeta {
     let mut writer = dir.create(index, 2, &cluster()).unwrap();
     state.chunks(100_000).for_each(|part| writer.write(part).unwrap());
     writer.finish().unwrap()
+}
+
+/// Also what it gives back later is gone when this returns.
+fn prune(dir: &SnapshotDir, keep: &SnapshotMeta, first_index: u64) {
+    dir.prune(keep, first_index).unwrap().give_back(&Pace::hurried());
 }
 
 fn read_all(dir: &SnapshotDir, meta: &SnapshotMeta) -> Result<Vec<u8>> {
@@ -76,7 +82,7 @@ fn a_second_snapshot_of_an_index_does_not_replace_the_first() {
     let second = written(&dir, 5, b"the same state, other bytes");
     assert_eq!(read_all(&dir, &first).unwrap(), b"one state");
     assert_eq!(read_all(&dir, &second).unwrap(), b"the same state, other bytes");
-    dir.prune(&second, 3).unwrap();
+    prune(&dir, &second, 3);
     assert_eq!(dir.list().unwrap(), [second]);
 }
 
@@ -131,16 +137,34 @@ fn pruning_keeps_the_named_one_all_newer_and_the_newest_older_one_that_the_log_g
     let metas: Vec<SnapshotMeta> = (1..=7).map(|index| written(&dir, index * 10, &state(10))).collect();
     std::fs::write(dir.path.join("notes.txt"), b"").unwrap();
     let left = |dir: &SnapshotDir| dir.list().unwrap().iter().map(|m| m.index).collect::<Vec<_>>();
-    dir.prune(&metas[4], 11).unwrap();
+    prune(&dir, &metas[4], 11);
     assert_eq!(left(&dir), [70, 60, 50, 40], "the log goes on from 10 to 40: the newest is enough");
-    dir.prune(&metas[4], 41).unwrap();
+    prune(&dir, &metas[4], 41);
     assert_eq!(left(&dir), [70, 60, 50, 40]);
-    dir.prune(&metas[4], 42).unwrap();
+    prune(&dir, &metas[4], 42);
     assert_eq!(left(&dir), [70, 60, 50], "entry 41 is gone: 40 is of no use any more");
     let founding = SnapshotMeta { index: 65, has_file: false, ..metas[0].clone() };
-    dir.prune(&founding, 66).unwrap();
+    prune(&dir, &founding, 66);
     assert_eq!(left(&dir), [70]);
     assert!(dir.path.join("notes.txt").exists());
+}
+
+#[test]
+fn one_that_is_being_read_is_read_to_its_end_and_one_that_nobody_reads_gives_its_space_back() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let metas: Vec<SnapshotMeta> = (1..=3).map(|index| written(&dir, index, &state(3 * CHUNK))).collect();
+    let mut read = dir.clone().open_reader(&metas[0]).unwrap();
+    let given_back = std::fs::File::open(dir.path(&metas[1])).unwrap();
+    read.read(&mut [0; 10]).unwrap();
+    prune(&dir, &metas[2], 4);
+    assert_eq!(dir.list().unwrap(), metas[2..]);
+    read.verify().unwrap();
+    assert_eq!(given_back.metadata().unwrap().len(), 0);
+    // Names can come again, read or not.
+    assert_eq!(written(&dir, 1, &state(3 * CHUNK)), metas[0]);
+    drop(read);
+    dir.verify(&metas[0]).unwrap();
 }
 
 #[test]

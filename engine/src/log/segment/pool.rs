@@ -13,6 +13,7 @@ use crate::direct::Pace;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::batching::Failure;
 use crate::log::files::disk_space;
+use crate::removal::give_back;
 
 use super::segment_file::SegmentFile;
 
@@ -38,13 +39,16 @@ pub(crate) fn first_size(limit: u64, needed: u64) -> u64 {
     FIRST_SIZE.min(limit).max(needed.next_multiple_of(4096))
 }
 
+/// Work on a thread of its own, and how to hurry it.
+type Paced<T> = (JoinHandle<T>, Arc<Pace>);
+
 pub(crate) struct Pool {
     log_dir: PathBuf,
     ready: VecDeque<Arc<SegmentFile>>,
-    making: Option<(JoinHandle<Result<SegmentFile>>, Arc<Pace>)>,
+    making: Option<Paced<Result<SegmentFile>>>,
     /// What is too much, and who deletes it: the log must not wait for that.
     surplus: Vec<Arc<SegmentFile>>,
-    deleting: Option<JoinHandle<(u64, u64)>>,
+    deleting: Option<Paced<(u64, u64)>>,
     next_slot: u64,
     /// Bytes of all segments of the directory but those that are being deleted.
     held: u64,
@@ -189,7 +193,7 @@ impl Pool {
 
     /// Deletes what is too much, on a thread of its own: each may take milliseconds, and all of a snapshot's span come at once.
     pub(crate) fn clear_surplus(&mut self) {
-        if self.deleting.as_ref().is_some_and(JoinHandle::is_finished) {
+        if self.deleting.as_ref().is_some_and(|(thread, _)| thread.is_finished()) {
             self.finish_deleting();
         }
         if self.surplus.is_empty() || self.deleting.is_some() {
@@ -197,9 +201,11 @@ impl Pool {
         }
         let surplus = std::mem::take(&mut self.surplus);
         let bytes = surplus.iter().map(|file| file.len()).sum();
+        let pace = Arc::new(Pace::default());
+        let its_pace = Arc::clone(&pace);
         let thread = std::thread::Builder::new().name("raftify-segment".into());
-        match thread.spawn(move || delete(&surplus)) {
-            Ok(thread) => self.deleting = Some(thread),
+        match thread.spawn(move || delete(&surplus, &its_pace)) {
+            Ok(thread) => self.deleting = Some((thread, pace)),
             // The next open finds them.
             Err(_) => self.deleted(0, bytes),
         }
@@ -207,10 +213,13 @@ impl Pool {
 
     /// All that was too much is gone.
     fn finish_deleting(&mut self) {
-        if let Some(Ok((gone, left))) = self.deleting.take().map(JoinHandle::join) {
-            self.deleted(gone, left);
+        if let Some((thread, pace)) = self.deleting.take() {
+            pace.hurry();
+            if let Ok((gone, left)) = thread.join() {
+                self.deleted(gone, left);
+            }
         }
-        let (gone, left) = delete(&std::mem::take(&mut self.surplus));
+        let (gone, left) = delete(&std::mem::take(&mut self.surplus), &Pace::hurried());
         self.deleted(gone, left);
     }
 
@@ -222,9 +231,15 @@ impl Pool {
 }
 
 /// Bytes that are free now, and those that are not.
-fn delete(files: &[Arc<SegmentFile>]) -> (u64, u64) {
+fn delete(files: &[Arc<SegmentFile>], pace: &Pace) -> (u64, u64) {
     files.iter().fold((0, 0), |(gone, left), file| match file.remove() {
-        Ok(()) => (file.len().saturating_add(gone), left),
+        Ok(()) => {
+            // As in `usable`: a count of one stays one. What is still read is given back by its last reader.
+            if Arc::strong_count(file) == 1 {
+                give_back(file.file(), pace);
+            }
+            (file.len().saturating_add(gone), left)
+        }
         Err(_) => (gone, file.len().saturating_add(left)),
     })
 }
@@ -239,6 +254,8 @@ impl Drop for Pool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     const SIZE: u64 = 64 << 10;
@@ -294,6 +311,20 @@ mod tests {
         pool.clear_surplus();
         drop(pool);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_deleted_gives_its_space_back_unless_it_is_still_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pool = pool(dir.path(), 0, None);
+        let (read, unread) = (pool.make(10 * SIZE).unwrap(), pool.make(10 * SIZE).unwrap());
+        let seen = File::open(unread.path()).unwrap();
+        pool.give(Arc::clone(&read));
+        pool.give(unread);
+        drop(pool);
+        assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
+        assert_eq!(seen.metadata().unwrap().len(), 0);
+        read.read(&mut [0; 100], 10 * SIZE - 100).unwrap();
     }
 
     #[test]
