@@ -1,9 +1,10 @@
-//! Writing large files past the page cache, where system and file system can.
+//! Large files and the one disk they share with the log's syncs.
 //!
-//! Filling pages takes the processor from those who answer (measured: 3 ms a MiB of fresh pages), and one sync of all of them the disk
-//! from the log's syncs (20 ms and more). Written so, a file reaches the disk piece by piece, with rests between.
+//! Written past the page cache, where system and file system can: filling pages takes the processor from those who answer (measured: 3 ms
+//! a MiB of fresh pages), and one sync of all of them the disk from the log's syncs (20 ms and more). Written so, a file reaches the disk
+//! piece by piece, with rests between. Read likewise by what is asked for: megabytes read ahead at once hold up a sync for 10 ms.
 //!
-//! Lives here: how it is written. May not live here: what. Promises nothing: the sync after it does.
+//! Lives here: how they are written and read. May not live here: what. Promises nothing: the sync after it does.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -138,6 +139,14 @@ pub(crate) fn write_back(file: &File, len: u64) {
         }
         std::thread::sleep(pause(parts));
     }
+}
+
+/// From now on the disk is asked for what is read and no more: whoever reads on anyway asks for enough at once.
+pub(crate) fn read_no_further(file: &File) {
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    let _ = file;
 }
 
 /// Tells the kernel to write what of this part is not written yet, without waiting for it.

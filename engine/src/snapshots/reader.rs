@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use crate::direct::read_no_further;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files::corrupt;
 use crate::log::SnapshotMeta;
@@ -58,6 +59,7 @@ impl SnapshotReader {
         }
         let reading = readers.begin(path);
         let file = open_file(path)?;
+        read_no_further(&file);
         let (body, header_len) = Body::read(&file, path)?;
         let footer = Footer::read(&file, path, header_len)?;
         let same = (body.index, body.term, footer.size, footer.crc) == (meta.index, meta.term, meta.size, meta.crc)

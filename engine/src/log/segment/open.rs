@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::HardState;
 
+use crate::direct::read_no_further;
 use crate::direct::Pace;
 use crate::error::{Error, Result};
 use crate::log::batching::Batching;
@@ -174,6 +175,10 @@ pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) 
     found.must_end_here(&log_dir, durable, !clean)?;
     for link in &found.chain.links {
         files::settle(link.file.file(), link.file.path(), false)?;
+    }
+    // The last time a whole segment was read, from its beginning to its end; from now on it is what a follower lacks.
+    for file in found.chain.links.iter().map(|link| &link.file).chain(&found.chain.free) {
+        read_no_further(file.file());
     }
     for path in [log_dir.as_path(), directory] {
         files::sync_directory(path)?;

@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::direct::{Direct, Pace, Piece};
+use crate::direct::{read_no_further, Direct, Pace, Piece};
 use crate::error::{Error, Result};
 use crate::log::files;
 
@@ -32,6 +32,7 @@ impl SegmentFile {
             let path = log_dir.join(format!("{slot:08}{SUFFIX}"));
             std::fs::rename(&unfinished, &path).map_err(|e| Error::io(&path, "put a new segment in place", &e))?;
             files::sync_directory(log_dir)?;
+            read_no_further(&file);
             Ok(SegmentFile { file, path, len, slot })
         });
         if made.is_err() {
