@@ -54,7 +54,8 @@ impl Core {
 
     /// A new turn: those who were told to come again, the longest waiting first.
     pub(super) fn go_on_sending(&mut self) {
-        self.raw.mut_store().turn_mut().begin();
+        let (now, committed) = (self.now, self.raw.raft.raft_log.committed);
+        self.raw.mut_store().begin_turn(now, committed);
         if self.failed.is_some() {
             return;
         }
@@ -200,5 +201,68 @@ mod tests {
         // The one that has waited longest goes first: neither waits until the other has everything.
         let first = turns.iter().flatten().take(3).map(|(to, ..)| *to).collect::<std::collections::BTreeSet<_>>();
         assert_eq!(first.len(), 2, "{turns:?}");
+    }
+
+    /// A leader whose peer 3 lacks ten commands of 256 KiB that peer 2 has, and more than that.
+    fn leads_while_one_is_far_behind() -> Core {
+        let mut core = leader();
+        lags(&mut core, 2, 9);
+        settle(&mut core);
+        core.set_time(1000, 1);
+        let proposals = (1..=10).map(|token| (token, vec![0; 256 << 10])).collect();
+        core.propose(proposals, None);
+        turns_until_quiet(&mut core, 1000);
+        // Committed now, and the next turn hears of it.
+        core.receive(2, Message { index: 20, ..message(MessageType::MsgAppendResponse, 2, 3) });
+        settle(&mut core);
+        core
+    }
+
+    /// Entries that peer 3 was sent in turns that all begin at this moment, until nothing is owed.
+    fn turns_until_quiet(core: &mut Core, now: u64) -> usize {
+        let mut sent = 0;
+        for _ in 0..100 {
+            core.set_time(now, 1);
+            sent += settle(core).1.iter().filter(|(to, ..)| *to == 3).map(|(_, _, entries)| entries).sum::<usize>();
+            if !core.owes_entries() {
+                return sent;
+            }
+        }
+        panic!("it never rests");
+    }
+
+    #[test]
+    fn one_far_behind_is_given_a_measure_and_a_rest_as_long_as_others_get_on() {
+        let mut core = leads_while_one_is_far_behind();
+        core.unreachable(3);
+        core.set_time(2000, 1);
+        core.receive(3, Message { index: 10, ..message(MessageType::MsgAppendResponse, 3, 3) });
+        let first = turns_until_quiet(&mut core, 2000);
+        assert!((1..=2).contains(&first), "{first}");
+        // Nothing more at this moment; and nobody forgets that it waits.
+        assert_eq!(turns_until_quiet(&mut core, 2001), 0);
+        core.tell_lone_commits();
+        turns_until_quiet(&mut core, 5999);
+        core.tell_lone_commits();
+        assert_eq!(core.next_deadline(), Some(6000));
+        assert!((1..=2).contains(&turns_until_quiet(&mut core, 6000)), "the rest is over");
+        // Ten milliseconds without a commit: it gets everything at once.
+        assert!(turns_until_quiet(&mut core, 20_000) >= 4);
+        core.tell_lone_commits();
+        assert_eq!(core.next_deadline(), None);
+    }
+
+    #[test]
+    fn one_far_behind_gets_twice_what_others_propose() {
+        let mut core = leads_while_one_is_far_behind();
+        core.unreachable(3);
+        core.set_time(2000, 1);
+        core.receive(3, Message { index: 10, ..message(MessageType::MsgAppendResponse, 3, 3) });
+        turns_until_quiet(&mut core, 2000);
+        core.propose(vec![(11, vec![0; 100 << 10])], None);
+        assert_eq!(turns_until_quiet(&mut core, 2001), 0, "not half of a measure");
+        core.propose(vec![(12, vec![0; 200 << 10])], None);
+        settle(&mut core);
+        assert!(turns_until_quiet(&mut core, 2002) > 0, "half of a measure came");
     }
 }

@@ -339,7 +339,8 @@ impl Core {
     /// [owes entries](Core::owes_entries) wants that at once, whatever this says.
     pub fn next_deadline(&self) -> Option<Micros> {
         let lone = self.lone_commits.next_due().filter(|_| self.failed.is_none());
-        self.requests.next_deadline().into_iter().chain(lone).min()
+        let rest = self.raw.store().turn().rests_until().filter(|_| self.failed.is_none());
+        self.requests.next_deadline().into_iter().chain(lone).chain(rest).min()
     }
 
     pub fn id(&self) -> NodeId {

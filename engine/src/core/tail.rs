@@ -14,9 +14,10 @@ use raft::{GetEntriesContext, RaftState, StorageError};
 use crate::cluster::NodeId;
 use crate::log::{LogState, SnapshotMeta};
 
+use super::deadlines::Micros;
 use super::run::Run;
 use super::sweep::Sweep;
-use super::turn::Turn;
+use super::turn::{Standing, Turn, FAR};
 
 /// Entries of one append, `skip..skip + len` of them still valid.
 struct Chunk {
@@ -284,6 +285,12 @@ impl Tail {
         &mut self.turn
     }
 
+    /// A turn begins.
+    pub fn begin_turn(&mut self, now: Micros, committed: u64) {
+        let far = self.index_before_bytes(FAR).min(committed);
+        self.turn.begin(now, Standing { committed, appended: self.total_bytes, far });
+    }
+
     pub fn take_wanted(&mut self) -> Vec<WantedEntries> {
         std::mem::take(self.wanted.get_mut())
     }
@@ -379,17 +386,21 @@ impl raft::Storage for Tail {
         }
         let wish = max_size.into().unwrap_or(u64::MAX);
         let for_a_peer = context.can_async();
-        if for_a_peer && self.turn.is_over() {
-            self.turn.put_off(context);
-            return Err(StorageError::LogTemporarilyUnavailable.into());
-        }
+        let context = if for_a_peer {
+            match self.turn.puts_off(low, context) {
+                Ok(()) => return Err(StorageError::LogTemporarilyUnavailable.into()),
+                Err(context) => context,
+            }
+        } else {
+            context
+        };
         let max = if for_a_peer { wish.min(self.turn.measure()) } else { wish };
         if low < self.tail_first() {
             if !for_a_peer {
                 return Err(StorageError::Unavailable.into());
             }
             if let Some((entries, bytes)) = self.fetched_from(low, high, max) {
-                self.turn.give(bytes);
+                self.turn.give(low, bytes);
                 return Ok(entries);
             }
             // At most up to the tail: what is in memory needs no reading.
@@ -408,7 +419,7 @@ impl raft::Storage for Tail {
             true
         });
         if for_a_peer {
-            self.turn.give(bytes);
+            self.turn.give(low, bytes);
         }
         Ok(out)
     }
