@@ -78,7 +78,7 @@ impl Cluster {
     fn tick(&mut self) {
         self.now += 100_000;
         for core in &mut self.cores {
-            core.set_time(self.now, self.now);
+            core.begin_turn(self.now, self.now);
             core.tick();
         }
         self.settle();
@@ -148,14 +148,14 @@ impl Cluster {
             let many = many.collect();
             self.now += 1_000;
             for core in &mut self.cores {
-                core.set_time(self.now, self.now);
+                core.begin_turn(self.now, self.now);
             }
             self.cores[leader].propose(many, None);
             self.settle();
             // A commit index that nothing carries waits for its time.
             self.now += 10_000;
             for core in &mut self.cores {
-                core.set_time(self.now, self.now);
+                core.begin_turn(self.now, self.now);
                 core.expire();
             }
             self.settle();

@@ -69,7 +69,7 @@ fn leader() -> (Core, u64) {
     let mut now = 0;
     for _ in 0..200 {
         now += 100 * MILLI;
-        core.set_time(now, EPOCH + now);
+        core.begin_turn(now, EPOCH + now);
         core.tick();
         loop {
             let actions = core.poll();
@@ -149,7 +149,7 @@ impl Driver {
             }
             // Time passes, or does not: deadlines come before, with or after what they are for.
             self.now += chance(4) * MILLI;
-            self.core.set_time(self.now, EPOCH + self.now);
+            self.core.begin_turn(self.now, EPOCH + self.now);
             for input in turn {
                 open &= self.input(input);
             }

@@ -223,7 +223,7 @@ impl World {
         let (now, wall) = self.clock(at.0);
         let rate = self.hosts[&at.0].rate;
         let Some(life) = self.life(at) else { return };
-        life.core.set_time(now, wall);
+        life.core.begin_turn(now, wall);
         life.core.tick();
         self.check_hung(at);
         self.check_wiped(at);
@@ -244,7 +244,7 @@ impl World {
         let (tick, rate) = (self.profile.tick, self.hosts[&at.0].rate);
         let Some(life) = self.life(at) else { return };
         life.poll_due = false;
-        life.core.set_time(now, wall);
+        life.core.begin_turn(now, wall);
         life.core.expire();
         let voters = voters_of(&life.core);
         let actions = life.core.poll();

@@ -162,7 +162,7 @@ mod tests {
         let mut turns = Vec::new();
         while turns.is_empty() || core.owes_entries() {
             assert!(turns.len() < 100);
-            core.set_time(1, 1);
+            core.begin_turn(1, 1);
             turns.push(settle(core).1);
         }
         turns
@@ -203,26 +203,30 @@ mod tests {
         assert_eq!(first.len(), 2, "{turns:?}");
     }
 
-    /// A leader whose peer 3 lacks ten commands of 256 KiB that peer 2 has, and more than that.
-    fn leads_while_one_is_far_behind() -> Core {
+    /// A leader whose peer 3 lacks ten commands of 256 KiB that peer 2 has, and the entries that peer 3 was sent since it is back.
+    fn leads_while_one_is_far_behind() -> (Core, usize) {
         let mut core = leader();
         lags(&mut core, 2, 9);
         settle(&mut core);
-        core.set_time(1000, 1);
+        core.begin_turn(1000, 1);
         let proposals = (1..=10).map(|token| (token, vec![0; 256 << 10])).collect();
         core.propose(proposals, None);
         turns_until_quiet(&mut core, 1000);
         // Committed now, and the next turn hears of it.
         core.receive(2, Message { index: 20, ..message(MessageType::MsgAppendResponse, 2, 3) });
         settle(&mut core);
-        core
+        core.unreachable(3);
+        core.begin_turn(2000, 1);
+        core.receive(3, Message { index: 10, ..message(MessageType::MsgAppendResponse, 3, 3) });
+        let sent = turns_until_quiet(&mut core, 2000);
+        (core, sent)
     }
 
     /// Entries that peer 3 was sent in turns that all begin at this moment, until nothing is owed.
     fn turns_until_quiet(core: &mut Core, now: u64) -> usize {
         let mut sent = 0;
         for _ in 0..100 {
-            core.set_time(now, 1);
+            core.begin_turn(now, 1);
             sent += settle(core).1.iter().filter(|(to, ..)| *to == 3).map(|(_, _, entries)| entries).sum::<usize>();
             if !core.owes_entries() {
                 return sent;
@@ -233,11 +237,7 @@ mod tests {
 
     #[test]
     fn one_far_behind_is_given_a_measure_and_a_rest_as_long_as_others_get_on() {
-        let mut core = leads_while_one_is_far_behind();
-        core.unreachable(3);
-        core.set_time(2000, 1);
-        core.receive(3, Message { index: 10, ..message(MessageType::MsgAppendResponse, 3, 3) });
-        let first = turns_until_quiet(&mut core, 2000);
+        let (mut core, first) = leads_while_one_is_far_behind();
         assert!((1..=2).contains(&first), "{first}");
         // Nothing more at this moment; and nobody forgets that it waits.
         assert_eq!(turns_until_quiet(&mut core, 2001), 0);
@@ -254,11 +254,7 @@ mod tests {
 
     #[test]
     fn one_far_behind_gets_twice_what_others_propose() {
-        let mut core = leads_while_one_is_far_behind();
-        core.unreachable(3);
-        core.set_time(2000, 1);
-        core.receive(3, Message { index: 10, ..message(MessageType::MsgAppendResponse, 3, 3) });
-        turns_until_quiet(&mut core, 2000);
+        let (mut core, _) = leads_while_one_is_far_behind();
         core.propose(vec![(11, vec![0; 100 << 10])], None);
         assert_eq!(turns_until_quiet(&mut core, 2001), 0, "not half of a measure");
         core.propose(vec![(12, vec![0; 200 << 10])], None);

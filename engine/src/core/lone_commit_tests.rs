@@ -58,7 +58,7 @@ impl Leader {
 
     fn later(&mut self, microseconds: u64) {
         self.now += microseconds;
-        self.core.set_time(self.now, 1);
+        self.core.begin_turn(self.now, 1);
     }
 }
 

@@ -329,7 +329,7 @@ impl Core {
     }
 
     /// A turn begins at the present moment: monotonic microseconds, and the wall clock (microseconds since 1970) for entries' times.
-    pub fn set_time(&mut self, now: Micros, wall_us: u64) {
+    pub fn begin_turn(&mut self, now: Micros, wall_us: u64) {
         self.now = self.now.max(now);
         self.wall_us = wall_us;
         self.go_on_sending();

@@ -285,7 +285,7 @@ impl Tail {
         &mut self.turn
     }
 
-    /// A turn begins.
+    /// Peers may be given a turn's measure again; how far each is behind is judged by where the log stands now.
     pub fn begin_turn(&mut self, now: Micros, committed: u64) {
         let far = self.index_before_bytes(FAR).min(committed);
         self.turn.begin(now, Standing { committed, appended: self.total_bytes, far });
@@ -386,14 +386,10 @@ impl raft::Storage for Tail {
         }
         let wish = max_size.into().unwrap_or(u64::MAX);
         let for_a_peer = context.can_async();
-        let context = if for_a_peer {
-            match self.turn.puts_off(low, context) {
-                Ok(()) => return Err(StorageError::LogTemporarilyUnavailable.into()),
-                Err(context) => context,
-            }
-        } else {
-            context
-        };
+        if let Some(waiting) = self.turn.waits_in(low).filter(|_| for_a_peer) {
+            waiting.push(context);
+            return Err(StorageError::LogTemporarilyUnavailable.into());
+        }
         let max = if for_a_peer { wish.min(self.turn.measure()) } else { wish };
         if low < self.tail_first() {
             if !for_a_peer {

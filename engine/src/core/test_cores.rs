@@ -78,7 +78,7 @@ pub(super) fn chosen_of(members: NodeId) -> Core {
     let mut state = log(None, (9, cluster), 9);
     state.identity.incarnation = Some(Uid(9));
     let mut core = Core::new(options(state)).unwrap();
-    core.set_time(1, 1);
+    core.begin_turn(1, 1);
     core.receive(2, message(MessageType::MsgTimeoutNow, 2, 2));
     core
 }

@@ -48,11 +48,12 @@ struct Rest {
     appended: u64,
 }
 
+/// Who was put off, the longest waiting first.
 #[derive(Default)]
-struct Waiting(RefCell<VecDeque<GetEntriesContext>>);
+pub struct Waiting(RefCell<VecDeque<GetEntriesContext>>);
 
 impl Waiting {
-    fn push(&self, context: GetEntriesContext) {
+    pub fn push(&self, context: GetEntriesContext) {
         let mut waiting = self.0.borrow_mut();
         if waiting.len() < LATER {
             waiting.push_back(context);
@@ -71,7 +72,7 @@ impl Waiting {
 pub struct Turn {
     measure: u64,
     given: Cell<u64>,
-    /// Who was put off, the longest waiting first.
+    /// Who goes on in the next turn.
     later: Waiting,
     now: Micros,
     standing: Standing,
@@ -116,10 +117,8 @@ impl Turn {
             self.committed_at = now;
         }
         self.standing = standing;
-        let over = |rest: &Rest| now >= rest.until || standing.appended >= rest.appended;
-        if self.rest.get().is_some_and(|rest| over(&rest)) {
-            self.rest.set(None);
-        }
+        let rest = self.rest.get().filter(|rest| now < rest.until && standing.appended < rest.appended);
+        self.rest.set(rest);
     }
 
     /// Gives bytes that begin at this index.
@@ -138,16 +137,13 @@ impl Turn {
         }
     }
 
-    /// Puts off the peer that lacks this index and what follows, if it has to wait.
-    pub fn puts_off(&self, low: u64, context: GetEntriesContext) -> Result<(), GetEntriesContext> {
+    /// Where the peer that lacks this index and what follows has to wait, if it has to.
+    pub fn waits_in(&self, low: u64) -> Option<&Waiting> {
         if self.rest.get().is_some() && low <= self.standing.far {
-            self.resting.push(context);
-        } else if self.is_over() {
-            self.later.push(context);
+            Some(&self.resting)
         } else {
-            return Err(context);
+            self.is_over().then_some(&self.later)
         }
-        Ok(())
     }
 
     fn is_over(&self) -> bool {

@@ -251,7 +251,7 @@ impl Driver {
             .map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
         let now = self.now();
         let turned = catch_unwind(AssertUnwindSafe(|| {
-            self.core.set_time(now, wall);
+            self.core.begin_turn(now, wall);
             feed(self);
             loop {
                 let actions = self.core.poll();

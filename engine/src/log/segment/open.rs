@@ -11,8 +11,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::HardState;
 
-use crate::direct::read_no_further;
-use crate::direct::Pace;
+use crate::direct::{read_no_further, Pace};
 use crate::error::{Error, Result};
 use crate::log::batching::Batching;
 use crate::log::draft::Draft;
