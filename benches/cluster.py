@@ -151,6 +151,15 @@ class Node:
     def threads(self) -> int:
         return self._proc_status("Threads")
 
+    def switches(self) -> int:
+        """How often the scheduler took a core from its threads, or they gave it back. Threads that ended are left out."""
+        try:
+            tasks = list(Path(f"/proc/{self._process.pid}/task").iterdir())
+            lines = [line for task in tasks for line in (task / "status").read_text().splitlines()]
+        except OSError:
+            return 0
+        return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+
     def _proc_status(self, field: str) -> int:
         try:
             lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()

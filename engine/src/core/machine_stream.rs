@@ -145,13 +145,18 @@ impl Core {
         if let Some(meta) = self.machine.start_from.take() {
             self.restore_machine(&meta);
         }
+        let mut gathers = false;
         while !self.machine.restoring()
             && (self.machine.outstanding.len() as u64) < self.config.machine_batches
             && self.machine.next_index <= self.handed
         {
-            if !self.queue_batch() {
+            gathers = self.may_gather(self.machine.next_index);
+            if gathers || !self.queue_batch() {
                 break;
             }
+        }
+        if !gathers {
+            self.unawaited.none();
         }
         self.pass_skips();
         if !self.machine.told_restored && !self.machine.restoring() && self.machine.start_from.is_none() {

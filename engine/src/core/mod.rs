@@ -58,6 +58,7 @@ mod tail;
 mod test_cores;
 mod transfer;
 mod turn;
+mod unawaited;
 mod writes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -96,6 +97,7 @@ use reads::Reads;
 use requests::Requests;
 use snapshotting::Snapshots;
 use tail::Tail;
+use unawaited::Unawaited;
 use writes::Writes;
 
 /// A founded log starts after this index, so that whoever joins later gets the members by snapshot, never by replay.
@@ -176,6 +178,7 @@ pub struct Core {
     fetches: Fetches,
     greetings: Greetings,
     lone_commits: LoneCommits,
+    unawaited: Unawaited,
     last_role: Role,
     last_leader: (u64, NodeId),
     removed: bool,
@@ -311,6 +314,7 @@ impl Core {
             fetches: Fetches::default(),
             greetings: Greetings::new(founding_heard),
             lone_commits: LoneCommits::default(),
+            unawaited: Unawaited::default(),
             last_role: Role::Waiting,
             last_leader: (0, 0),
             removed: cluster.is_removed(node_id),
@@ -340,7 +344,8 @@ impl Core {
     pub fn next_deadline(&self) -> Option<Micros> {
         let lone = self.lone_commits.next_due().filter(|_| self.failed.is_none());
         let rest = self.raw.store().turn().rests_until().filter(|_| self.failed.is_none());
-        self.requests.next_deadline().into_iter().chain(lone).chain(rest).min()
+        let unawaited = self.unawaited.next_due().filter(|_| self.failed.is_none());
+        self.requests.next_deadline().into_iter().chain(lone).chain(rest).chain(unawaited).min()
     }
 
     pub fn id(&self) -> NodeId {
