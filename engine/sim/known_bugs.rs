@@ -44,7 +44,7 @@ const BOUNDS: [(Fault, u64); 36] = [
     (Fault::Core(Bug::CommitsEntriesOfOldTerms), 1000),
     (Fault::Core(Bug::ReusesReadContext), 150),
     (Fault::Core(Bug::ReadsWithoutAsking), 500),
-    (Fault::Core(Bug::AskerIsEnough), 6000),
+    (Fault::Core(Bug::AnswersWithoutMajority), 6000),
     (Fault::Core(Bug::ReadsBeforeApplied), 50),
     (Fault::Core(Bug::DoesNotRestoreAtStart), 50),
     (Fault::Core(Bug::ReplaysOverTheSnapshot), 50),

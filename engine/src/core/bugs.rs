@@ -33,7 +33,7 @@ pub enum Bug {
     /// A leader answers reads without asking anybody.
     ReadsWithoutAsking,
     /// A follower's question is answered without a majority.
-    AskerIsEnough,
+    AnswersWithoutMajority,
     /// A read does not wait for the state machine.
     ReadsBeforeApplied,
     /// The snapshot that the log names is not restored at start.
@@ -91,7 +91,7 @@ impl Bug {
         Bug::CommitsEntriesOfOldTerms,
         Bug::ReusesReadContext,
         Bug::ReadsWithoutAsking,
-        Bug::AskerIsEnough,
+        Bug::AnswersWithoutMajority,
         Bug::ReadsBeforeApplied,
         Bug::DoesNotRestoreAtStart,
         Bug::ReplaysOverTheSnapshot,

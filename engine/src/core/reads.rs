@@ -81,7 +81,8 @@ impl Core {
     pub(super) fn answer_reader(&mut self, question: &Message) -> bool {
         let asker = question.from;
         let raft = &mut self.raw.raft;
-        let enough = raft.prs().has_quorum(&[self.id, asker].into_iter().collect()) || bugs::on(Bug::AskerIsEnough);
+        let enough =
+            raft.prs().has_quorum(&[self.id, asker].into_iter().collect()) || bugs::on(Bug::AnswersWithoutMajority);
         if !enough || !raft.commit_to_current_term() {
             return false;
         }
