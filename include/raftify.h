@@ -846,6 +846,23 @@ raftify_status raftify_propose_many(struct raftify_node *node,
                                     struct raftify_error **error);
 
 /**
+ * As raftify_propose_many for commands whose tokens follow one another, which lie one behind the other in one buffer.
+ *
+ * first_token: of the first. data, len: all commands; copied; NULL is right for len 0. lens, count: how long each is, in
+ *   order, together `len`; copied. timeout_ms, error: as for raftify_propose, for all of them.
+ * Threads: any, also inside a callback. Blocks: no.
+ * Errors, then without a COMPLETION: INVALID_ARGUMENT, PROPOSAL_TOO_LARGE, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+ */
+raftify_status raftify_propose_row(struct raftify_node *node,
+                                   uint64_t first_token,
+                                   const uint8_t *data,
+                                   size_t len,
+                                   const uint64_t *lens,
+                                   size_t count,
+                                   int64_t timeout_ms,
+                                   struct raftify_error **error);
+
+/**
  * Linearizable read. COMPLETION: the state machine of this node now holds everything that was acknowledged anywhere
  * before this call; `index` says up to where. `data` is empty: the caller reads its own state machine.
  *

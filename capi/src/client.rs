@@ -4,6 +4,7 @@ use std::ffi::c_char;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use raftify_engine::client::Client;
 use raftify_engine::request::Request;
 use raftify_engine::{Result, Runtime};
@@ -122,7 +123,11 @@ pub unsafe extern "C" fn raftify_client_propose(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe { submit(client, token, timeout_ms, error, || Ok(Request::Propose(slice(data, len, "data")?.to_vec()))) }
+    unsafe {
+        submit(client, token, timeout_ms, error, || {
+            Ok(Request::Propose(Bytes::copy_from_slice(slice(data, len, "data")?)))
+        })
+    }
 }
 
 /// As raftify_reserve_id, through the cluster's leader: `data` of the COMPLETION is a ticket as JSON.

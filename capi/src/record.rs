@@ -252,13 +252,19 @@ fn table_and_bytes(batch: &ApplyBatch) -> Payload {
             [index, term, time_us, offset, u64::from_ne_bytes([a, b, c, d, e, f, g, h]), token];
         words.extend_from_slice(&row);
     }
-    let mut eights = batch.data.chunks_exact(size_of::<u64>());
-    words.extend(eights.by_ref().map(|eight| eight.try_into().map(u64::from_ne_bytes).unwrap_or_default()));
-    let mut last = [0; size_of::<u64>()];
-    for (to, from) in last.iter_mut().zip(eights.remainder()) {
-        *to = *from;
+    let eights = batch.data.chunks_exact(size_of::<u64>());
+    let count = eights.len();
+    let free = words.spare_capacity_mut();
+    assert!(free.len() >= count, "room was taken for the rows and for all bytes behind them");
+    // SAFETY: so many free words are there; any bytes make words; the two are not one memory. All words up to the new length are written.
+    unsafe {
+        std::ptr::copy_nonoverlapping(batch.data.as_ptr(), free.as_mut_ptr().cast(), count * size_of::<u64>());
+        words.set_len(words.len() + count);
     }
-    if !eights.remainder().is_empty() {
+    let rest = eights.remainder();
+    if !rest.is_empty() {
+        let mut last = [0; size_of::<u64>()];
+        last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
         words.push(u64::from_ne_bytes(last));
     }
     Payload::Words(words, len)

@@ -2,6 +2,8 @@
 
 use std::ffi::c_char;
 
+use bytes::Bytes;
+use raftify_engine::gather::Gather;
 use raftify_engine::request::{MemberChange as Change, Request, Ticket};
 use raftify_engine::Result;
 
@@ -27,6 +29,9 @@ pub const RAFTIFY_MEMBER_DEMOTE: i32 = 4;
 pub const RAFTIFY_MEMBER_REMOVE: i32 = 5;
 /// The member `id` is dialled at `addr` from now on.
 pub const RAFTIFY_MEMBER_UPDATE_ADDRESS: i32 = 6;
+
+/// Bytes of memory taken for several commands before they have been looked at, at most.
+const RESERVED: usize = 1 << 20;
 
 /// One command of several.
 #[repr(C)]
@@ -112,7 +117,11 @@ pub unsafe extern "C" fn raftify_propose(
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
     // SAFETY: every pointer is NULL or as the preface of the header demands.
-    unsafe { submit(node, token, timeout_ms, error, || Ok(Request::Propose(slice(data, len, "data")?.to_vec()))) }
+    unsafe {
+        submit(node, token, timeout_ms, error, || {
+            Ok(Request::Propose(Bytes::copy_from_slice(slice(data, len, "data")?)))
+        })
+    }
 }
 
 /// Proposes several commands, in this order, with one hand-over: either all are accepted or none. Each has its own
@@ -133,14 +142,59 @@ pub unsafe extern "C" fn raftify_propose_many(
     unsafe {
         call(node, error, |node| {
             let timeout = timeout(timeout_ms)?;
-            let copy = |p: &Proposal| Ok((token(p.token)?, slice(p.data, p.len, "a proposal's data")?.to_vec()));
-            let copies = slice(proposals, count, "proposals")?.iter().map(copy).collect::<Result<Vec<_>>>()?;
-            if copies.is_empty() {
-                return Ok(());
+            let proposals = slice(proposals, count, "proposals")?;
+            let bytes = proposals.iter().map(|proposal| proposal.len).fold(0usize, usize::saturating_add);
+            let mut commands = Gather::with_capacity(proposals.len(), bytes.min(RESERVED));
+            for proposal in proposals {
+                commands.push(
+                    (token(proposal.token)?, Bytes::new()),
+                    slice(proposal.data, proposal.len, "a proposal's data")?,
+                );
             }
-            node.node().propose_many(copies, timeout)
+            node.node().propose_many(commands.finish(|(_, to), bytes| *to = bytes), timeout)
         })
     }
+}
+
+/// As raftify_propose_many for commands whose tokens follow one another, which lie one behind the other in one buffer.
+///
+/// first_token: of the first. data, len: all commands; copied; NULL is right for len 0. lens, count: how long each is, in
+///   order, together `len`; copied. timeout_ms, error: as for raftify_propose, for all of them.
+/// Threads: any, also inside a callback. Blocks: no.
+/// Errors, then without a COMPLETION: INVALID_ARGUMENT, PROPOSAL_TOO_LARGE, OVERLOADED, CLOSED, FORKED. Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_propose_row(
+    node: *mut NodeHandle,
+    first_token: u64,
+    data: *const u8,
+    len: usize,
+    lens: *const u64,
+    count: usize,
+    timeout_ms: i64,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    // SAFETY: every pointer is NULL or as the preface of the header demands.
+    unsafe {
+        call(node, error, |node| {
+            let timeout = timeout(timeout_ms)?;
+            let (data, lens) = (slice(data, len, "data")?, slice(lens, count, "lens")?);
+            node.node().propose_many(row(first_token, data, lens)?, timeout)
+        })
+    }
+}
+
+fn row(first_token: u64, data: &[u8], lens: &[u64]) -> Result<Vec<(u64, Bytes)>> {
+    let mut rest = Bytes::copy_from_slice(data);
+    let mut commands = Vec::with_capacity(lens.len());
+    for (len, number) in lens.iter().zip(0u64..) {
+        let len = usize::try_from(*len).ok().filter(|len| *len <= rest.len());
+        let len = len.ok_or_else(|| invalid(format!("the command at {number} is longer than what is left of data")))?;
+        commands.push((token(first_token.saturating_add(number))?, rest.split_to(len)));
+    }
+    if !rest.is_empty() {
+        return Err(invalid(format!("{} bytes of data belong to no command", rest.len())));
+    }
+    Ok(commands)
 }
 
 /// Linearizable read. COMPLETION: the state machine of this node now holds everything that was acknowledged anywhere

@@ -43,6 +43,7 @@ fn every_function_that_takes_a_handle_takes_null_for_a_mistake_and_not_for_a_cra
         raftify_node_set_log_level(n, a, 1, e);
         raftify_propose(n, 1, d, 1, -2, e);
         raftify_propose_many(n, &proposal, 1, -2, e);
+        raftify_propose_row(n, 1, d, 1, &1, 1, -2, e);
         raftify_read(n, 1, -2, e);
         raftify_read_many(n, &1, 1, -2, e);
         raftify_reserve_id(n, 1, a, 1, -2, e);

@@ -24,11 +24,16 @@ fn every_accepted_request_completes_exactly_once_and_closed_comes_last() {
     for token in 1..=500 {
         rig.propose(token, &command(token));
     }
-    let commands: Vec<(u64, Vec<u8>)> = (501..=1000).map(|token| (token, command(token))).collect();
+    let commands: Vec<(u64, Vec<u8>)> = (501..=750).map(|token| (token, command(token))).collect();
     let proposals: Vec<Proposal> =
         commands.iter().map(|(token, data)| Proposal { token: *token, data: data.as_ptr(), len: data.len() }).collect();
     let mut error = null_mut();
     ok(unsafe { raftify_propose_many(rig.node, proposals.as_ptr(), proposals.len(), -2, &mut error) }, error);
+    let row: Vec<Vec<u8>> = (751..=1000).map(command).collect();
+    let lens: Vec<u64> = row.iter().map(|command| command.len() as u64).collect();
+    let data = row.concat();
+    let (lens, count) = (lens.as_ptr(), lens.len());
+    ok(unsafe { raftify_propose_row(rig.node, 751, data.as_ptr(), data.len(), lens, count, -2, &mut error) }, error);
     let mut last = 0;
     for token in 1..=1000 {
         let done = rig.completion(token);
@@ -162,6 +167,13 @@ fn wrong_arguments_on_a_live_node_are_refused_without_a_completion() {
         "data is NULL" raftify_propose_many(&no_data, 1, -2);
         "proposals is NULL" raftify_propose_many(null(), 1, -2);
         "timeout_ms" raftify_propose_many(null(), 0, i64::MIN);
+        "token is 0" raftify_propose_row(0, null(), 0, &0, 1, -2);
+        "token is 9223372036854775808" raftify_propose_row((1 << 63) - 1, null(), 0, [0, 0].as_ptr(), 2, -2);
+        "data is NULL" raftify_propose_row(1, null(), 1, &1, 1, -2);
+        "lens is NULL" raftify_propose_row(1, null(), 0, null(), 1, -2);
+        "the command at 1 is longer than what is left of data" raftify_propose_row(1, good.cast(), 3, [2, 2].as_ptr(), 2, -2);
+        "1 bytes of data belong to no command" raftify_propose_row(1, good.cast(), 3, [2, 0].as_ptr(), 2, -2);
+        "timeout_ms" raftify_propose_row(1, null(), 0, null(), 0, i64::MIN);
         "token is 0" raftify_read(0, -2);
         "token is 0" raftify_read_many([1, 0].as_ptr(), 2, -2);
         "tokens is NULL" raftify_read_many(null(), 1, -2);

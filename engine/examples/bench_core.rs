@@ -143,7 +143,7 @@ impl Cluster {
         while began.elapsed() < WINDOW {
             let many = (0..batch).map(|_| {
                 token += 1;
-                (token, vec![7; PAYLOAD])
+                (token, vec![7; PAYLOAD].into())
             });
             let many = many.collect();
             self.now += 1_000;

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::HardState;
+use raftify_engine::entry::Entry;
 use raftify_engine::log::{
     open_or_create, ClusterRecord, Identity, LogOptions, LogWrite, NewLog, OpenedLog, SnapshotMeta,
 };
@@ -54,8 +55,13 @@ fn open(dir: &Path, engine: LogEngine) -> Log {
 
 impl Log {
     fn write(&mut self, count: u64, size: usize, compacting: bool) {
-        let entry =
-            |index| Entry { index, term: 1, data: vec![index as u8; size], context: vec![3; 25], ..Entry::default() };
+        let entry = |index| Entry {
+            index,
+            term: 1,
+            data: vec![index as u8; size].into(),
+            context: vec![3; 25].into(),
+            ..Entry::default()
+        };
         let entries: Vec<Entry> = (self.last + 1..=self.last + count).map(entry).collect();
         let hard_state = HardState { term: 1, vote: 1, commit: self.last };
         let mut write = LogWrite {

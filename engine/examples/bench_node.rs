@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use raftify_engine::machine::{ApplyBatch, MachineRequest};
 use raftify_engine::machine_thread::{MachineThread, Results, SnapshotIn, SnapshotOut, StateMachine};
 use raftify_engine::node::{LogRecord, Node, NodeOptions, Sink};
@@ -118,10 +119,10 @@ struct Load {
 }
 
 impl Load {
-    fn next(&mut self) -> Vec<u8> {
+    fn next(&mut self) -> Bytes {
         let mut command = (self.rng.next() % self.keys).to_be_bytes().to_vec();
         command.extend_from_slice(&self.body);
-        command
+        command.into()
     }
 }
 
@@ -243,12 +244,12 @@ type Waiter = oneshot::Sender<Result<(), Error>>;
 /// Those who wait for their proposals, by token, and what they have proposed since the last submit.
 struct Futures {
     waiting: RefCell<Vec<Option<Waiter>>>,
-    proposed: RefCell<Vec<(u64, Vec<u8>)>>,
+    proposed: RefCell<Vec<(u64, Bytes)>>,
     filled: tokio::sync::Notify,
 }
 
 impl Futures {
-    async fn propose(&self, slot: usize, command: Vec<u8>) -> Result<(), Error> {
+    async fn propose(&self, slot: usize, command: Bytes) -> Result<(), Error> {
         let (tell, told) = oneshot::channel();
         self.waiting.borrow_mut()[slot] = Some(tell);
         self.proposed.borrow_mut().push((slot as u64, command));

@@ -95,7 +95,7 @@ impl Asker {
 }
 
 fn propose() -> Request {
-    Request::Propose(b"x".to_vec())
+    Request::Propose("x".into())
 }
 
 fn applied(index: u64) -> Line {
@@ -245,10 +245,10 @@ fn a_command_above_the_limit_is_refused_by_name_and_certainly_not_done() {
     in_runtime(async {
         let node = scripted(vec![applied(1)]).await;
         let mut asker = Asker::new(&[&node.addr]);
-        let large = Request::Propose(vec![0; 20 << 20]);
+        let large = Request::Propose(vec![0; 20 << 20].into());
         let error = asker.ask(large, Timeout::Default).await.unwrap_err();
         assert_eq!((error.code, error.committed), (ErrorCode::ProposalTooLarge, Committed::No), "{error}");
-        let largest = Request::Propose(vec![0; 16 << 20]);
+        let largest = Request::Propose(vec![0; 16 << 20].into());
         assert_eq!(asker.ask(largest, Timeout::Default).await, applied(1).unwrap());
     });
 }

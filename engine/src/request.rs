@@ -1,5 +1,7 @@
 //! What can be asked of a node, locally or by a client over the wire, and what it answers.
 
+use bytes::Bytes;
+
 use crate::cluster::{ClusterState, NodeId};
 use crate::error::Error;
 
@@ -34,7 +36,7 @@ pub enum MemberChange {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
     /// Replicate this command; answered with what `apply` returned here.
-    Propose(Vec<u8>),
+    Propose(Bytes),
     /// Answered when everything acknowledged anywhere before the call is applied here.
     Read,
     /// Reserve an id for the node at this address (or learn the id it has).

@@ -2,6 +2,8 @@
 //!
 //! Peer streams carry [`Frame`]s; the first thing on a stream is a [`Hello`], answered by a [`Welcome`] before anything else counts.
 
+use bytes::Bytes;
+
 use crate::cluster::Member;
 
 /// Raised only when an older node could no longer follow.
@@ -103,7 +105,7 @@ pub struct Item {
 pub enum Body {
     /// A raft message (eraftpb.Message, encoded).
     #[prost(bytes = "bytes", tag = "1")]
-    Raft(bytes::Bytes),
+    Raft(Bytes),
     #[prost(message, tag = "2")]
     Forward(Forward),
     #[prost(message, tag = "3")]
@@ -136,8 +138,8 @@ pub struct Forward {
 pub struct ForwardedProposal {
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
-    #[prost(bytes = "vec", tag = "2")]
-    pub data: Vec<u8>,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: Bytes,
     /// 0: a command. Others: `core::entry::Kind`.
     #[prost(uint32, tag = "3")]
     pub kind: u32,

@@ -147,7 +147,7 @@ impl Running {
     }
 
     fn propose(&mut self, command: &str) -> String {
-        match self.ask(Request::Propose(command.as_bytes().to_vec())) {
+        match self.ask(Request::Propose(command.as_bytes().to_vec().into())) {
             Ok(Reply::Applied { data, .. }) => String::from_utf8(data).unwrap(),
             other => panic!("{other:?}"),
         }

@@ -311,7 +311,7 @@ fn build(
         writer.write(&[LogWrite {
             number,
             hard_state: batch.last().and_then(|last| hard_state(last.index)),
-            entries: Some(Arc::new(batch)),
+            entries: Some(Arc::new(batch.into_iter().map(Into::into).collect())),
             must_sync: true,
             ..LogWrite::default()
         }])?;

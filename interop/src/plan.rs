@@ -104,7 +104,7 @@ pub(crate) fn plan(upstream: UpstreamLog, stamp: Stamp, dir: &Path) -> Result<Pl
         let mut ours = Entry { term, index: entry.index.saturating_add(shift), ..Entry::default() };
         if command {
             let origin = Origin { node: stamp.node, start: stamp.start, sequence: plan.commands };
-            ours.context = Context { kind: Kind::Command, time_us: stamp.time_us, origin }.encode();
+            ours.context = Context { kind: Kind::Command, time_us: stamp.time_us, origin }.encode().to_vec();
             ours.data = entry.data;
             plan.commands += 1;
         }
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!((plan.snapshot_index, plan.snapshot_term, plan.shift, plan.state.clone()), (1, 1, 1, None));
         assert_eq!(shape(&plan), [(2, 1, "c1".into()), (3, 1, "c2".into()), (4, 2, "c3".into())]);
         assert_eq!((plan.term, plan.newly_committed, plan.commands), (4, 2, 3));
-        let context = Context::of(&plan.entries[2]).unwrap();
+        let context = Context::decode(&plan.entries[2].context).unwrap();
         assert_eq!((context.kind, context.time_us), (Kind::Command, 5));
         assert_eq!(context.origin, Origin { node: 7, start: 99, sequence: 2 });
     }

@@ -299,11 +299,11 @@ impl Node {
                 }
             };
             for token in tokens.clone().skip(2) {
-                let request = if token % 5 == 0 { Request::Read } else { Request::Propose(command(token)) };
+                let request = if token % 5 == 0 { Request::Read } else { Request::Propose(command(token).into()) };
                 note(token, inbox.submit(Input::Request { token, request, timeout: timeout() }, 1, 1));
             }
             let pair: Vec<u64> = tokens.take(2).collect();
-            let proposals = pair.iter().map(|token| (*token, command(*token))).collect();
+            let proposals = pair.iter().map(|token| (*token, command(*token).into())).collect();
             let result = inbox.submit(Input::Proposals { proposals, timeout: timeout() }, 2, 2);
             for token in pair {
                 note(token, result.clone());

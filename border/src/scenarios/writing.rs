@@ -2,7 +2,7 @@
 
 use std::sync::Arc as StdArc;
 
-use raft::eraftpb::Entry;
+use raftify_engine::entry::Entry;
 use raftify_engine::log::{LogWrite, LogWriter as Log};
 use raftify_engine::{Error, ErrorCode};
 use shuttle::sync::atomic::{AtomicBool, Ordering};

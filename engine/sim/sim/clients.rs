@@ -115,7 +115,7 @@ impl World {
 
     fn propose_command(&mut self, retry: Retry) -> Option<Token> {
         let Retry { node, command, padding, timeout, .. } = retry;
-        let request = Request::Propose(machine::encode(command, padding as usize));
+        let request = Request::Propose(machine::encode(command, padding as usize).into());
         let token = self.ask(node, Op::Propose(retry), request, timeout)?;
         self.oracle.history.write(command);
         Some(token)

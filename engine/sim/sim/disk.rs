@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::{EntryType, HardState};
 use raftify_engine::core::new_log;
+use raftify_engine::entry::Entry;
 use raftify_engine::log::{ClusterRecord, Identity, LogState, LogWrite, SnapshotMeta};
 use serde::{Deserialize, Serialize};
 
@@ -153,6 +154,11 @@ impl Image {
         out
     }
 
+    /// Entries that this log does not know to be committed.
+    fn uncommitted(&self) -> impl Iterator<Item = &Entry> {
+        (self.hard_state.commit + 1..=self.last_index()).filter_map(|index| self.entry(index))
+    }
+
     /// What an opened log says, and its entries above the stored configuration.
     pub fn open(&self) -> (LogState, Vec<Entry>) {
         let mut terms: Vec<(u64, u64)> = Vec::new();
@@ -221,6 +227,13 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// A change of members stands in this log, or is being written to it, which it does not know to be committed.
+    pub fn may_change_members(&self) -> bool {
+        let writes = self.page_cache.iter().chain(&self.in_flight).chain(&self.queued);
+        let unsynced = writes.flat_map(|write| write.entries.iter().flat_map(|entries| entries.iter()));
+        self.synced.uncommitted().chain(unsynced).any(|entry| entry.entry_type != EntryType::EntryNormal as i32)
+    }
+
     pub fn new(image: Image) -> Self {
         Disk {
             synced: image,

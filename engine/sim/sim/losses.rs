@@ -69,10 +69,12 @@ impl World {
         initial.len() == 1 || initial.keys().any(unaware)
     }
 
-    /// Somebody who is well may yet be taken out of the voting by what was asked for before.
+    /// Somebody who is well may yet be taken out of the voting by what was asked for before: it is on its way, or stands in a log, where
+    /// it may wait for its commit for as long as no leader stays (seed 129466052).
     fn removal_may_come(&self) -> bool {
         let now = self.now;
         self.clients.removals.values().any(|until| until.is_none_or(|until| now < until))
+            || self.hosts.values().any(|h| !h.retired && h.disk.may_change_members())
     }
 
     /// Whether an operator who is in his right mind asks for this now: as long as a lost member votes nobody else stops doing so.

@@ -294,7 +294,7 @@ impl World {
         }
         match body {
             Body::Raft(message) => life.core.receive(from, message),
-            Body::Append(append) => life.core.receive(from, append.whole()),
+            Body::Append(append) => life.core.receive(from, append.received()),
             Body::Forward(forward) => life.core.receive_forward(from, forward),
             Body::ForwardAnswer(answer) => life.core.receive_forward_answer(from, answer),
             Body::OutcomeReport(report) => life.core.receive_outcome_report(from, &report),

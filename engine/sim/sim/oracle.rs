@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-use raft::eraftpb::Entry;
+use raftify_engine::entry::Entry;
 use raftify_engine::ClusterState;
 
 use super::history::History;

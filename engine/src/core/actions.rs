@@ -36,7 +36,7 @@ impl Body {
     /// As a peer sees it: an append is a message of raft's like any other.
     pub fn whole(self) -> Body {
         match self {
-            Body::Append(append) => Body::Raft(append.whole()),
+            Body::Append(append) => Body::Raft(append.received().into()),
             other => other,
         }
     }

@@ -9,9 +9,10 @@
 //! to the Ready after it, which takes all entries that raft has taken; index and term together name one entry (Log Matching, Raft
 //! §5.3), and where two bodies claim the same, the one that raft took first counts.
 
-use raft::eraftpb::Entry;
+use raft::eraftpb;
 
 use super::entry::is_conf_change;
+use crate::entry::Entry;
 
 /// Bodies of entries that raft was given since its last Ready.
 #[derive(Debug, Default)]
@@ -21,12 +22,12 @@ pub(super) struct Bodies {
 }
 
 /// Raft reads what a change of members says when it is proposed; of all others it needs the place alone.
-fn skeleton(entry: &Entry) -> Entry {
-    Entry {
+fn skeleton(entry: &Entry) -> eraftpb::Entry {
+    eraftpb::Entry {
         entry_type: entry.entry_type,
         term: entry.term,
         index: entry.index,
-        data: if is_conf_change(entry) { entry.data.clone() } else { Vec::new() },
+        data: if is_conf_change(entry) { entry.data.to_vec() } else { Vec::new() },
         context: Vec::new(),
         // Nothing else uses this field: raft-rs has given it up.
         sync_log: true,
@@ -34,38 +35,56 @@ fn skeleton(entry: &Entry) -> Entry {
 }
 
 /// In place of these entries, for raft.
-pub(super) fn strip(entries: &[Entry]) -> Vec<Entry> {
+pub(super) fn strip(entries: &[Entry]) -> Vec<eraftpb::Entry> {
     entries.iter().map(skeleton).collect()
 }
 
 /// Its body stands elsewhere.
-pub(super) fn is_skeleton(entry: &Entry) -> bool {
+pub(super) fn is_skeleton(entry: &eraftpb::Entry) -> bool {
     entry.sync_log
+}
+
+fn joined(mut first: Vec<Entry>, mut second: Vec<Entry>) -> Vec<Entry> {
+    first.append(&mut second);
+    first
 }
 
 impl Bodies {
     /// Raft has taken the skeletons of these, whose indexes and terms are set.
-    pub fn wait(&mut self, mut entries: Vec<Entry>) {
-        // Of an entry that came over the wire or from a disk, whatever it says.
-        entries.iter_mut().for_each(|entry| entry.sync_log = false);
+    pub fn wait(&mut self, entries: Vec<Entry>) {
         if let Some(first) = entries.first().map(|e| e.index) {
             self.runs.push((first, entries));
         }
     }
 
-    /// Makes the entries of a Ready whole; `Err` is the index of one whose body is not here.
-    pub fn restore(&mut self, entries: &mut [Entry]) -> Result<(), u64> {
-        let mut near = 0usize;
-        for entry in entries.iter_mut().filter(|entry| is_skeleton(entry)) {
-            let body = self.take(entry, &mut near).ok_or(entry.index)?;
-            *entry = body;
+    /// The entries of a Ready as they are; `Err` is the index of one whose body is not here.
+    pub fn restore(&mut self, ready: Vec<eraftpb::Entry>) -> Result<Vec<Entry>, u64> {
+        if self.are_exactly(&ready) {
+            return Ok(self.runs.drain(..).map(|(_, entries)| entries).reduce(joined).unwrap_or_default());
         }
+        let mut near = 0usize;
+        let mut whole = |entry: eraftpb::Entry| {
+            if !is_skeleton(&entry) {
+                // Of raft's own.
+                return Ok(entry.into());
+            }
+            self.take(&entry, &mut near).ok_or(entry.index)
+        };
+        let entries = ready.into_iter().map(&mut whole).collect();
         self.runs.clear();
-        Ok(())
+        entries
+    }
+
+    /// Raft has taken all that waits, and nothing else: the usual case, in which no entry need be touched.
+    fn are_exactly(&self, ready: &[eraftpb::Entry]) -> bool {
+        let bodies = self.runs.iter().flat_map(|(_, entries)| entries);
+        let same = |(a, b): (&eraftpb::Entry, &Entry)| is_skeleton(a) && (a.index, a.term) == (b.index, b.term);
+        let count: usize = self.runs.iter().map(|(_, entries)| entries.len()).sum();
+        count == ready.len() && ready.iter().zip(bodies).all(same)
     }
 
     /// Entries come in order, and nearly always from the run that the last one came from, or the next.
-    fn take(&mut self, wanted: &Entry, near: &mut usize) -> Option<Entry> {
+    fn take(&mut self, wanted: &eraftpb::Entry, near: &mut usize) -> Option<Entry> {
         let count = self.runs.len();
         let order = (*near..count).chain(0..(*near).min(count));
         for run in order {
@@ -93,7 +112,15 @@ mod tests {
     use raft::eraftpb::EntryType;
 
     fn run(range: std::ops::Range<u64>, term: u64, says: u8) -> Vec<Entry> {
-        range.map(|index| Entry { index, term, data: vec![says], context: vec![says; 2], ..Entry::default() }).collect()
+        range
+            .map(|index| Entry {
+                index,
+                term,
+                data: vec![says].into(),
+                context: vec![says; 2].into(),
+                ..Entry::default()
+            })
+            .collect()
     }
 
     fn said(entries: &[Entry]) -> Vec<(u64, u64, u8)> {
@@ -121,33 +148,47 @@ mod tests {
         let kept = [run(3..5, 1, 0), run(5..8, 2, 0)].concat();
         let mut ready = strip(&kept);
         // An entry of raft's own has no body.
-        ready.push(Entry { index: 8, term: 2, ..Entry::default() });
-        bodies.restore(&mut ready).unwrap();
-        assert_eq!(said(&ready[..5]), [(3, 1, 1), (4, 1, 1), (5, 2, 3), (6, 2, 3), (7, 2, 3)]);
-        assert!(ready[5].data.is_empty() && ready.iter().all(|e| !is_skeleton(e)));
-        assert_eq!(bodies.restore(&mut strip(&run(3..4, 1, 0))), Err(3));
+        ready.push(eraftpb::Entry { index: 8, term: 2, ..Default::default() });
+        let whole = bodies.restore(ready).unwrap();
+        assert_eq!(said(&whole[..5]), [(3, 1, 1), (4, 1, 1), (5, 2, 3), (6, 2, 3), (7, 2, 3)]);
+        assert_eq!(whole[5], Entry { index: 8, term: 2, ..Entry::default() });
+        assert_eq!(bodies.restore(strip(&run(3..4, 1, 0))), Err(3));
+    }
+
+    #[test]
+    fn what_raft_takes_as_it_came_is_not_touched() {
+        let mut bodies = Bodies::default();
+        for (story, came) in [
+            ("nothing", vec![]),
+            ("one run", vec![run(3..6, 1, 1)]),
+            ("several", vec![run(3..6, 1, 1), run(6..7, 1, 2), run(7..9, 2, 3)]),
+        ] {
+            let all = came.concat();
+            let at = came.first().map(|entries| entries[0].data.as_ptr());
+            came.into_iter().for_each(|entries| bodies.wait(entries));
+            let whole = bodies.restore(strip(&all)).unwrap();
+            assert_eq!(whole, all, "{story}");
+            assert_eq!(whole.first().map(|entry| entry.data.as_ptr()), at, "{story}");
+            assert!(bodies.runs.is_empty(), "{story}");
+        }
     }
 
     #[test]
     fn a_body_is_missing_for_another_term_and_after_it_was_forgotten() {
         let mut bodies = Bodies::default();
         bodies.wait(run(3..6, 1, 1));
-        assert_eq!(bodies.restore(&mut strip(&run(4..5, 2, 0))), Err(4));
+        assert_eq!(bodies.restore(strip(&run(4..5, 2, 0))), Err(4));
         bodies.wait(run(3..6, 1, 1));
         bodies.forget();
-        assert_eq!(bodies.restore(&mut strip(&run(3..4, 1, 0))), Err(3));
+        assert_eq!(bodies.restore(strip(&run(3..4, 1, 0))), Err(3));
     }
 
     #[test]
-    fn of_two_that_claim_the_same_the_first_counts_and_a_peers_marks_do_not() {
+    fn of_two_that_claim_the_same_the_first_counts() {
         let mut bodies = Bodies::default();
-        let mut first = run(3..5, 1, 1);
-        first[0].sync_log = true;
-        bodies.wait(first);
+        bodies.wait(run(3..5, 1, 1));
         bodies.wait(run(3..6, 1, 9));
-        let mut ready = strip(&run(3..6, 1, 0));
-        bodies.restore(&mut ready).unwrap();
-        assert_eq!(said(&ready), [(3, 1, 1), (4, 1, 1), (5, 1, 9)]);
-        assert!(ready.iter().all(|e| !is_skeleton(e)));
+        let whole = bodies.restore(strip(&run(3..6, 1, 0))).unwrap();
+        assert_eq!(said(&whole), [(3, 1, 1), (4, 1, 1), (5, 1, 9)]);
     }
 }

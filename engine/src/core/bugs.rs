@@ -7,9 +7,8 @@
 //! May not live here: anything that a node does. Each fault is one `if` at the place where its rule is kept; what it takes more than
 //! that stands here.
 
-use raft::eraftpb::Entry;
-
 use super::Core;
+use crate::entry::Entry;
 
 /// One fault that somebody once shipped, or that a rule of ours (S1 …) exists to prevent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,9 @@
 //! Messages are checked before raft sees them: it panics on what cannot be (S16, rules, P7).
 
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::MessageType;
 
 use super::entry::is_conf_change;
+use super::received::Received;
 use super::tail::Tail;
 use crate::cluster::NodeId;
 
@@ -19,7 +20,8 @@ pub struct Standing<'a> {
 }
 
 /// Why a message must not reach raft; `Ok` for one that may.
-pub fn check(message: &Message, from: NodeId, at: &Standing<'_>) -> Result<(), &'static str> {
+pub fn check(received: &Received, from: NodeId, at: &Standing<'_>) -> Result<(), &'static str> {
+    let message = &received.head;
     if message.from != from {
         return Err("it names another sender than its stream");
     }
@@ -43,11 +45,11 @@ pub fn check(message: &Message, from: NodeId, at: &Standing<'_>) -> Result<(), &
     let Some(kind) = MessageType::from_i32(message.msg_type) else { return Err("its kind is unknown") };
     let only_append =
         !matches!(kind, MessageType::MsgAppend | MessageType::MsgReadIndex | MessageType::MsgReadIndexResp);
-    if only_append && !message.entries.is_empty() {
+    if only_append && !received.entries.is_empty() {
         return Err("it carries entries");
     }
     match kind {
-        MessageType::MsgAppend => check_append(message, at),
+        MessageType::MsgAppend => check_append(received, at),
         MessageType::MsgHeartbeat => {
             if message.commit > at.last_index {
                 return Err("its commit lies beyond our log");
@@ -70,7 +72,7 @@ pub fn check(message: &Message, from: NodeId, at: &Standing<'_>) -> Result<(), &
         | MessageType::MsgRequestPreVote
         | MessageType::MsgRequestPreVoteResponse
         | MessageType::MsgTimeoutNow => Ok(()),
-        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => match message.entries.as_slice() {
+        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => match received.entries.as_slice() {
             [entry] if entry.data.len() == 24 => Ok(()),
             _ => Err("its read context is malformed"),
         },
@@ -86,7 +88,8 @@ pub fn check(message: &Message, from: NodeId, at: &Standing<'_>) -> Result<(), &
     }
 }
 
-fn check_append(message: &Message, at: &Standing<'_>) -> Result<(), &'static str> {
+fn check_append(received: &Received, at: &Standing<'_>) -> Result<(), &'static str> {
+    let message = &received.head;
     if at.leads && message.term == at.term {
         return Err("two leaders in one term");
     }
@@ -96,7 +99,7 @@ fn check_append(message: &Message, at: &Standing<'_>) -> Result<(), &'static str
     }
     let mut index = message.index;
     let mut term = message.log_term;
-    for entry in &message.entries {
+    for entry in &received.entries {
         index = index.saturating_add(1);
         if entry.index != index {
             return Err("its entries are not contiguous");

@@ -1,8 +1,9 @@
 //! What the library writes around a command: who proposed it, when, and what kind it is (the context of a raft entry).
 
-use raft::eraftpb::{Entry, EntryType};
+use raft::eraftpb::EntryType;
 
 use crate::cluster::NodeId;
+use crate::entry::{Entry, EntryContext};
 
 /// Identity of a proposal: unique for ever, whatever node or start it came from (rules, P3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -83,10 +84,8 @@ const VERSION: u8 = 1;
 const LENGTH: usize = 34;
 
 impl Context {
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(LENGTH);
-        out.push(VERSION);
-        out.push(self.kind.to_number() as u8);
+    pub fn encode(&self) -> EntryContext {
+        let mut out = EntryContext::from_slice(&[VERSION, self.kind.to_number() as u8]);
         for number in [self.time_us, self.origin.node, self.origin.start, self.origin.sequence] {
             out.extend_from_slice(&number.to_le_bytes());
         }

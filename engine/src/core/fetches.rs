@@ -4,12 +4,12 @@
 //! second time, whoever asks, and all who asked go on once it is there. And it asks for all that a peer may have under way at once: what is
 //! more than a turn's measure ([`Turn`](super::turn::Turn)) is given in the turns that follow.
 
-use raft::eraftpb::Entry;
 use raft::GetEntriesContext;
 
 use super::actions::Fetch;
 use super::tail::WantedEntries;
 use super::Core;
+use crate::entry::Entry;
 
 /// Reads at a time.
 const MOST: usize = 64;
@@ -177,7 +177,7 @@ mod tests {
         }
         settle(&mut core);
         // 100 KiB each: a turn gives two of them and says "later" to the rest.
-        let proposals = (1..=8).map(|token| (token, vec![0; 100 << 10])).collect();
+        let proposals = (1..=8).map(|token| (token, vec![0; 100 << 10].into())).collect();
         core.propose(proposals, None);
         let _lost = settle(&mut core);
         for peer in [2, 3] {
@@ -209,7 +209,7 @@ mod tests {
         lags(&mut core, 2, 9);
         settle(&mut core);
         core.begin_turn(1000, 1);
-        let proposals = (1..=10).map(|token| (token, vec![0; 256 << 10])).collect();
+        let proposals = (1..=10).map(|token| (token, vec![0; 256 << 10].into())).collect();
         core.propose(proposals, None);
         turns_until_quiet(&mut core, 1000);
         // Committed now, and the next turn hears of it.
@@ -255,9 +255,9 @@ mod tests {
     #[test]
     fn one_far_behind_gets_twice_what_others_propose() {
         let (mut core, _) = leads_while_one_is_far_behind();
-        core.propose(vec![(11, vec![0; 100 << 10])], None);
+        core.propose(vec![(11, vec![0; 100 << 10].into())], None);
         assert_eq!(turns_until_quiet(&mut core, 2001), 0, "not half of a measure");
-        core.propose(vec![(12, vec![0; 200 << 10])], None);
+        core.propose(vec![(12, vec![0; 200 << 10].into())], None);
         settle(&mut core);
         assert!(turns_until_quiet(&mut core, 2002) > 0, "half of a measure came");
     }

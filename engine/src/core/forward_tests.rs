@@ -14,7 +14,7 @@ fn follower() -> Core {
 }
 
 fn proposals() -> Vec<ForwardedProposal> {
-    vec![ForwardedProposal { sequence: 1, data: b"x".to_vec(), kind: 0 }]
+    vec![ForwardedProposal { sequence: 1, data: "x".into(), kind: 0 }]
 }
 
 /// What the node says to a forward of its present term for the process with this start number.
@@ -59,7 +59,7 @@ fn forwarded(core: &mut Core) -> Vec<Forward> {
 #[test]
 fn s15_a_forward_names_the_process_that_our_stream_leads_to_and_what_that_refuses_goes_to_the_next_leader() {
     let mut core = follower();
-    core.submit(1, Request::Propose(b"x".to_vec()), None);
+    core.submit(1, Request::Propose("x".into()), None);
     assert!(forwarded(&mut core).is_empty(), "no stream leads to the leader yet");
 
     let_in(&mut core, 20);

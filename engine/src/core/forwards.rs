@@ -13,8 +13,8 @@
 //! stream leads to. That process alone answers, once for each number. A copy that comes again, or comes to another process, is passed over
 //! without a word: the one before may have taken it, so nobody else can say that it was not.
 
+use bytes::Bytes;
 use prost::Message as _;
-use raft::eraftpb::Entry;
 
 use super::bugs::{self, Bug};
 use super::entry::Kind;
@@ -23,6 +23,7 @@ use super::proposals::Proposed;
 use super::requests::{State, What};
 use super::{Body, Core, Outbound};
 use crate::cluster::NodeId;
+use crate::entry::{Entries, Entry};
 use crate::error::{Error, ErrorCode, Result};
 use crate::wire::{Forward, ForwardAnswer, ForwardedProposal};
 
@@ -47,9 +48,9 @@ impl Core {
                 };
                 let (kind, data) = match &pending.what {
                     What::Command(data) => (Kind::Command, data.clone()),
-                    What::ReserveId(addr) => (Kind::ReserveId, addr.clone().into_bytes()),
-                    What::Change(change) => (Kind::ChangeMembers, change.encode_to_vec()),
-                    What::Transfer(to) => (Kind::TransferLeader, to.to_le_bytes().to_vec()),
+                    What::ReserveId(addr) => (Kind::ReserveId, addr.clone().into_bytes().into()),
+                    What::Change(change) => (Kind::ChangeMembers, change.encode_to_vec().into()),
+                    What::Transfer(to) => (Kind::TransferLeader, Bytes::copy_from_slice(&to.to_le_bytes())),
                     What::Read | What::BecomeMember | What::Snapshot => {
                         self.requests.unsent.pop_front();
                         continue;
@@ -173,7 +174,9 @@ impl Core {
     }
 
     fn take_forward(&mut self, from: NodeId, forward: Forward) -> Result<Option<(u64, u64)>> {
-        let mut entries = Vec::with_capacity(forward.proposals.len());
+        // In a memory of their own: what a forward came in may be much larger, and the log keeps them for long.
+        let data_len = forward.proposals.iter().map(|proposal| proposal.data.len()).fold(0usize, usize::saturating_add);
+        let mut entries = Entries::with_capacity(forward.proposals.len(), data_len);
         let mut bytes = self.requests.uncommitted_bytes;
         let behind = self.raw.raft.raft_log.committed.saturating_sub(self.machine.applied());
         for proposal in forward.proposals {
@@ -197,10 +200,10 @@ impl Core {
             match Kind::from_number(proposal.kind) {
                 Some(kind @ (Kind::Command | Kind::ReserveId)) => {
                     let context = self.context(kind, from, forward.start, proposal.sequence);
-                    entries.push(Entry { data: proposal.data, context, ..Entry::default() });
+                    entries.push(Entry { context, ..Entry::default() }, &proposal.data);
                 }
                 Some(Kind::ChangeMembers) => {
-                    let change = Change::decode(proposal.data.as_slice()).map_err(|e| {
+                    let change = Change::decode(proposal.data).map_err(|e| {
                         Error::not_done(ErrorCode::InvalidArgument, format!("the change cannot be read: {e}"))
                     })?;
                     return Ok(match self.propose_change(&change, from, forward.start, proposal.sequence)? {
@@ -211,7 +214,7 @@ impl Core {
                     });
                 }
                 Some(Kind::TransferLeader) => {
-                    let to = proposal.data.as_slice().try_into().map(u64::from_le_bytes).unwrap_or(0);
+                    let to = proposal.data.as_ref().try_into().map(u64::from_le_bytes).unwrap_or(0);
                     self.transfer(to)?;
                     return Ok(Some((0, self.raw.raft.term)));
                 }
@@ -223,6 +226,7 @@ impl Core {
                 }
             }
         }
+        let entries = entries.whole();
         let count = entries.len() as u64;
         let at = if entries.is_empty() { None } else { self.append(entries) };
         if let Some((first, _)) = at {

@@ -11,13 +11,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message as _;
-use raft::eraftpb::Entry;
 
 use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::entry::{Context, Founding, Kind};
 use super::{Core, FOUNDING_INDEX, FOUNDING_TERM};
 use crate::cluster::{ClusterState, Member, NodeId, Uid};
+use crate::entry::Entry;
 use crate::error::{Error, ErrorCode, Result};
 use crate::request::Ticket;
 use crate::status::Event;
@@ -60,7 +60,7 @@ pub(super) fn founding_of(entry: &Entry) -> Option<BTreeMap<NodeId, Uid>> {
     if Context::of(entry)?.kind != Kind::Founding {
         return None;
     }
-    let founding = Founding::decode(entry.data.as_slice()).ok()?;
+    let founding = Founding::decode(entry.data.as_ref()).ok()?;
     Some(founding.heard.iter().filter_map(|m| Some((m.id, Uid::from_bytes(&m.directory)?))).collect())
 }
 

@@ -2,7 +2,6 @@
 //! Raft's applied cursor follows at once (S14): a slow state machine must not hold up elections.
 
 use prost::Message as _;
-use raft::eraftpb::Entry;
 
 use super::bugs::{self, Bug};
 use super::entry::{is_conf_change, Context, Founding, Kind};
@@ -10,6 +9,7 @@ use super::membership::{self, Awaited};
 use super::requests::{State, What};
 use super::{conf_change_of, Core};
 use crate::cluster::{ClusterState, Member, Uid};
+use crate::entry::Entry;
 use crate::error::{Committed, Error, ErrorCode};
 use crate::request::Reply;
 
@@ -86,7 +86,7 @@ impl Core {
         match context.map(|c| c.kind) {
             Some(Kind::Founding) => self.apply_founding(entry),
             Some(Kind::RecordDirectory) => {
-                if let Ok(record) = Member::decode(entry.data.as_slice()) {
+                if let Ok(record) = Member::decode(entry.data.as_ref()) {
                     let mut cluster = (*self.cluster).clone();
                     if let Some(member) = cluster.member_mut(record.id).filter(|m| m.directory.is_empty()) {
                         member.directory = record.directory;
@@ -157,7 +157,7 @@ impl Core {
     }
 
     fn apply_founding(&mut self, entry: &Entry) {
-        let Ok(founding) = Founding::decode(entry.data.as_slice()) else { return };
+        let Ok(founding) = Founding::decode(entry.data.as_ref()) else { return };
         let Some(incarnation) = Uid::from_bytes(&founding.incarnation) else { return };
         if !self.cluster.incarnation.is_empty() {
             return;

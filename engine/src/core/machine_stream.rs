@@ -4,13 +4,14 @@
 
 use std::collections::VecDeque;
 
-use raft::eraftpb::{Entry, EntryType};
+use raft::eraftpb::EntryType;
 
 use super::bugs::{self, Bug};
 use super::entry::{Context, Kind};
 use super::requests::State;
 use super::{outcomes, Core, Fetch};
 use crate::config::Config;
+use crate::entry::Entry;
 use crate::error::{Committed, Error, ErrorCode};
 use crate::log::SnapshotMeta;
 use crate::machine::{ApplyBatch, ApplyEntry, MachineAnswer, MachineRequest, Outcome};
@@ -49,6 +50,8 @@ pub(super) struct MachineStream {
     overtaken: bool,
     fetching: Option<u64>,
     fetched: Vec<Entry>,
+    /// Commands and bytes of the newest batch: the next one will need about as much memory.
+    last_batch: (usize, usize),
 }
 
 impl MachineStream {
@@ -70,6 +73,7 @@ impl MachineStream {
             overtaken: false,
             fetching: None,
             fetched: Vec::new(),
+            last_batch: (0, 0),
         }
     }
 
@@ -191,7 +195,13 @@ impl Core {
     fn queue_batch(&mut self) -> bool {
         let low = self.machine.next_index;
         let high = self.handed;
-        let mut batch = BatchMaker::new(self.id, self.start, self.cluster.verify_results_after, &self.config);
+        let mut batch = BatchMaker::new(
+            self.id,
+            self.start,
+            self.cluster.verify_results_after,
+            &self.config,
+            self.machine.last_batch,
+        );
         if self.raw.store().tail_first() <= low {
             let requests = &self.requests.pending;
             self.raw.store().for_each(low, high, |entry| batch.add(entry, |r| requests.get(&r).map(|p| p.token)));
@@ -229,6 +239,7 @@ impl Core {
         }
         let id = self.machine.next_id();
         let BatchMaker { mut batch, wanted, last_term, .. } = batch;
+        self.machine.last_batch = (batch.entries.len(), batch.data.len());
         batch.id = id;
         batch.last_index = last_index;
         batch.last_term = last_term;
@@ -361,14 +372,18 @@ struct BatchMaker {
 }
 
 impl BatchMaker {
-    fn new(node: u64, start: u64, verify_results_after: u64, config: &Config) -> Self {
+    fn new(node: u64, start: u64, verify_results_after: u64, config: &Config, like: (usize, usize)) -> Self {
         BatchMaker {
             node,
             start,
             verify_results_after,
             max_entries: config.machine_batch_entries,
             max_bytes: config.machine_batch_bytes,
-            batch: ApplyBatch::default(),
+            batch: ApplyBatch {
+                entries: Vec::with_capacity(like.0),
+                data: Vec::with_capacity(like.1),
+                ..ApplyBatch::default()
+            },
             wanted: Vec::new(),
             last: None,
             last_term: 0,

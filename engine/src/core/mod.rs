@@ -47,6 +47,7 @@ mod outcomes;
 mod proposals;
 mod reads;
 mod ready;
+mod received;
 mod requests;
 mod rng;
 mod run;
@@ -66,7 +67,7 @@ use std::sync::Arc;
 
 use prost_raft::Message as _;
 use raft::eraftpb::{
-    ConfChange, ConfChangeSingle, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType,
+    ConfChange, ConfChangeSingle, ConfChangeV2, ConfState, EntryType, HardState, Message, MessageType,
 };
 use raft::{RawNode, StateRole};
 
@@ -74,12 +75,14 @@ pub use actions::{Actions, Body, Fetch, Outbound, SnapshotSend};
 pub use deadlines::Micros;
 pub use entry::{Context, Kind, Origin};
 pub use greeting::founding_digest;
+pub use received::Received;
 pub use rng::Rng;
 pub use run::{Append, Run};
 pub use status::Positions;
 
 use crate::cluster::{ClusterState, NodeId};
 use crate::config::Config;
+use crate::entry::Entry;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
 use crate::request::Reply;
@@ -191,11 +194,11 @@ pub struct Core {
 /// The change an entry makes to the membership, in raft's newer form. `None` if it cannot be read.
 pub(crate) fn conf_change_of(entry: &Entry) -> Option<ConfChangeV2> {
     if entry.entry_type == EntryType::EntryConfChange as i32 {
-        let one = ConfChange::decode(entry.data.as_slice()).ok()?;
+        let one = ConfChange::decode(entry.data.as_ref()).ok()?;
         let single = ConfChangeSingle { change_type: one.change_type, node_id: one.node_id };
         Some(ConfChangeV2 { changes: vec![single], context: one.context, ..ConfChangeV2::default() })
     } else {
-        ConfChangeV2::decode(entry.data.as_slice()).ok()
+        ConfChangeV2::decode(entry.data.as_ref()).ok()
     }
 }
 
@@ -406,7 +409,7 @@ impl Core {
     }
 
     /// A message of a peer's stream. What cannot be is dropped and told (S16).
-    pub fn receive(&mut self, from: NodeId, message: Message) {
+    pub fn receive(&mut self, from: NodeId, received: impl Into<Received>) {
         self.heard(from);
         if self.failed.is_some() {
             return;
@@ -414,7 +417,8 @@ impl Core {
         if !self.admits(from) {
             return self.greet_anew(from);
         }
-        let kind = message.msg_type;
+        let received: Received = received.into();
+        let kind = received.head.msg_type;
         let log = &self.raw.raft.raft_log;
         let persisted = log.last_index() == log.persisted;
         if kind == MessageType::MsgReadIndex as i32 && !self.is_leader() {
@@ -433,7 +437,7 @@ impl Core {
             tail: log.store(),
             term_at: &|index| log.term(index).ok().filter(|t| *t != 0),
         };
-        if let Err(reason) = check::check(&message, from, &standing) {
+        if let Err(reason) = check::check(&received, from, &standing) {
             self.refuse_peer(from, format!("a message of kind {kind} was dropped: {reason}"));
             return;
         }
@@ -442,6 +446,10 @@ impl Core {
         {
             return;
         }
+        if kind == MessageType::MsgAppend as i32 && !received.entries.is_empty() {
+            return self.step_append(received);
+        }
+        let message = Message::from(received);
         if kind == MessageType::MsgRequestVote as i32 && message.term < self.raw.raft.term {
             return self.refuse_old_candidate(from);
         }
@@ -449,19 +457,13 @@ impl Core {
             return;
         }
         // An unknown sender's answer is of no use; nothing else can fail here.
-        if kind == MessageType::MsgAppend as i32 && !message.entries.is_empty() {
-            self.step_append(message);
-        } else {
-            let _ = self.raw.step(message);
-        }
+        let _ = self.raw.step(message);
     }
 
     /// Raft decides about the places of its entries; what they say waits beside it, if it takes them.
-    fn step_append(&mut self, mut message: Message) {
-        let entries = std::mem::take(&mut message.entries);
-        message.entries = bodies::strip(&entries);
+    fn step_append(&mut self, Received { head, entries }: Received) {
         let last = entries.last().map(|e| (e.index, e.term));
-        let _ = self.raw.step(message);
+        let _ = self.raw.step(Message { entries: bodies::strip(&entries), ..head });
         if last.is_some_and(|(index, term)| self.raw.raft.raft_log.term(index).is_ok_and(|t| t == term)) {
             self.bodies.wait(entries);
         }

@@ -1,6 +1,7 @@
 //! From a request to an entry of the log, appended here when this node leads. When another does it goes the way of `forwards`.
 
-use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+use bytes::Bytes;
+use raft::eraftpb::{EntryType, Message, MessageType};
 
 use super::bodies;
 use super::bugs::{self, Bug};
@@ -10,6 +11,7 @@ use super::membership::{plan, Awaited, Change, Step};
 use super::requests::{State, What};
 use super::Core;
 use crate::cluster::{Member, NodeId};
+use crate::entry::{Entry, EntryContext};
 use crate::error::{Error, ErrorCode, Result};
 use crate::request::{Completion, MemberChange, Token};
 
@@ -24,7 +26,7 @@ pub(super) enum Proposed {
 
 impl Core {
     /// Takes commands; all completions come later, one for each.
-    pub fn propose(&mut self, proposals: Vec<(Token, Vec<u8>)>, timeout: Option<Micros>) {
+    pub fn propose(&mut self, proposals: Vec<(Token, Bytes)>, timeout: Option<Micros>) {
         let not_serving = self.not_serving();
         for (token, data) in proposals {
             if let Some(error) = &not_serving {
@@ -84,7 +86,7 @@ impl Core {
         }
     }
 
-    pub(super) fn context(&mut self, kind: Kind, node: NodeId, start: u64, sequence: u64) -> Vec<u8> {
+    pub(super) fn context(&mut self, kind: Kind, node: NodeId, start: u64, sequence: u64) -> EntryContext {
         // Counts at once: the next entry may be made before raft has put this one into the log.
         self.newest_time_us = self.newest_time_us.max(self.wall_us);
         let time_us = if bugs::on(Bug::ClockGoesBack) { self.wall_us } else { self.newest_time_us };
@@ -92,8 +94,8 @@ impl Core {
     }
 
     fn append_unsent(&mut self) {
-        let mut entries = Vec::new();
-        let mut requests = Vec::new();
+        let mut entries = Vec::with_capacity(self.requests.unsent.len());
+        let mut requests = Vec::with_capacity(self.requests.unsent.len());
         let mut others = Vec::new();
         let mut refused = Vec::new();
         let mut bytes = self.requests.uncommitted_bytes;
@@ -108,7 +110,7 @@ impl Core {
                     }
                     (Kind::Command, std::mem::take(data))
                 }
-                What::ReserveId(addr) => (Kind::ReserveId, addr.clone().into_bytes()),
+                What::ReserveId(addr) => (Kind::ReserveId, addr.clone().into_bytes().into()),
                 _ => {
                     others.push(request);
                     continue;
@@ -245,7 +247,7 @@ impl Core {
             return Ok(Proposed::Later);
         }
         let context = self.context(Kind::ChangeMembers, node, start, sequence);
-        let data = prost_raft::Message::encode_to_vec(&planned);
+        let data = prost_raft::Message::encode_to_vec(&planned).into();
         let entry = Entry { entry_type: EntryType::EntryConfChangeV2 as i32, data, context, ..Entry::default() };
         match self.append(vec![entry]) {
             Some((index, term)) => {
@@ -294,7 +296,7 @@ impl Core {
             return false;
         }
         let context = self.context(kind, self.id, self.start, u64::MAX);
-        match self.append(vec![Entry { data, context, ..Entry::default() }]) {
+        match self.append(vec![Entry { data: data.into(), context, ..Entry::default() }]) {
             Some((index, _)) => {
                 self.awaited_by_all(index);
                 true

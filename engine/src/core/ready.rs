@@ -6,12 +6,13 @@
 
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, Message, MessageType};
+use raft::eraftpb::{Message, MessageType};
 
 use super::bugs::{self, Bug};
 use super::entry::{self, Context, Kind};
 use super::run::Append;
 use super::{appends, greeting, Body, Core, Outbound};
+use crate::entry::Entry;
 use crate::error::{Error, ErrorCode};
 
 impl Core {
@@ -23,13 +24,16 @@ impl Core {
         let new_vote = self.writes.changes_vote(&hard_state);
         let term_is_durable = self.writes.durable_term() == hard_state.term;
         let installed = (!ready.snapshot().is_empty()).then(|| self.install_snapshot(ready.snapshot())).flatten();
-        let mut entries = ready.take_entries();
-        if let Err(index) = self.bodies.restore(&mut entries) {
-            return self.fail(Error::unknown(
-                ErrorCode::Internal,
-                format!("what entry {index} says was not kept until raft handed it over; the node has stopped before it wrote it; please report this"),
-            ));
-        }
+        #[cfg_attr(not(feature = "known-bugs"), allow(unused_mut))]
+        let mut entries = match self.bodies.restore(ready.take_entries()) {
+            Ok(entries) => entries,
+            Err(index) => {
+                return self.fail(Error::unknown(
+                    ErrorCode::Internal,
+                    format!("what entry {index} says was not kept until raft handed it over; the node has stopped before it wrote it; please report this"),
+                ));
+            }
+        };
         if bugs::on(Bug::KeepsConflictingSuffix) {
             self.keep_conflicting_suffix(&mut entries);
         }

@@ -12,6 +12,8 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
+use bytes::Bytes;
+
 use super::deadlines::{Deadlines, Micros};
 use super::membership::{Awaited, Change};
 use super::transfer::Transfer;
@@ -43,7 +45,7 @@ pub(super) type NumberMap<V> = HashMap<u64, V, BuildHasherDefault<NumberHasher>>
 /// What is to be done. The payload stays until it has been handed to a leader for good.
 #[derive(Debug)]
 pub(super) enum What {
-    Command(Vec<u8>),
+    Command(Bytes),
     ReserveId(String),
     Change(Change),
     Transfer(NodeId),

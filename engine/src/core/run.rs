@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, Message};
+use raft::eraftpb::Message;
+
+use super::received::Received;
+use crate::entry::Entry;
 
 /// A piece of one of the log's chunks.
 #[derive(Clone, Debug)]
@@ -88,9 +91,9 @@ pub struct Append {
 }
 
 impl Append {
-    /// The message as raft means it.
-    pub fn whole(&self) -> Message {
-        Message { entries: self.run.iter().cloned().collect(), ..self.head.clone() }
+    /// As its receiver has it.
+    pub fn received(&self) -> Received {
+        Received { head: self.head.clone(), entries: self.run.iter().cloned().collect() }
     }
 
     /// Messages of at most `limit` bytes each (a larger entry goes alone), one going on where the other ends.
@@ -117,7 +120,7 @@ mod tests {
     fn append(pieces: &[(u64, u64)], bytes: usize) -> Append {
         let mut run = Run::default();
         for (start, end) in pieces.iter().copied() {
-            let entry = |index| Entry { index, term: index / 4, data: vec![0; bytes], ..Entry::default() };
+            let entry = |index| Entry { index, term: index / 4, data: vec![0; bytes].into(), ..Entry::default() };
             // Something else stands around it.
             let chunk: Vec<Entry> = (start - 1..end + 1).map(entry).collect();
             run.push(&Arc::new(chunk), 1, 1 + (end - start) as usize);
@@ -140,10 +143,10 @@ mod tests {
             ("nothing", vec![], 0, 10, vec![(0, 0, 0)]),
         ] {
             let whole = append(&pieces, bytes);
-            let expected_entries = whole.whole().entries;
+            let expected_entries = whole.received().entries;
             let parts = whole.split(limit);
             assert_eq!(shape(&parts), expected, "{story}");
-            let together: Vec<Entry> = parts.iter().flat_map(|a| a.whole().entries).collect();
+            let together: Vec<Entry> = parts.iter().flat_map(|a| a.received().entries).collect();
             assert_eq!(together, expected_entries, "{story}");
             assert!(parts.iter().all(|a| a.head.commit == 99), "{story}");
         }

@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use raft::eraftpb::Entry;
+use crate::entry::Entry;
 
 /// Freed each time, at least: some 50 µs.
 const LEAST: usize = 512;

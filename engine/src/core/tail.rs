@@ -8,10 +8,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
+use raft::eraftpb::{self, ConfState, HardState, Snapshot, SnapshotMetadata};
 use raft::{GetEntriesContext, RaftState, StorageError};
 
 use crate::cluster::NodeId;
+use crate::entry::Entry;
 use crate::log::{LogState, SnapshotMeta};
 
 use super::deadlines::Micros;
@@ -72,10 +73,14 @@ pub struct Tail {
 /// Runs of fetched entries kept for raft to pick up.
 const FETCHED_KEPT: usize = 16;
 const SIZE_STEP: u64 = 64 << 10;
+/// Counted for each entry beside its data.
+const ENTRY_BYTES: u64 = 64;
+/// Entries that memory is taken for before they have been looked at, at most.
+const RESERVED: u64 = 4096;
 
 /// What raft is given: the bytes are taken from here when they are needed, for a peer ([`Tail::run`]) or for the state machine.
-fn skeleton(entry: &Entry) -> Entry {
-    Entry { entry_type: entry.entry_type, term: entry.term, index: entry.index, ..Entry::default() }
+fn skeleton(entry: &Entry) -> eraftpb::Entry {
+    eraftpb::Entry { entry_type: entry.entry_type, term: entry.term, index: entry.index, ..Default::default() }
 }
 
 fn data_bytes(entry: &Entry) -> u64 {
@@ -134,7 +139,7 @@ impl Tail {
         let mut bytes = 0u64;
         for entry in entries.iter() {
             bytes = bytes.saturating_add(data_bytes(entry));
-            self.total_bytes = self.total_bytes.saturating_add(data_bytes(entry)).saturating_add(64);
+            self.total_bytes = self.total_bytes.saturating_add(data_bytes(entry)).saturating_add(ENTRY_BYTES);
             if self.sizes.back().is_none_or(|(_, sum)| self.total_bytes.saturating_sub(*sum) >= SIZE_STEP) {
                 self.sizes.push_back((entry.index, self.total_bytes));
             }
@@ -315,7 +320,7 @@ impl Tail {
     }
 
     /// The entries that these skeletons of raft's stand for, unless one of them is not in memory (any more).
-    pub fn run(&self, skeletons: &[Entry]) -> Option<Run> {
+    pub fn run(&self, skeletons: &[eraftpb::Entry]) -> Option<Run> {
         let mut run = Run::default();
         let mut rest = skeletons;
         let fetched = self.fetched.borrow();
@@ -333,7 +338,7 @@ impl Tail {
             let count = len.checked_sub(from)?.min(rest.len());
             let (from, to) = (skip.checked_add(from)?, skip.checked_add(from)?.checked_add(count)?);
             let (taken, left) = rest.split_at_checked(count)?;
-            let same = |(a, b): (&Entry, &Entry)| a.index == b.index && a.term == b.term;
+            let same = |(a, b): (&Entry, &eraftpb::Entry)| a.index == b.index && a.term == b.term;
             if count == 0 || !entries.get(from..to)?.iter().zip(taken).all(same) {
                 return None;
             }
@@ -344,7 +349,7 @@ impl Tail {
     }
 
     /// With what they take.
-    fn fetched_from(&self, low: u64, high: u64, max: u64) -> Option<(Vec<Entry>, u64)> {
+    fn fetched_from(&self, low: u64, high: u64, max: u64) -> Option<(Vec<eraftpb::Entry>, u64)> {
         let fetched = self.fetched.borrow();
         let held = fetched
             .iter()
@@ -352,7 +357,7 @@ impl Tail {
         let mut bytes = 0u64;
         let mut out = Vec::new();
         for entry in held.iter().skip_while(|e| e.index < low).take_while(|e| e.index < high) {
-            bytes = bytes.saturating_add(data_bytes(entry)).saturating_add(64);
+            bytes = bytes.saturating_add(data_bytes(entry)).saturating_add(ENTRY_BYTES);
             if bytes > max && !out.is_empty() {
                 break;
             }
@@ -377,7 +382,7 @@ impl raft::Storage for Tail {
         high: u64,
         max_size: impl Into<Option<u64>>,
         context: GetEntriesContext,
-    ) -> raft::Result<Vec<Entry>> {
+    ) -> raft::Result<Vec<eraftpb::Entry>> {
         if low < self.first_index {
             return Err(StorageError::Compacted.into());
         }
@@ -404,10 +409,11 @@ impl raft::Storage for Tail {
             self.wanted.borrow_mut().push(WantedEntries { low, high, max_bytes: wish, context });
             return Err(StorageError::LogTemporarilyUnavailable.into());
         }
-        let mut out = Vec::new();
+        let most = high.saturating_sub(low).min(max / ENTRY_BYTES).saturating_add(1).min(RESERVED);
+        let mut out = Vec::with_capacity(usize::try_from(most).unwrap_or_default());
         let mut bytes = 0u64;
         self.for_each(low, high.saturating_sub(1), |entry| {
-            bytes = bytes.saturating_add(data_bytes(entry)).saturating_add(64);
+            bytes = bytes.saturating_add(data_bytes(entry)).saturating_add(ENTRY_BYTES);
             if bytes > max && !out.is_empty() {
                 return false;
             }
@@ -470,7 +476,7 @@ mod tests {
     use raft::Storage;
 
     fn entries(range: std::ops::Range<u64>, term: u64) -> Arc<Vec<Entry>> {
-        Arc::new(range.map(|index| Entry { index, term, data: vec![0; 10], ..Entry::default() }).collect())
+        Arc::new(range.map(|index| Entry { index, term, data: vec![0; 10].into(), ..Entry::default() }).collect())
     }
 
     fn empty() -> Tail {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use raft::eraftpb::{Entry, HardState, Message, MessageType};
+use raft::eraftpb::{HardState, Message, MessageType};
 
 use super::{Context, Core, CoreOptions, Kind, Origin};
 use crate::cluster::{ClusterState, NodeId, Uid};
+use crate::entry::Entry;
 use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
 use crate::Config;
 
@@ -98,5 +99,5 @@ pub(super) fn follow(core: &mut Core, commit: u64) {
 pub(super) fn command(index: u64) -> Entry {
     let origin = Origin { node: 9, start: 9, sequence: index };
     let context = Context { kind: Kind::Command, time_us: 0, origin }.encode();
-    Entry { term: 2, index, data: b"x".to_vec(), context, ..Entry::default() }
+    Entry { term: 2, index, data: "x".into(), context, ..Entry::default() }
 }

@@ -52,7 +52,9 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use raft::eraftpb::{Entry, Message, MessageType};
+    use crate::core::Received;
+    use crate::entry::Entry;
+    use raft::eraftpb::{Message, MessageType};
 
     use super::super::test_cores::{chosen, command, follow, message};
     use super::super::Fetch;
@@ -67,8 +69,10 @@ mod tests {
         let mut core = chosen();
         heard(&mut core);
         follow(&mut core, 9);
-        let entries = (10..=last).map(|index| Entry { term: 3, data: vec![0; bytes], ..command(index) }).collect();
-        core.receive(2, Message { index: 9, log_term: 2, entries, ..message(MessageType::MsgAppend, 2, 3) });
+        let entries =
+            (10..=last).map(|index| Entry { term: 3, data: vec![0; bytes].into(), ..command(index) }).collect();
+        let head = Message { index: 9, log_term: 2, ..message(MessageType::MsgAppend, 2, 3) };
+        core.receive(2, Received { head, entries });
         heard(&mut core);
         core.begin_turn(10_000, 1);
         assert_eq!((core.applied(), heard(&mut core)), (9, vec![]));

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::HardState;
 
 use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::{Core, Outbound};
+use crate::entry::Entry;
 use crate::log::{ClusterRecord, LogWrite, SnapshotMeta};
 use crate::status::Event;
 

@@ -3,8 +3,9 @@
 //! Lives here: order and consistency of writes (contiguous entries, terms and commit that never fall, S7). May not live
 //! here: transactions and bytes. A refusal means that the caller is wrong; nothing may be written after it.
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::HardState;
 
+use crate::entry::Entry;
 use crate::log::load::Loaded;
 use crate::log::record::{Bounds, Meta};
 use crate::log::{ClusterRecord, Identity, LogWrite, SnapshotMeta};

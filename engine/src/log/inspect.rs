@@ -6,12 +6,13 @@
 
 use std::path::{Path, PathBuf};
 
-use raft::eraftpb::{Entry, EntryType, HardState};
+use raft::eraftpb::{EntryType, HardState};
 use serde_json::{json, Value as Json};
 
 use crate::cluster::ClusterState;
 use crate::config::LogEngine;
 use crate::core::{Context, Kind};
+use crate::entry::Entry;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files;
 use crate::log::lmdb_view::LmdbView;
@@ -189,7 +190,7 @@ mod tests {
             Context { kind, time_us: 17, origin }.encode()
         };
         let shown = |entry_type: i32, data: &[u8], context: Vec<u8>| {
-            entry_json(&Entry { entry_type, index: 5, term: 2, data: data.to_vec(), context, sync_log: false })
+            entry_json(&Entry { entry_type, index: 5, term: 2, data: data.to_vec().into(), context: context.into() })
         };
         for (kind, name) in [
             (Kind::Command, "command"),
@@ -197,13 +198,13 @@ mod tests {
             (Kind::RecordDirectory, "record_directory"),
             (Kind::ReserveId, "reserve_id"),
         ] {
-            let json = shown(0, b"x", context(kind));
+            let json = shown(0, b"x", context(kind).to_vec());
             assert_eq!((&json["kind"], &json["type"]), (&name.into(), &"EntryNormal".into()));
             assert_eq!(json["time_us"], 17);
             assert_eq!(json["proposer"], json!({"node_id": 3, "start": "ffffffffffffffff", "sequence": 9}));
         }
         // An empty command is a command; an entry without anything is raft's own.
-        assert_eq!(shown(0, b"", context(Kind::Command))["kind"], "command");
+        assert_eq!(shown(0, b"", context(Kind::Command).to_vec())["kind"], "command");
         for (entry_type, data, context, name) in [
             (0, &b""[..], vec![], "empty"),
             (0, b"noise", vec![], "unknown"),

@@ -3,8 +3,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use raft::eraftpb::Entry;
-
+use crate::entry::{Entries, Entry};
 use crate::error::Result;
 use crate::log::files::corrupt;
 use crate::log::lmdb::Shared;
@@ -33,30 +32,27 @@ impl LogReader for LmdbReader {
         let bounds = bounds.ok_or_else(|| corrupt(path, "the bounds of the log are missing"))?;
         let bounds = record::decode_bounds(bounds).map_err(|fault| record_error(path, None, fault))?;
         let high = high.min(bounds.last.saturating_add(1));
-        let mut entries = Vec::new();
         if low < bounds.first || low >= high {
-            return Ok(entries);
+            return Ok(Vec::new());
         }
+        let mut entries = Entries::default();
         let (from, to) = (record::entry_key(low), record::entry_key(high));
         let range: (Bound<&[u8]>, Bound<&[u8]>) = (Bound::Included(&from), Bound::Excluded(&to));
-        let mut bytes = 0u64;
         let mut expected = low;
         for item in records.range(&txn, &range).map_err(failed)? {
             let (key, value) = item.map_err(failed)?;
             if key != record::entry_key(expected) {
                 break;
             }
-            let entry = record::decode_entry(expected, value).map_err(|f| record_error(path, Some(expected), f))?;
-            bytes = bytes.saturating_add(entry.data.len() as u64);
-            entries.push(entry);
+            record::gather_entry(expected, value, &mut entries).map_err(|f| record_error(path, Some(expected), f))?;
             expected = expected.saturating_add(1);
-            if bytes > max_bytes {
-                return Ok(entries);
+            if entries.bytes() as u64 > max_bytes {
+                return Ok(entries.whole());
             }
         }
         if expected < high {
             return Err(corrupt(path, format_args!("entry {expected} is missing")).with_index(expected));
         }
-        Ok(entries)
+        Ok(entries.whole())
     }
 }

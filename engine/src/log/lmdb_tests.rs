@@ -2,11 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use raft::eraftpb::Entry;
-
 use super::tests::{append, compact, entry, hard_state, killed, open, range};
 use super::*;
 use crate::config::LogEngine;
+use crate::entry::Entry;
 use crate::error::ErrorCode;
 
 fn data_file(dir: &Path) -> PathBuf {
@@ -111,7 +110,7 @@ fn s8_a_truncated_file_is_found_before_it_is_mapped() {
 fn a_flipped_payload_is_found_when_read_even_after_a_clean_stop() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(LogEngine::Lmdb, dir.path()).unwrap();
-    log.writer.write(&[append(vec![Entry { data: vec![0xA7; 20_000], ..entry(2, 1, 0) }])]).unwrap();
+    log.writer.write(&[append(vec![Entry { data: vec![0xA7; 20_000].into(), ..entry(2, 1, 0) }])]).unwrap();
     drop(log);
     let mut bytes = std::fs::read(data_file(dir.path())).unwrap();
     let at = bytes.windows(64).rposition(|w| w.iter().all(|b| *b == 0xA7)).unwrap();

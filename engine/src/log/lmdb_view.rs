@@ -6,8 +6,9 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::HardState;
 
+use crate::entry::{Entries, Entry};
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files::{self, corrupt};
 use crate::log::inspect::{Small, View};
@@ -100,17 +101,19 @@ fn small_records(pages: &PageFile, root: &Root) -> Result<Records> {
 
 /// Entries `low..high`; none if they have been compacted meanwhile.
 fn some_entries(pages: &PageFile, root: &Root, low: u64, high: u64) -> Result<Vec<Entry>> {
-    let mut entries: Vec<Entry> = Vec::new();
+    let mut entries = Entries::default();
+    let mut expected = low;
     lmdb_pages::scan(pages, root, &record::entry_key(low), &mut |key, value| {
-        let expected = low.saturating_add(entries.len() as u64);
         if expected >= high || record::parse_key(key) != Some(Key::Entry(expected)) {
             return Ok(ControlFlow::Break(()));
         }
         let value = whole(pages, value)?;
-        let entry = record::decode_entry(expected, &value);
-        entries.push(entry.map_err(|fault| record_error(pages.path(), Some(expected), fault))?);
+        let gathered = record::gather_entry(expected, &value, &mut entries);
+        gathered.map_err(|fault| record_error(pages.path(), Some(expected), fault))?;
+        expected = expected.saturating_add(1);
         Ok(ControlFlow::Continue(()))
     })?;
+    let entries = entries.whole();
     match entries.last() {
         Some(last) if last.index >= high => Err(corrupt(pages.path(), "entries out of order")),
         _ => Ok(entries),

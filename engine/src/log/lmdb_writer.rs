@@ -186,7 +186,7 @@ impl LmdbWriter {
 }
 
 /// Bytes of pages that an entry may take: its own pages if large, else its share of a leaf.
-fn entry_room(entry: &raft::eraftpb::Entry) -> u64 {
+fn entry_room(entry: &crate::entry::Entry) -> u64 {
     let size = (entry.data.len() as u64).saturating_add(entry.context.len() as u64).saturating_add(80);
     if size > 1900 {
         size.div_ceil(4096).saturating_add(1).saturating_mul(4096)

@@ -37,9 +37,10 @@ pub use open::{check, open_or_create, LogOptions, NewLog, OpenedLog};
 
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::HardState;
 
 use crate::cluster::{ClusterState, NodeId, Uid};
+use crate::entry::Entry;
 use crate::error::Error;
 
 /// Who a directory belongs to. Written when it is born; only `incarnation` changes, once, from nothing to something (S11).

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::HardState;
 
 use super::tests::{cluster, entry, founding, meta, open, options, with_both_engines};
 use super::*;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::HardState;
 
 use super::*;
 use crate::cluster::ClusterState;
@@ -76,8 +76,8 @@ with_both_engines!(
 );
 
 pub(super) fn entry(index: u64, term: u64, size: usize) -> Entry {
-    let data = (0..size).map(|n| (n as u64 ^ index.wrapping_mul(31)) as u8).collect();
-    Entry { entry_type: 0, term, index, data, context: vec![index as u8; 3], sync_log: false }
+    let data: Vec<u8> = (0..size).map(|n| (n as u64 ^ index.wrapping_mul(31)) as u8).collect();
+    Entry { entry_type: 0, term, index, data: data.into(), context: vec![index as u8; 3].into() }
 }
 
 pub(super) fn append(entries: Vec<Entry>) -> LogWrite {

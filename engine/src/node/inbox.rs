@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use raft::eraftpb::Entry;
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::entry::Entry;
 use crate::error::{Error, ErrorCode, Result};
 use crate::machine::MachineAnswer;
 use crate::request::{Completion, Request, Ticket, Timeout, Token};
@@ -24,7 +25,7 @@ pub(crate) enum Input {
         timeout: Timeout,
     },
     Proposals {
-        proposals: Vec<(Token, Vec<u8>)>,
+        proposals: Vec<(Token, Bytes)>,
         timeout: Timeout,
     },
     Reads {

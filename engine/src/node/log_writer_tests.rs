@@ -3,10 +3,10 @@ use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use raft::eraftpb::Entry;
 use tokio::sync::mpsc::{unbounded_channel, UnboundedReceiver};
 
 use super::*;
+use crate::entry::Entry;
 use crate::error::{Error, ErrorCode, Result};
 
 /// What became of the writes, in the order in which the log saw them.
@@ -54,7 +54,7 @@ fn bench(fault: impl FnMut(u64) -> Result<()> + Send + 'static) -> Bench {
 }
 
 fn write(number: u64, bytes: usize) -> LogWrite {
-    let entry = Entry { index: number, data: vec![0; bytes], ..Entry::default() };
+    let entry = Entry { index: number, data: vec![0; bytes].into(), ..Entry::default() };
     LogWrite { number, entries: Some(Arc::new(vec![entry])), must_sync: true, ..LogWrite::default() }
 }
 

@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::cluster::NodeId;
@@ -193,7 +194,7 @@ impl Node {
     }
 
     /// Accepts all of these commands, or none.
-    pub fn propose_many(&self, proposals: Vec<(Token, Vec<u8>)>, timeout: Timeout) -> Result<()> {
+    pub fn propose_many(&self, proposals: Vec<(Token, Bytes)>, timeout: Timeout) -> Result<()> {
         Self::check_tokens(proposals.iter().map(|(token, _)| *token))?;
         let mut bytes = 0u64;
         for (_, data) in &proposals {

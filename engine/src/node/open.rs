@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use raft::eraftpb::Entry;
-
 use super::NodeOptions;
 use crate::cluster::{NodeId, Uid};
 use crate::core::{founding_digest, new_log};
+use crate::entry::Entry;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files::REMEDY;
 use crate::log::{open_or_create, Identity, LogOptions, LogReader, LogState, LogWriter, NewLog};

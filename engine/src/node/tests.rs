@@ -120,7 +120,7 @@ impl Member {
     }
 
     fn propose(&mut self, command: &[u8]) {
-        let reply = self.ask(Request::Propose(command.to_vec()), ENOUGH);
+        let reply = self.ask(Request::Propose(command.to_vec().into()), ENOUGH);
         assert!(matches!(reply, Ok(Reply::Applied { .. })), "{reply:?}");
     }
 }
@@ -149,7 +149,7 @@ fn a_follower_whose_disk_hangs_stays_responsive_and_closes_in_time() {
     for _ in 0..3 {
         members[leader].propose(b"meanwhile");
     }
-    let waited = hung.ask(Request::Propose(b"its own".to_vec()), Duration::from_millis(500));
+    let waited = hung.ask(Request::Propose("its own".into()), Duration::from_millis(500));
     // The two others commit it; what it comes to is applied here only when the disk answers.
     assert!(waited.is_err_and(|error| error.code == ErrorCode::Timeout && error.committed == Committed::Unknown));
     assert_eq!(members[leader].node.status().term, term);
@@ -180,12 +180,12 @@ fn a_lone_node_whose_disk_hangs_says_so_and_serves_again() {
     alone.propose(b"before");
     let disk = Arc::clone(&alone.disk);
     let hangs = lock(&disk);
-    let waited = alone.ask(Request::Propose(b"meanwhile".to_vec()), Duration::from_secs(2));
+    let waited = alone.ask(Request::Propose("meanwhile".into()), Duration::from_secs(2));
     assert!(waited.is_err());
     assert_ne!(alone.node.status().role, Role::Leader);
     drop(hangs);
     let end = Instant::now() + ENOUGH;
-    while alone.ask(Request::Propose(b"after".to_vec()), ENOUGH).is_err() {
+    while alone.ask(Request::Propose("after".into()), ENOUGH).is_err() {
         assert!(Instant::now() < end, "it never serves again");
         std::thread::sleep(Duration::from_millis(20));
     }

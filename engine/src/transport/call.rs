@@ -258,7 +258,7 @@ pub fn decode_answer(bytes: &[u8]) -> Result<Result<Reply>> {
 
 fn request_to_wire(request: &Request) -> RequestWire {
     match request {
-        Request::Propose(data) => RequestWire::Propose(data.clone()),
+        Request::Propose(data) => RequestWire::Propose(data.to_vec()),
         Request::Read => RequestWire::Read(()),
         Request::ReserveId { addr } => RequestWire::ReserveId(addr.clone()),
         Request::Join { id, addr, directory, learner } => {
@@ -278,7 +278,7 @@ fn request_to_wire(request: &Request) -> RequestWire {
 
 fn request_from_wire(request: RequestWire) -> Result<Request> {
     Ok(match request {
-        RequestWire::Propose(data) => Request::Propose(data),
+        RequestWire::Propose(data) => Request::Propose(data.into()),
         RequestWire::Read(()) => Request::Read,
         RequestWire::ReserveId(addr) => Request::ReserveId { addr },
         RequestWire::Join(JoinWire { id, addr, directory, learner }) => Request::Join { id, addr, directory, learner },
@@ -429,7 +429,7 @@ mod tests {
 
     fn any_request() -> impl Strategy<Value = Request> {
         prop_oneof![
-            any::<Vec<u8>>().prop_map(Request::Propose),
+            any::<Vec<u8>>().prop_map(|data| Request::Propose(data.into())),
             Just(Request::Read),
             any::<String>().prop_map(|addr| Request::ReserveId { addr }),
             (any::<u64>(), any::<String>(), any::<Vec<u8>>(), any::<bool>())

@@ -11,11 +11,11 @@ use tonic::Status;
 use crate::wire::{ForwardedProposal, Frame, Item, OutcomeMark};
 
 /// Beside the message's own length: what its elements may take.
-const ROOM: usize = 16 << 20;
+pub(super) const ROOM: usize = 16 << 20;
 /// Most items in one frame; a sender keeps to it.
 pub const MAX_ITEMS: usize = 65_536;
 
-fn malformed(_: impl std::fmt::Display) -> Status {
+pub(super) fn malformed(_: impl std::fmt::Display) -> Status {
     Status::invalid_argument("message is not well formed")
 }
 
@@ -109,7 +109,7 @@ mod tests {
                     number: n[2],
                     proposals: proposals
                         .into_iter()
-                        .map(|(sequence, data, kind)| ForwardedProposal { sequence, data, kind })
+                        .map(|(sequence, data, kind)| ForwardedProposal { sequence, data: data.into(), kind })
                         .collect(),
                     to_start: n[3],
                 })

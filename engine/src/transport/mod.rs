@@ -24,6 +24,7 @@ pub mod limits;
 mod listen;
 mod outgoing;
 mod queue;
+mod raft_message;
 mod service;
 mod snapshot;
 mod socket;
@@ -46,7 +47,8 @@ use crate::request::{Reply, Request, Timeout};
 use crate::wire::{Hello, Item, SnapshotHeader, StreamKind, Welcome};
 
 use dial::{Local, Slot, Target};
-pub use outgoing::{encode_entries, Outgoing, What};
+pub use outgoing::{Outgoing, What};
+pub use raft_message::{decode_message, encode_entries};
 use service::Shared;
 pub use snapshot::{IntakeFile, SnapshotIntake, SnapshotSource, CHUNK};
 

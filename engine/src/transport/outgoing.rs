@@ -4,11 +4,11 @@
 //! entries that go to several peers are encoded once for all of them.
 
 use bytes::{Bytes, BytesMut};
-use prost::encoding::{encode_key, encode_varint, encoded_len_varint, WireType};
 use prost::Message as _;
 use prost_raft::Message as _;
-use raft::eraftpb::{Entry, Message};
+use raft::eraftpb::Message;
 
+use super::raft_message::{field_len, open};
 use crate::wire::{Body, Item};
 
 /// What it means to its sender when it could not be sent.
@@ -28,37 +28,14 @@ pub struct Outgoing {
     rest: Bytes,
 }
 
-/// Field numbers: of an item in its frame, of a raft message in its item, of an entry in its message (eraftpb).
+/// Field numbers: of an item in its frame, of a raft message in its item.
 const ITEM: u32 = 1;
 const RAFT: u32 = 1;
-const ENTRIES: u32 = 7;
 /// Most that a tag and a length take.
 const PER_FIELD: usize = 1 + 10;
 
-fn open(field: u32, len: usize, out: &mut BytesMut) {
-    encode_key(field, WireType::LengthDelimited, out);
-    encode_varint(len as u64, out);
-}
-
-/// A field of one byte's tag with its contents.
-fn field_len(len: usize) -> usize {
-    len.saturating_add(encoded_len_varint(len as u64)).saturating_add(1)
-}
-
-/// The entries of a message, encoded.
-pub fn encode_entries<'e>(entries: impl Iterator<Item = &'e Entry> + Clone) -> Bytes {
-    let size = entries.clone().map(|e| e.data.len().saturating_add(e.context.len()).saturating_add(64)).sum();
-    let mut out = BytesMut::with_capacity(size);
-    for entry in entries {
-        open(ENTRIES, entry.encoded_len(), &mut out);
-        // The memory grows as needed: this cannot fail.
-        entry.encode_raw(&mut out);
-    }
-    out.freeze()
-}
-
 impl Outgoing {
-    /// A message of raft's; `entries` as [`encode_entries`] made them, beside those that it has itself.
+    /// A message of raft's; `entries` as [`encode_entries`](super::encode_entries) made them, beside those that it has itself.
     pub fn raft(message: &Message, entries: Bytes) -> Self {
         let own = message.encoded_len();
         let body = own.saturating_add(entries.len());
@@ -106,12 +83,15 @@ impl From<Body> for Outgoing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::Received;
+    use crate::entry::Entry;
+    use crate::transport::{decode_message, encode_entries};
     use crate::wire::{Forward, Frame};
     use proptest::prelude::*;
     use raft::eraftpb::MessageType;
 
     fn entry(index: u64, data: Vec<u8>) -> Entry {
-        Entry { index, term: 3, context: vec![1; data.len() % 40], data, ..Entry::default() }
+        Entry { index, term: 3, context: vec![1; data.len() % 40].into(), data: data.into(), ..Entry::default() }
     }
 
     fn frame(items: impl IntoIterator<Item = Outgoing>) -> Frame {
@@ -140,11 +120,11 @@ mod tests {
                 Outgoing::raft(&head, encode_entries(entries.iter())),
                 Outgoing::raft(&head, Bytes::new()),
             ]);
-            let got: Vec<Message> = sent.items.into_iter().map(|item| match item.body {
-                Some(Body::Raft(bytes)) => Message::decode(bytes).unwrap(),
+            let got: Vec<Received> = sent.items.into_iter().map(|item| match item.body {
+                Some(Body::Raft(bytes)) => decode_message(&bytes).unwrap(),
                 other => panic!("{other:?}"),
             }).collect();
-            prop_assert_eq!(got, vec![Message { entries, ..head.clone() }, head]);
+            prop_assert_eq!(got, vec![Received { head: head.clone(), entries }, head.into()]);
         }
     }
 

@@ -135,7 +135,7 @@ impl Ours {
         let mut token = 0;
         until("the command is taken", || {
             token += 1;
-            self.node.submit(token, Request::Propose(command.to_vec()), Timeout::Default).unwrap();
+            self.node.submit(token, Request::Propose(command.to_vec().into()), Timeout::Default).unwrap();
             let mut result = None;
             until("the proposal completes", || {
                 let mut completions = self.state.completions.lock().unwrap();

@@ -203,8 +203,8 @@ mod tests {
 
     use super::super::frame_builder::FrameBuilder;
     use super::*;
+    use crate::entry::{Entries, Entry};
     use crate::log::record;
-    use raft::eraftpb::Entry;
 
     fn header() -> FrameHeader {
         FrameHeader {
@@ -234,7 +234,7 @@ mod tests {
                 [12, 13],
                 |fault| fault,
                 |index, out| {
-                    record::append_entry(&Entry { index, term: 5, data: data.to_vec(), ..Entry::default() }, out)
+                    record::append_entry(&Entry { index, term: 5, data: data.to_vec().into(), ..Entry::default() }, out)
                 },
             )
             .unwrap();
@@ -253,7 +253,9 @@ mod tests {
         for (index, at) in sealed.entries {
             let size = record::ENTRY_HEADER + 5;
             let value = &sealed.bytes[*at as usize..*at as usize + size];
-            assert_eq!(record::decode_entry(*index, value).unwrap().data, b"hello");
+            let mut entries = Entries::default();
+            record::gather_entry(*index, value, &mut entries).unwrap();
+            assert_eq!(entries.whole()[0].data.as_ref(), b"hello");
         }
         let (magic, generation) = (Claim::of(sealed.bytes).unwrap(), header().generation);
         assert_eq!((magic.generation, magic.len), (generation, sealed.bytes.len() as u64));

@@ -6,8 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use raft::eraftpb::Entry;
-
+use crate::entry::{Entries, Entry};
 use crate::error::Result;
 use crate::log::inspect::{Small, View};
 use crate::log::load::record_error;
@@ -39,22 +38,23 @@ impl SegmentView {
 
     /// Entries as they were found; `None` when their segment is another one by now.
     fn try_entries(&self, low: u64, high: u64) -> Result<Option<Vec<Entry>>> {
-        let mut entries = Vec::new();
+        let mut entries = Entries::default();
         let mut block = Block::new(u64::MAX);
         for (place, index) in self.found.places.from(low).zip(low..high) {
             let links = &self.found.chain.links;
             let Some(link) = links.iter().find(|link| link.first.generation == place.segment) else { break };
             let value = block.value(&link.file, place, index);
-            let value = value.and_then(|value| {
-                record::decode_entry(index, value).map_err(|fault| record_error(link.file.path(), Some(index), fault))
+            let gathered = value.and_then(|value| {
+                let gathered = record::gather_entry(index, value, &mut entries);
+                gathered.map_err(|fault| record_error(link.file.path(), Some(index), fault))
             });
             let claim = Walk::new(&link.file).claim(0)?;
             if claim.is_none_or(|c| (c.generation, c.number) != (link.first.generation, link.first.number)) {
                 return Ok(None);
             }
-            entries.push(value?);
+            gathered?;
         }
-        Ok(Some(entries))
+        Ok(Some(entries.whole()))
     }
 }
 

@@ -5,8 +5,7 @@
 
 use std::sync::Arc;
 
-use raft::eraftpb::Entry;
-
+use crate::entry::{Entries, Entry};
 use crate::error::Result;
 use crate::log::load::record_error;
 use crate::log::record::{self, Fault, ENTRY_HEADER};
@@ -35,8 +34,8 @@ impl SegmentReader {
 impl LogReader for SegmentReader {
     fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>> {
         let mut block = Block::new(max_bytes);
-        let mut entries = Vec::new();
-        let (mut next, mut bytes, mut cuts) = (low, 0u64, None);
+        let mut entries = Entries::default();
+        let (mut next, mut cuts) = (low, None);
         while next < high {
             let part = self.shared.index.part(next, high, PART);
             if part.places.is_empty() || *cuts.get_or_insert(part.cuts) != part.cuts {
@@ -44,17 +43,15 @@ impl LogReader for SegmentReader {
             }
             for (place, file) in part.places {
                 let value = block.value(&file, place, next)?;
-                let entry = record::decode_entry(next, value);
-                let entry = entry.map_err(|fault| record_error(file.path(), Some(next), fault))?;
-                bytes = bytes.saturating_add(entry.data.len() as u64);
-                entries.push(entry);
+                let gathered = record::gather_entry(next, value, &mut entries);
+                gathered.map_err(|fault| record_error(file.path(), Some(next), fault))?;
                 next = next.saturating_add(1);
-                if bytes > max_bytes {
-                    return Ok(entries);
+                if entries.bytes() as u64 > max_bytes {
+                    return Ok(entries.whole());
                 }
             }
         }
-        Ok(entries)
+        Ok(entries.whole())
     }
 }
 

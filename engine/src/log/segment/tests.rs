@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
-use raft::eraftpb::Entry;
 
 use super::frame::{Claim, ALIGN, HEADER};
 use crate::config::LogEngine;
+use crate::entry::Entry;
 use crate::error::{Committed, Error, ErrorCode};
 use crate::log::tests::{append, compact, entry, founding, hard_state, killed, meta, options, range};
 use crate::log::{check, inspect, open_or_create, LogOptions, LogWrite, OpenedLog};
@@ -338,7 +338,7 @@ fn frames_of_another_directory_are_none() {
     let dir = put(&mixed);
     let mut log = open(dir.path()).unwrap();
     assert_eq!(content(&log), held);
-    let image_as_payload = Entry { data: foreign.clone(), ..entry(426, 2, 0) };
+    let image_as_payload = Entry { data: foreign.clone().into(), ..entry(426, 2, 0) };
     log.writer.write(&[append(vec![image_as_payload.clone()])]).unwrap();
     let mut torn = self::image(dir.path());
     let (name, frames) = newest(&torn);

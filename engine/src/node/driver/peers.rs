@@ -15,7 +15,7 @@ use crate::error::ErrorCode;
 use crate::log::SnapshotMeta;
 use crate::node::FIRST_INTERNAL_TOKEN;
 use crate::snapshots::wire_header;
-use crate::transport::{encode_entries, Incoming, Lane, Outgoing, Permit, What};
+use crate::transport::{decode_message, encode_entries, Incoming, Lane, Outgoing, Permit, What};
 use crate::wire::{Body as ItemBody, Item, SnapshotHeader};
 
 /// Whether another voter can be reached: all of a cluster that closes at once need not wait for a successor.
@@ -92,7 +92,7 @@ impl Driver {
 
     fn item(&mut self, from: NodeId, item: Item) {
         match item.body {
-            Some(ItemBody::Raft(bytes)) => match Message::decode(bytes) {
+            Some(ItemBody::Raft(bytes)) => match decode_message(&bytes) {
                 Ok(message) => self.core.receive(from, message),
                 Err(error) => {
                     self.log(slog::Level::Warning, "transport", || {
