@@ -40,6 +40,8 @@ _PLACE: Final = struct.Struct("=QQQ24x")
 #: An outcome of raftify_apply_told_packed: index, failed, len; the bytes follow.
 _OUTCOME: Final = struct.Struct("<QII")
 _TURN_SECONDS: Final = 0.005
+#: No token.
+_NONE: Final = -1
 _TURN_ENTRIES: Final = 1000
 #: Longest text of an exception that travels.
 _TEXT_LIMIT: Final = 4096
@@ -246,6 +248,9 @@ class Applier:
             places = (Applied(index, term, time_us / 1e6) for index, term, time_us in _PLACE.iter_unpack(table))
         monotonic = time.monotonic
         waiters, run = self._waiters, Run(self._waiters)
+        #: The token that the run goes on with, and where it ends.
+        expected = end = _NONE
+        add: Callable[[bytes], None]
         waiter_of = waiters.pending.pop
         outcomes: list[bytes] = []
         entries, limit, turn_ends = self._turn_entries, _TURN_ENTRIES, self._turn_started + _TURN_SECONDS
@@ -254,8 +259,10 @@ class Applier:
                 command = data[offset : offset + size]
                 try:
                     result = apply(command, next(places)) if wants_applied else apply(command)
-                    if type(result) is not bytes:
-                        if type(result) is CoroutineType or (result is not None and inspect.isawaitable(result)):
+                    if result is None:
+                        result = b""
+                    elif type(result) is not bytes:
+                        if _is_awaitable(result):
                             self.busy = True
                             try:
                                 if self._ahead.going_on:
@@ -278,16 +285,18 @@ class Applier:
                 else:
                     if token:
                         # It waits here: no need to go through the library.
-                        if token == run.next:
-                            run.add(result)
-                        else:
-                            waiter = waiter_of(token, None)
-                            if type(waiter) is Batch:
-                                run.begin(waiter, token, result)
-                            elif waiter is None:
-                                waiters.tell(token, result)
-                            elif not waiter.done():
-                                waiter.set_result(result)
+                        if token == expected or type(waiter := waiter_of(token, None)) is Batch:
+                            if token != expected:
+                                add, expected, end = run.begin(waiter, token), token, waiter.end
+                            add(result)
+                            expected += 1
+                            if expected == end:
+                                run.tell()
+                                expected = _NONE
+                        elif waiter is None:
+                            waiters.tell(token, result)
+                        elif not waiter.done():
+                            waiter.set_result(result)
                         self.told_index = index
                     elif wanted:
                         outcomes += (_OUTCOME.pack(index, 0, len(result)), result)

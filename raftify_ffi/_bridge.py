@@ -200,7 +200,8 @@ class Bridge:
         self.check()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes] = loop.create_future()
-        tokens = self.waiters.expect((future,), loop)
+        tokens = TOKENS.take(1)
+        self.waiters.expect((future,), tokens, loop)
         try:
             submit(tokens[0])
         except BaseException:

@@ -10,7 +10,7 @@ import asyncio
 from ._errors import RaftError, plain_copy
 from ._library import call, lib
 from ._pointer import Pointer
-from ._waiters import Waiters
+from ._waiters import TOKENS, Waiters
 
 
 class _Shared:
@@ -72,7 +72,8 @@ class Readers:
 
     def _ask(self, futures: list[asyncio.Future[None]], timeout_ms: int) -> None:
         asked = _Shared(futures)
-        tokens = self._waiters.expect((asked,), self._loop)
+        tokens = TOKENS.take(1)
+        self._waiters.expect((asked,), tokens, self._loop)
         try:
             with self._node as node:
                 call(lib.raftify_read, node, tokens[0], timeout_ms)

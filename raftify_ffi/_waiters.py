@@ -28,12 +28,11 @@ class Tokens:
         self._lock = threading.Lock()
         self._next = 1
 
-    def take(self, count: int) -> int:
-        """The first of so many."""
+    def take(self, count: int) -> range:
         with self._lock:
             first = self._next
-            self._next += count
-            return first
+            self._next = end = first + count
+        return range(first, end)
 
     def after_fork_in_child(self) -> None:
         """A thread that does not exist here may hold the lock."""
@@ -44,15 +43,17 @@ TOKENS = Tokens()
 
 
 class Batch:
-    """The commands of one `propose_many`: tokens in a row, one future for all of them."""
+    """The commands of one `propose_many`: tokens in a row, once they are on their way down; one future for all of them."""
 
-    __slots__ = ("end", "failed", "first", "future", "left", "outcomes")
+    __slots__ = ("cancelled", "end", "failed", "first", "future", "left", "outcomes")
 
-    def __init__(self, first: int, count: int, future: asyncio.Future[list[Any]]) -> None:
-        self.first = first
+    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
+        self.first = 0
         #: After the last token.
-        self.end = first + count
+        self.end = 0
         self.future = future
+        #: As a future has it.
+        self.cancelled = future.cancelled
         #: What each came to: the result, or the exception; None: not known yet.
         self.outcomes: list[Any] = [None] * count
         self.left = count
@@ -89,19 +90,15 @@ class Waiters:
 
     # ---- before a request is handed down, and if it is not accepted ------------------------------------------------------------------
 
-    def expect(self, futures: Sequence[Any], loop: asyncio.AbstractEventLoop) -> range:
-        """Tokens for futures of that loop; on the home loop, for whatever takes an outcome as a future does."""
-        first = TOKENS.take(len(futures))
-        tokens = range(first, first + len(futures))
+    def expect(self, waiter: Batch | Sequence[Any], tokens: range, loop: asyncio.AbstractEventLoop) -> None:
+        """These tokens are a batch's, or one each of futures of that loop; on the home loop, of whatever takes an outcome as a
+        future does."""
+        if isinstance(waiter, Batch):
+            waiter.first, waiter.end = tokens.start, tokens.stop
+            self.pending.update(dict.fromkeys(tokens, waiter))
+            return
         into = self.pending if loop is self._loop else self.foreign
-        for token, future in zip(tokens, futures):
-            into[token] = future
-        return tokens
-
-    def expect_batch(self, count: int, future: asyncio.Future[list[Any]]) -> Batch:
-        batch = Batch(TOKENS.take(count), count, future)
-        self.pending.update(dict.fromkeys(range(batch.first, batch.end), batch))
-        return batch
+        into.update(zip(tokens, waiter))
 
     def forget(self, tokens: range) -> None:
         """They were not handed down: nothing will come for them."""
@@ -158,35 +155,24 @@ class Waiters:
 class Run:
     """Results of commands of one `propose_many` that follow one another, told in one go: at the latest with the last of them."""
 
-    __slots__ = ("_batch", "_results", "_waiters", "next")
+    __slots__ = ("_batch", "_first", "_results", "_waiters")
 
     def __init__(self, waiters: Waiters) -> None:
         self._waiters = waiters
         self._batch: Batch | None = None
+        self._first = 0
         self._results: list[bytes] = []
-        #: The token with which the run goes on.
-        self.next = -1
 
-    def begin(self, batch: Batch, token: int, result: bytes) -> None:
-        if self._batch is not None:
-            self.tell()
-        self._batch = batch
-        self.next = token
-        self.add(result)
-
-    def add(self, result: bytes) -> None:
-        self._results.append(result)
-        self.next += 1
-        batch = self._batch
-        if batch is not None and self.next == batch.end:
-            self.tell()
+    def begin(self, batch: Batch, token: int) -> Callable[[bytes], None]:
+        """Tells the run before. What it returns takes the result of that token, and then those of the tokens behind it, in order."""
+        self.tell()
+        self._batch, self._first, self._results = batch, token, []
+        return self._results.append
 
     def tell(self) -> None:
-        batch, results = self._batch, self._results
+        batch, self._batch = self._batch, None
         if batch is not None:
-            self._batch, self._results = None, []
-            self._waiters.tell_run(batch, self.next - len(results), results)
-            self.next = -1
+            self._waiters.tell_run(batch, self._first, self._results)
 
 
 def in_loop(loop: asyncio.AbstractEventLoop, resolved: list[Resolved]) -> None:
