@@ -21,8 +21,9 @@ use super::segment_file::SegmentFile;
 const FIRST_SIZE: u64 = 1 << 20;
 const SMALLEST_SIZE: u64 = 64 << 10;
 const LARGEST_SIZE: u64 = 1 << 30;
-/// Ready segments, at most.
+/// Ready segments, at most; more while the log fills more than that from one compaction to the next, since it will need them again.
 const MOST: usize = 6;
+const MOST_EVER: usize = 64;
 /// Ready segments that are made ahead: one to use, one in reserve.
 const AHEAD: usize = 2;
 /// Of the disk, what a log leaves for snapshots, without which it could not be compacted.
@@ -50,6 +51,9 @@ pub(crate) struct Pool {
     surplus: Vec<Arc<SegmentFile>>,
     deleting: Option<Paced<(u64, u64)>>,
     next_slot: u64,
+    /// Taken since segments last came back; and that of the fullest time between two compactions, which fades with each.
+    taken: usize,
+    span: usize,
     /// Bytes of all segments of the directory but those that are being deleted.
     held: u64,
     /// Bytes of those.
@@ -68,6 +72,8 @@ impl Pool {
             surplus: Vec::new(),
             deleting: None,
             next_slot,
+            taken: 0,
+            span: 0,
             held,
             leaving: 0,
             limit,
@@ -89,6 +95,7 @@ impl Pool {
                 _ => Failure::Broken(error),
             })?,
         };
+        self.taken = self.taken.saturating_add(1);
         self.prepare();
         Ok(file)
     }
@@ -177,12 +184,17 @@ impl Pool {
 
     /// Takes back a segment that no longer belongs to the log, or has it deleted ([`Pool::clear_surplus`]).
     pub(crate) fn give(&mut self, file: Arc<SegmentFile>) {
+        if self.taken > 0 {
+            self.span = self.taken.saturating_add(AHEAD).max(self.span.saturating_sub(1));
+            self.taken = 0;
+        }
         let size = self.limit.min(FIRST_SIZE);
         let fits = file.len() >= size && file.len() <= self.limit.saturating_mul(4);
         let within = self.quota.is_none_or(|quota| self.held <= quota);
         // Somewhat smaller than a new one would be is better than a new one.
         let useful = self.ready.len() < AHEAD || file.len() >= self.next_size() / 2;
-        if fits && useful && self.ready.len() < MOST && (within || self.ready.is_empty()) {
+        let wanted = self.ready.len() < MOST || self.ready.len() < self.span.min(MOST_EVER);
+        if fits && useful && wanted && (within || self.ready.is_empty()) {
             self.ready.push_back(file);
         } else {
             self.held = self.held.saturating_sub(file.len());
@@ -311,6 +323,26 @@ mod tests {
         pool.clear_surplus();
         drop(pool);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_one_compaction_frees_is_kept_for_the_next_time_the_log_grows_so_far() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pool = pool(dir.path(), 2, None);
+        let mut grow_and_compact = |segments: usize| {
+            let taken: Vec<_> = (0..segments).map(|_| pool.take(100, true).unwrap()).collect();
+            let made = pool.next_slot;
+            taken.into_iter().for_each(|file| pool.give(file));
+            pool.finish_making();
+            (pool.ready.len(), made)
+        };
+        let (kept, made) = grow_and_compact(20);
+        assert_eq!(kept, 20 + AHEAD);
+        let (kept, again) = grow_and_compact(20);
+        assert_eq!((kept, again), (20 + AHEAD, made), "nothing new is made");
+        let last = (0..40).map(|_| grow_and_compact(1)).last();
+        assert_eq!(last.map(|(kept, _)| kept), Some(MOST), "with little to write it fades");
+        assert!(grow_and_compact(2 * MOST_EVER).0 <= MOST_EVER + AHEAD);
     }
 
     #[test]
