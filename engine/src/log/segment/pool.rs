@@ -51,7 +51,7 @@ pub(crate) struct Pool {
     surplus: Vec<Arc<SegmentFile>>,
     deleting: Option<Paced<(u64, u64)>>,
     next_slot: u64,
-    /// Taken since segments last came back; and that of the fullest time between two compactions, which fades with each.
+    /// Taken since segments last came back; and in the fullest time between two compactions, which fades with each that needs less than half.
     taken: usize,
     span: usize,
     /// Bytes of all segments of the directory but those that are being deleted.
@@ -185,7 +185,8 @@ impl Pool {
     /// Takes back a segment that no longer belongs to the log, or has it deleted ([`Pool::clear_surplus`]).
     pub(crate) fn give(&mut self, file: Arc<SegmentFile>) {
         if self.taken > 0 {
-            self.span = self.taken.saturating_add(AHEAD).max(self.span.saturating_sub(1));
+            let fades = usize::from(self.taken.saturating_mul(2) < self.span);
+            self.span = self.taken.saturating_add(AHEAD).max(self.span.saturating_sub(fades));
             self.taken = 0;
         }
         let size = self.limit.min(FIRST_SIZE);
