@@ -96,7 +96,7 @@ impl Driver {
                 Ok(message) => self.core.receive(from, message),
                 Err(error) => {
                     self.log(slog::Level::Warning, "transport", || {
-                        format!("a message from node {from} cannot be read: {error}")
+                        format!("a message from node {from} cannot be read: {}", error.message())
                     });
                 }
             },
