@@ -96,6 +96,7 @@ impl Pool {
             })?,
         };
         self.taken = self.taken.saturating_add(1);
+        self.let_go(disk_space(&self.log_dir));
         self.prepare();
         Ok(file)
     }
@@ -135,6 +136,33 @@ impl Pool {
     fn usable(&self, needed: u64) -> Option<usize> {
         // The pool has the only way to a new holder, so a count of one stays one.
         self.ready.iter().position(|file| Arc::strong_count(file) == 1 && file.len() >= needed)
+    }
+
+    /// Ready segments to keep. Past [`MOST`] only where the disk has as much free again: a snapshot, without which the log cannot be
+    /// compacted, needs that room more.
+    fn most(&self, space: Option<(u64, u64)>) -> usize {
+        let ready = self.ready.iter().map(|file| file.len()).fold(0, u64::saturating_add);
+        let ample = space.is_none_or(|(free, _)| free > ready);
+        if ample {
+            self.span.clamp(MOST, MOST_EVER)
+        } else {
+            MOST
+        }
+    }
+
+    /// The disk has become short of space since they were kept, or the log needs fewer.
+    fn let_go(&mut self, space: Option<(u64, u64)>) {
+        while self.ready.len() > self.most(space) {
+            let Some(file) = self.ready.pop_back() else { return };
+            self.give_up(file);
+        }
+    }
+
+    /// It is too much.
+    fn give_up(&mut self, file: Arc<SegmentFile>) {
+        self.held = self.held.saturating_sub(file.len());
+        self.leaving = self.leaving.saturating_add(file.len());
+        self.surplus.push(file);
     }
 
     fn may_grow(&self, by: u64) -> Result<()> {
@@ -194,13 +222,11 @@ impl Pool {
         let within = self.quota.is_none_or(|quota| self.held <= quota);
         // Somewhat smaller than a new one would be is better than a new one.
         let useful = self.ready.len() < AHEAD || file.len() >= self.next_size() / 2;
-        let wanted = self.ready.len() < MOST || self.ready.len() < self.span.min(MOST_EVER);
-        if fits && useful && wanted && (within || self.ready.is_empty()) {
+        let space = disk_space(&self.log_dir);
+        if fits && useful && self.ready.len() < self.most(space) && (within || self.ready.is_empty()) {
             self.ready.push_back(file);
         } else {
-            self.held = self.held.saturating_sub(file.len());
-            self.leaving = self.leaving.saturating_add(file.len());
-            self.surplus.push(file);
+            self.give_up(file);
         }
     }
 
@@ -344,6 +370,23 @@ mod tests {
         let last = (0..40).map(|_| grow_and_compact(1)).last();
         assert_eq!(last.map(|(kept, _)| kept), Some(MOST), "with little to write it fades");
         assert!(grow_and_compact(2 * MOST_EVER).0 <= MOST_EVER + AHEAD);
+    }
+
+    #[test]
+    fn on_a_disk_that_is_nearly_full_no_more_is_kept_than_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pool = pool(dir.path(), 0, None);
+        let taken: Vec<_> = (0..20).map(|_| pool.make(SIZE).unwrap()).collect();
+        (pool.taken, pool.held) = (20, 20 * SIZE);
+        taken.into_iter().for_each(|file| pool.give(file));
+        assert_eq!((pool.ready.len(), pool.most(Some((100 * SIZE, 0)))), (20, 20 + AHEAD));
+        assert_eq!(pool.most(Some((20 * SIZE, 0))), MOST);
+        pool.let_go(Some((100 * SIZE, 0)));
+        assert_eq!(pool.ready.len(), 20);
+        pool.let_go(Some((10 * SIZE, 0)));
+        let ready = pool.ready.len();
+        assert!(ready as u64 * SIZE <= 10 * SIZE && ready >= MOST, "{ready} stay, as large together as what is free");
+        assert_eq!((pool.held, pool.leaving), (ready as u64 * SIZE, (20 - ready as u64) * SIZE));
     }
 
     #[test]
