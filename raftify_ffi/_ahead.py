@@ -1,10 +1,10 @@
 """Work of a task that is done ahead of the task's turn: begun while the task waits, ended there if nothing of it suspends, and
 otherwise ended by the task. Whatever runs sees the task's context variables, and the task as the current one.
 
-             run()                          hand_over()                     rest()
-    nothing ───────▶ going on, not in the task ─────────▶ half way ─────────▶ in the task
-       ▲                        │ ended                      │ cancel()
-       └────────────────────────┴────────────────────────────┘
+             run()                          it suspends            rest()
+    nothing ───────▶ going on, not in the task ────────▶ half way ───────▶ in the task
+       ▲                        │ ended
+       └────────────────────────┘
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
-from types import CoroutineType
 from typing import Any, Final
 
 # Of asyncio's documented means for those who make tasks of their own ("Extending").
@@ -21,35 +20,53 @@ _enter_task: Final[Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], None
 _leave_task: Final[Callable[[asyncio.AbstractEventLoop, asyncio.Task[Any]], None]] = asyncio.tasks._leave_task
 
 
-class _BareYield:
-    """Where a coroutine that runs ahead stops, so that the rest of it can be awaited in the task."""
-
-    def __await__(self) -> Generator[None, None, None]:
-        yield
-
-
 class _Rest:
-    """What is left of a coroutine that stopped at a bare `yield`; it cannot be awaited as it is."""
+    """What is left of a coroutine that suspended outside of its task: what it waits for is waited for by the task, as if the coroutine
+    had been awaited there from the start."""
 
-    __slots__ = ("_coroutine",)
+    __slots__ = ("_coroutine", "_error", "_waits_for")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: Any, error: BaseException | None) -> None:
         self._coroutine = coroutine
+        self._waits_for = waits_for
+        #: What came to the task before it knew of any of this.
+        self._error = error
 
     def __await__(self) -> Generator[Any, Any, None]:
-        return self._coroutine.__await__()
+        coroutine, waits_for, error = self._coroutine, self._waits_for, self._error
+        if isinstance(error, asyncio.CancelledError) and asyncio.isfuture(waits_for) and waits_for.cancel(*error.args):
+            # As a task does: what it waits for is cancelled, and brings that back.
+            error = None
+        # A bare yield (None) asks for a turn of the loop, and that has passed.
+        while error is not None or waits_for is not None:
+            if error is not None:
+                thrown, error = error, None
+                try:
+                    waits_for = coroutine.throw(thrown)
+                except StopIteration:
+                    return
+                finally:
+                    del thrown
+            try:
+                yield waits_for
+                break
+            except BaseException as raised:
+                error = raised
+        yield from coroutine.__await__()
 
 
 class Ahead:
     """Of one task, one piece of work at a time."""
 
-    __slots__ = ("_context", "_half_way", "_task", "going_on")
+    __slots__ = ("_context", "_half_way", "_task", "_waits_for", "going_on")
 
     def __init__(self) -> None:
         #: The task's.
         self._context: Context = copy_context()
         self._task: asyncio.Task[None] | None = None
         self._half_way: Coroutine[Any, Any, None] | None = None
+        #: What that gave when it suspended: a future, or None for a turn of the loop.
+        self._waits_for: Any = None
         #: What runs was begun here: the task does not run.
         self.going_on = False
 
@@ -62,40 +79,35 @@ class Ahead:
         self._task = loop.create_task(body, context=self._context)
         return self._task, True
 
-    def run(self, work: Coroutine[Any, Any, None]) -> bool:
-        """False: half way, the task is needed, see `rest`. Raises what the work raises. The task must wait, for nothing of this work."""
+    def run(self, work: Callable[[Any], Coroutine[Any, Any, None]], argument: Any) -> bool:
+        """Begins `work(argument)`. False: the task is needed; either it is half way, see `rest`, or it was not begun, because another task
+        runs. Raises what the work raises. The task must wait, for nothing of this work."""
         task = self._task
         assert task is not None
         loop = task.get_loop()
-        self.going_on = True
-        _enter_task(loop, task)
         try:
-            self._context.run(work.send, None)
+            _enter_task(loop, task)
+        except RuntimeError:
+            return False
+        self.going_on = True
+        coroutine = work(argument)
+        try:
+            self._waits_for = self._context.run(coroutine.send, None)
         except StopIteration:
             return True
         finally:
             _leave_task(loop, task)
             self.going_on = False
-        self._half_way = work
+        self._half_way = coroutine
         return False
 
-    async def hand_over(self, result: object) -> None:
-        """Within the work: returns in the task. `result`, which waits to be awaited there, is closed if that never comes."""
-        try:
-            await _BareYield()
-        except BaseException:
-            if type(result) is CoroutineType:
-                result.close()
-            raise
+    @property
+    def half_way(self) -> bool:
+        return self._half_way is not None
 
-    async def rest(self) -> None:
-        """In the task: ends what is half way."""
+    async def rest(self, error: BaseException | None = None) -> None:
+        """In the task: ends what is half way. `error`, which came to the task while it waited, comes to the work where that waits."""
         work, self._half_way = self._half_way, None
+        waits_for, self._waits_for = self._waits_for, None
         if work is not None:
-            await _Rest(work)
-
-    def cancel(self, error: asyncio.CancelledError) -> None:
-        """The task is cancelled while it waits: what is half way hears of it where it stopped, as it would inside the task."""
-        work, self._half_way = self._half_way, None
-        if work is not None:
-            work.throw(error)
+            await _Rest(work, waits_for, error)

@@ -8,7 +8,8 @@ Invariants:
 - never two methods at a time; while a snapshot is being *captured* nothing is applied (rule 12); its bytes are written afterwards;
 - between two entries, when readers wait, they are let in before the next (rule 13);
 - an `Exception` of `apply` is the command's outcome; a fault of this node stops the node (rule 10), and the entry counts as not applied;
-- awaiting a method that does not suspend costs no loop turn; after 5 ms or 1,000 entries the loop gets one.
+- awaiting a method that does not suspend costs no loop turn; after 5 ms or 1,000 entries the loop gets one;
+- whoever is told a result may at once ask for a status, or read: what was told counts as applied before anything else runs.
 """
 
 from __future__ import annotations
@@ -19,19 +20,18 @@ import struct
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from types import CoroutineType
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from . import _snapshots
 from ._ahead import Ahead
 from ._context import enter_store
 from ._errors import RaftError
-from ._library import call, lib
+from ._library import lib
 from ._log import raft_log
 from ._pointer import Pointer
 from ._store import Applied, StoreMethods, contiguous_bytes
-from ._waiters import Batch, Run, Waiters
+from ._waiters import Run, Waiters
 
 #: raftify_entry without what only an `Applied` needs: index, offset, len, wanted, token.
 _ENTRY: Final = struct.Struct("=Q16xQIIQ")
@@ -52,25 +52,24 @@ _KEPT_EXCEPTIONS: Final = 1024
 LOCAL_FAULTS: Final = (OSError, MemoryError, RecursionError, asyncio.CancelledError, asyncio.TimeoutError)
 
 
-@dataclass(frozen=True)
-class ApplyRequest:
+class ApplyRequest(NamedTuple):
     request: int
-    count: int
+    #: Entries.
+    entries: int
     #: The entry table and, after it, the payloads.
     data: bytes
-    last_index: int
 
 
-@dataclass(frozen=True)
-class SnapshotRequest:
+class SnapshotRequest(NamedTuple):
     request: int
-    index: int
+    #: Of the newest applied entry.
+    at: int
 
 
-@dataclass(frozen=True)
-class RestoreRequest:
+class RestoreRequest(NamedTuple):
     request: int
-    index: int
+    #: Of the newest entry that is in the snapshot.
+    at: int
 
 
 class MachineStopped(Exception):
@@ -83,10 +82,6 @@ def _text_of(error: BaseException) -> str:
     except Exception:
         text = "(its text cannot be made)"
     return f"{type(error).__qualname__}: {text}"[:_TEXT_LIMIT]
-
-
-def _is_awaitable(value: object) -> bool:
-    return type(value) is CoroutineType or inspect.isawaitable(value)
 
 
 class Applier:
@@ -106,15 +101,16 @@ class Applier:
         #: In which turn of the loop a batch was last begun ahead.
         self._turn = 0
         #: `apply` has not suspended yet, so that it is worth beginning a batch ahead of the task's turn.
-        self._plain = not inspect.iscoroutinefunction(methods.apply)
+        self._plain = True
+        self._run = Run(waiters)
         self._readers: deque[asyncio.Future[None]] = deque()
         self._stopping = False
         self._turn_started = 0.0
         self._turn_entries = 0
         self._captures: set[asyncio.Task[None]] = set()
-        #: A method of the store is suspended half way.
+        #: Whoever sees this set sees a method of the store suspended half way.
         self.busy = False
-        #: The newest command whose proposer was told; the library hears of it with its batch.
+        #: Everything up to here is applied; the library hears of it with its batch.
         self.told_index = 0
         #: What `apply` raised, by index, for proposers on this node.
         self.raised: OrderedDict[int, BaseException] = OrderedDict()
@@ -133,25 +129,31 @@ class Applier:
     def put(self, request: ApplyRequest | SnapshotRequest | RestoreRequest, turn: int) -> None:
         """`turn` differs from one turn of the loop to the next. What must end the program comes out of here as it would out of the
         task."""
-        idle = self._wake is not None and not self._wake.done() and not self._ahead.going_on
-        if idle and self._plain and type(request) is ApplyRequest and asyncio.current_task() is None:
-            self._begin(request, turn)
-        else:
+        wake = self._wake
+        idle = wake is not None and not wake.done() and not self._ahead.going_on
+        if not (idle and self._plain and type(request) is ApplyRequest and self._begin(request, turn)):
             self._requests.append(request)
             self._wake_up()
 
-    def _begin(self, request: ApplyRequest, turn: int) -> None:
-        """The task waits and nothing is queued: as far as it goes without suspending, the request is served here and now."""
+    def _begin(self, request: ApplyRequest, turn: int) -> bool:
+        """The task waits and nothing is queued: as far as it goes without suspending, the request is served here and now. False: it was
+        not begun."""
         if turn != self._turn:
             self._turn = turn
             self._turn_started, self._turn_entries = time.monotonic(), 0
         try:
-            if not self._ahead.run(self._serve(request)):
+            if self._ahead.run(self._apply_batch, request):
+                self.on_progress()
+            elif self._ahead.half_way:
+                self._plain = not self.busy
                 self._wake_up()
+            else:
+                return False
         except BaseException as error:
             self.stop()
             if not isinstance(error, MachineStopped):
                 raise
+        return True
 
     def stop(self) -> None:
         """Ends after the entry that is being applied; what is queued is dropped: the log still has it."""
@@ -182,24 +184,29 @@ class Applier:
                 if self._requests:
                     await self._serve(self._requests.popleft())
                 else:
-                    await self._wait()
+                    cancelled = await self._wait()
                     self._turn_started, self._turn_entries = time.monotonic(), 0
-                    await self._ahead.rest()
+                    if self._ahead.half_way:
+                        await self._ahead.rest(cancelled)
+                        await self._served()
         except MachineStopped:
             pass
         finally:
             self._stopping = True
             self._let_in()
 
-    async def _wait(self) -> None:
+    async def _wait(self) -> asyncio.CancelledError | None:
+        """For something to do. What cancels the task meanwhile is for the method that is half way, if one is."""
         self._wake = asyncio.get_running_loop().create_future()
         try:
             await self._wake
         except asyncio.CancelledError as error:
-            self._ahead.cancel(error)
-            raise
+            if not self._ahead.half_way:
+                raise
+            return error
         finally:
             self._wake = None
+        return None
 
     async def _serve(self, request: ApplyRequest | SnapshotRequest | RestoreRequest) -> None:
         if isinstance(request, ApplyRequest):
@@ -208,6 +215,9 @@ class Applier:
             await self._snapshot(request)
         else:
             await self._restore(request)
+        await self._served()
+
+    async def _served(self) -> None:
         self.on_progress()
         await self._between()
 
@@ -232,7 +242,7 @@ class Applier:
     async def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """A store's method, plain or async; `busy` while it is suspended."""
         result = method(*arguments)
-        if not _is_awaitable(result):
+        if not inspect.isawaitable(result):
             return result
         self.busy = True
         try:
@@ -241,82 +251,91 @@ class Applier:
             self.busy = False
 
     async def _apply_batch(self, batch: ApplyRequest) -> None:
-        data = batch.data
-        apply, wants_applied = self._methods.apply, self._methods.wants_applied
-        table = memoryview(data)[: batch.count * _ENTRY.size]
-        if wants_applied:
-            places = (Applied(index, term, time_us / 1e6) for index, term, time_us in _PLACE.iter_unpack(table))
-        monotonic = time.monotonic
-        waiters, run = self._waiters, Run(self._waiters)
-        #: The token that the run goes on with, and where it ends.
-        expected = end = _NONE
-        add: Callable[[bytes], None]
-        waiter_of = waiters.pending.pop
+        request, count, data = batch
+        methods, waiters, run = self._methods, self._waiters, self._run
+        table = memoryview(data)[: count * _ENTRY.size]
+        apply = _placed(methods.apply, table) if methods.wants_applied else methods.apply
+        waiting, monotonic = waiters.pending.pop, time.monotonic
         outcomes: list[bytes] = []
+        #: The token that the run goes on with, where it ends, and what takes its results.
+        expected = end = _NONE
+        add = outcomes.append
         entries, limit, turn_ends = self._turn_entries, _TURN_ENTRIES, self._turn_started + _TURN_SECONDS
         try:
             for index, offset, size, wanted, token in _ENTRY.iter_unpack(table):
-                command = data[offset : offset + size]
                 try:
-                    result = apply(command, next(places)) if wants_applied else apply(command)
+                    result = apply(data[offset : offset + size])
                     if result is None:
                         result = b""
                     elif type(result) is not bytes:
-                        if _is_awaitable(result):
-                            self.busy = True
-                            try:
-                                if self._ahead.going_on:
-                                    self._plain = False
-                                    await self._ahead.hand_over(result)
-                                result = await result
-                            finally:
-                                self.busy = False
-                                if self._readers or self._stopping:
-                                    limit = 0
-                        if type(result) is not bytes:
+                        if type(result) is CoroutineType or inspect.isawaitable(result):
+                            # For those who run if it suspends.
+                            self.busy, self.told_index = True, index - 1
+                            result = await result
+                            if self._readers or self._stopping:
+                                limit = 0
+                        if result is None:
+                            result = b""
+                        elif type(result) is not bytes:
                             result = _checked_result(result)
                 except LOCAL_FAULTS as error:
-                    self._machine_failed(batch.request, index, "apply", error)
+                    self._apply_failed(request, index, error)
                 except Exception as error:
-                    text = self._command_failed(batch.request, index, error, bool(wanted))
+                    limit = 0
+                    text = self._command_failed(request, index, error, bool(wanted))
                     outcomes += (_OUTCOME.pack(index, 1, len(text)), text)
                 except BaseException as error:
-                    self._machine_failed(batch.request, index, "apply", error)
+                    self._apply_failed(request, index, error)
                 else:
                     if token:
                         # It waits here: no need to go through the library.
-                        if token == expected or type(waiter := waiter_of(token, None)) is Batch:
-                            if token != expected:
-                                add, expected, end = run.begin(waiter, token), token, waiter.end
+                        if token == expected:
                             add(result)
                             expected += 1
                             if expected == end:
+                                self.told_index = index
                                 run.tell()
                                 expected = _NONE
-                        elif waiter is None:
-                            waiters.tell(token, result)
-                        elif not waiter.done():
-                            waiter.set_result(result)
-                        self.told_index = index
+                        else:
+                            try:
+                                waiting(token).set_result(result)
+                            except KeyError:
+                                self.told_index = index
+                                if (whole := waiters.batch_of(token)) is None:
+                                    waiters.tell_foreign(token, result)
+                                else:
+                                    add, expected, end = run.begin(whole, token, result), token + 1, whole.end
+                                    if expected == end:
+                                        run.tell()
+                                        expected = _NONE
+                            except asyncio.InvalidStateError:
+                                pass  # it was cancelled
                     elif wanted:
                         outcomes += (_OUTCOME.pack(index, 0, len(result)), result)
                 entries += 1
-                # Stopped or waited for by readers it can only be once something was awaited: then the limit is 0.
+                # Stopped or waited for by readers it can only be once something was awaited, or raised: then the limit is 0.
                 if entries >= limit or monotonic() > turn_ends:
                     self._turn_entries = entries
+                    self.busy, self.told_index = False, index
                     await self._between()
                     if self._stopping:
                         return
                     entries, limit, turn_ends = self._turn_entries, _TURN_ENTRIES, self._turn_started + _TURN_SECONDS
+            self.told_index = index
         finally:
+            self.busy = False
             self._turn_entries = entries
             run.tell()
         packed = b"".join(outcomes)
-        self._answer(lib.raftify_apply_told_packed, batch.request, packed, len(packed))
+        self._answer(lib.raftify_apply_told_packed, request, packed, len(packed))
+
+    def _apply_failed(self, request: int, index: int, error: BaseException) -> NoReturn:
+        self.told_index = index - 1
+        self._machine_failed(request, index, "apply", error)
 
     def _command_failed(self, request: int, index: int, error: Exception, wanted: bool) -> bytes:
         if self._stop_on_error:
-            self._machine_failed(request, index, "apply", error)
+            self._apply_failed(request, index, error)
         text = _text_of(error)
         raft_log.error(
             "%s: apply raised at index %d: %s", self._name, index, text, exc_info=error, extra={"index": index}
@@ -341,8 +360,7 @@ class Applier:
 
     def _answer(self, function: Any, request: int, *arguments: Any) -> None:
         try:
-            with self._node as node:
-                call(function, node, request, *arguments)
+            self._node.call(function, request, *arguments)
         except RaftError as error:
             # The node is ending: its CLOSED record says why.
             raft_log.debug("%s: an answer of the store came too late: %s", self._name, error)
@@ -352,7 +370,7 @@ class Applier:
         try:
             chunks = _snapshots.captured(await self._call(self._methods.snapshot))
         except (KeyboardInterrupt, SystemExit, asyncio.CancelledError) as error:
-            self._machine_failed(request.request, request.index, "snapshot", error)
+            self._machine_failed(request.request, request.at, "snapshot", error)
         except BaseException as error:
             self._snapshot_done(request, error)
             return
@@ -376,7 +394,7 @@ class Applier:
             reason = _text_of(error).encode("utf-8", "replace")
             if not isinstance(error, (asyncio.CancelledError, RaftError)):
                 raft_log.error(
-                    "%s: no snapshot at index %d: %s", self._name, request.index, reason.decode(), exc_info=error
+                    "%s: no snapshot at index %d: %s", self._name, request.at, reason.decode(), exc_info=error
                 )
         self._answer(lib.raftify_snapshot_done, request.request, int(error is not None), reason, len(reason))
 
@@ -388,13 +406,17 @@ class Applier:
             else:
                 await self._call(methods.restore, await _snapshots.read_all(self._node, request.request))
         except BaseException as error:
-            self._machine_failed(request.request, request.index, "restore", error)
+            self._machine_failed(request.request, request.at, "restore", error)
         self._answer(lib.raftify_restore_done, request.request)
 
 
+def _placed(apply: Callable[..., Any], table: memoryview) -> Callable[[bytes], Any]:
+    """`apply` for the entries of this table, in order, with what it is to be given besides."""
+    places = (Applied(index, term, time_us / 1e6) for index, term, time_us in _PLACE.iter_unpack(table))
+    return lambda command: apply(command, next(places))
+
+
 def _checked_result(result: object) -> bytes:
-    if result is None:
-        return b""
     data = contiguous_bytes(result)
     if data is None:
         raise TypeError(f"apply returned {type(result).__name__}; it may return bytes, a contiguous buffer, or None")

@@ -25,7 +25,7 @@ from . import _log
 from ._errors import Closed, Forked, RaftError, error_from_json
 from ._library import call, ffi, lib
 from ._threads import forget_all, in_thread, join_all, start_daemon
-from ._waiters import TOKENS, Batch, Resolved, Waiters, in_loop
+from ._waiters import TOKENS, Resolved, Waiters, in_loop
 
 #: token, index, term, data, source, kind, status, count
 Record = tuple[int, int, int, bytes, int, int, int, int]
@@ -35,6 +35,7 @@ _BATCH: Final = 512
 _EVENT: Final = struct.Struct("=QQQQQQiiII")
 assert _EVENT.size == ffi.sizeof("raftify_event")
 
+_BYTES: Final = ffi.typeof("char *")
 _COMPLETION: Final[int] = lib.RAFTIFY_EVENT_COMPLETION
 _LOG: Final[int] = lib.RAFTIFY_EVENT_LOG
 
@@ -123,14 +124,13 @@ class Bridge:
     def _on_readable(self) -> None:
         if self.closed or self._pid != os.getpid():
             return
-        unpack, cast, records = ffi.unpack, ffi.cast, self._records
+        unpack, cast, append = ffi.unpack, ffi.cast, self._records.append
         count = lib.raftify_queue_drain(self.queue, self._events, _BATCH)
-        records.extend(
-            (token, index, term, unpack(cast("char *", data), size) if size else b"", source, kind, status, number)
-            for token, index, term, data, size, source, kind, status, number, _ in _EVENT.iter_unpack(
-                self._view[: count * _EVENT.size]
-            )
-        )
+        for token, index, term, data, size, source, kind, status, number, _ in _EVENT.iter_unpack(
+            self._view[: count * _EVENT.size]
+        ):
+            payload = unpack(cast(_BYTES, data), size) if size else b""
+            append((token, index, term, payload, source, kind, status, number))
         if self._waiter_may_wait is not None:
             self._waiter_may_wait.set()
         self._dispatch()
@@ -148,25 +148,22 @@ class Bridge:
                 if kind != _COMPLETION or token == 0:
                     self._deliver(record)
                     continue
+                error = None if status == 0 else self._failure(source, status, data)
                 waiter = waiters.pending.pop(token, None)
-                if waiter is None:
-                    future = waiters.foreign.pop(token, None)
-                    if future is not None:
-                        error = None if status == 0 else self._failure(source, status, data)
-                        elsewhere.setdefault(future.get_loop(), []).append((future, data, error))
-                elif type(waiter) is Batch:
-                    if status == 0:
-                        waiters.settle(waiter, token, (data,))
-                    else:
-                        waiters.fail(waiter, token, self._failure(source, status, data))
-                else:
-                    error = None if status == 0 else self._failure(source, status, data)
+                if waiter is not None:
                     if waiter.done():
                         continue
                     if error is None:
                         waiter.set_result(data)
                     else:
                         waiter.set_exception(error)
+                elif (batch := waiters.batch_of(token)) is not None:
+                    if error is None:
+                        waiters.settle(batch, token, (data,))
+                    else:
+                        waiters.fail(batch, token, error)
+                elif (future := waiters.foreign.pop(token, None)) is not None:
+                    elsewhere.setdefault(future.get_loop(), []).append((future, data, error))
         finally:
             for other, resolved in elsewhere.items():
                 in_loop(other, resolved)
@@ -200,12 +197,12 @@ class Bridge:
         self.check()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes] = loop.create_future()
-        tokens = TOKENS.take(1)
-        self.waiters.expect((future,), tokens, loop)
+        token, waiting = TOKENS.one(), self.waiters.of(loop)
+        waiting[token] = future
         try:
-            submit(tokens[0])
+            submit(token)
         except BaseException:
-            self.waiters.forget(tokens)
+            waiting.pop(token, None)
             raise
         return await future
 

@@ -79,8 +79,7 @@ class RaftServiceClient:
         bridge, pointer = self._open()
 
         def submit(token: int) -> None:
-            with pointer as raw:
-                call(function, raw, token, *arguments)
+            pointer.call(function, token, *arguments)
 
         return await bridge.request(submit)
 

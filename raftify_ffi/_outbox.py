@@ -13,7 +13,7 @@ from operator import itemgetter, methodcaller
 from typing import Final, cast
 
 from ._errors import RaftError
-from ._library import call, ffi, lib
+from ._library import ffi, lib
 from ._pointer import Pointer
 from ._waiters import TOKENS, Batch, Waiters
 
@@ -32,12 +32,14 @@ Part = tuple["Batch | Sequence[asyncio.Future[bytes]]", "Sequence[bytes]"]
 class Outbox:
     """Collects, and hands down once per turn of its loop; at once what follows alone upon another."""
 
-    __slots__ = ("_batches", "_create_future", "_loop", "_node", "_one_by_one", "_waiters", "_waiting")
+    __slots__ = ("_batches", "_create_future", "_futures", "_loop", "_node", "_one_by_one", "_waiters", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, waiters: Waiters, node: Pointer) -> None:
         self._loop = loop
         self._create_future: Callable[[], asyncio.Future[bytes]] = loop.create_future
         self._waiters = waiters
+        #: This loop's, by token.
+        self._futures = waiters.of(loop)
         self._node = node
         #: In the order of the calls. If there are any, a flush is scheduled.
         self._waiting: list[Item] = []
@@ -49,8 +51,9 @@ class Outbox:
     def put(self, command: bytes, timeout_ms: int) -> asyncio.Future[bytes]:
         future = self._create_future()
         if not self._waiting:
-            if self._one_by_one and not len(self._waiters):
-                self._submit_part(((future,), (command,)), timeout_ms)
+            waiters = self._waiters
+            if self._one_by_one and not (waiters.pending or waiters.batches or waiters.foreign):
+                self._submit_one(future, command, timeout_ms)
                 return future
             self._loop.call_soon(self.flush)
         self._waiting.append((timeout_ms, future, command))
@@ -111,44 +114,54 @@ class Outbox:
 
     def _submit_part(self, part: Part, timeout_ms: int) -> None:
         waiter, commands = part
+        if not isinstance(waiter, Batch) and len(commands) == 1:
+            self._submit_one(waiter[0], commands[0], timeout_ms)
+            return
         tokens = TOKENS.take(len(commands))
         self._waiters.expect(waiter, tokens, self._loop)
         try:
             self._submit(tokens, commands, timeout_ms)
         except RaftError as error:
             self._waiters.forget(tokens)
-            if not isinstance(waiter, Batch) and len(tokens) > 1:
+            if isinstance(waiter, Batch):
+                _fail(waiter, error)
+            else:
                 # Of different callers: one that is too large, or the first that no longer fits, refuses all of them.
                 for future, command in zip(waiter, commands):
-                    self._submit_part(((future,), (command,)), timeout_ms)
-            else:
-                _fail(waiter, error)
+                    self._submit_one(future, command, timeout_ms)
         except BaseException as error:
             self._waiters.forget(tokens)
             _fail(waiter, error)
             if not isinstance(error, Exception):
                 raise
 
+    def _submit_one(self, future: asyncio.Future[bytes], command: bytes, timeout_ms: int) -> None:
+        token = TOKENS.one()
+        self._futures[token] = future
+        try:
+            self._node.call(lib.raftify_propose, token, command, len(command), timeout_ms)
+        except BaseException as error:
+            self._futures.pop(token, None)
+            _fail((future,), error)
+            if not isinstance(error, Exception):
+                raise
+
     def _submit(self, tokens: range, commands: Sequence[bytes], timeout_ms: int) -> None:
         count = len(commands)
-        with self._node as node:
-            if count == 1:
-                call(lib.raftify_propose, node, tokens[0], commands[0], len(commands[0]), timeout_ms)
-                return
-            sizes = array("Q", map(len, commands))
-            total = sum(sizes)
-            # What is handed over stays alive until the call has copied it.
-            if total <= _JOINED_BYTES:
-                lens = ffi.cast("uint64_t *", ffi.from_buffer(sizes))
-                call(lib.raftify_propose_row, node, tokens[0], b"".join(commands), total, lens, count, timeout_ms)
-                return
-            table = array("Q", bytes(24 * count))
-            table[0::3] = array("Q", tokens)
-            table[2::3] = sizes
-            data = [ffi.from_buffer(command) for command in commands]
-            table[1::3] = array("Q", [int(ffi.cast("uintptr_t", buffer)) for buffer in data])
-            proposals = ffi.cast("raftify_proposal *", ffi.from_buffer(table))
-            call(lib.raftify_propose_many, node, proposals, count, timeout_ms)
+        sizes = array("Q", map(len, commands))
+        total = sum(sizes)
+        # What is handed over stays alive until the call has copied it.
+        if total <= _JOINED_BYTES:
+            lens = ffi.cast("uint64_t *", ffi.from_buffer(sizes))
+            self._node.call(lib.raftify_propose_row, tokens[0], b"".join(commands), total, lens, count, timeout_ms)
+            return
+        table = array("Q", bytes(24 * count))
+        table[0::3] = array("Q", tokens)
+        table[2::3] = sizes
+        data = [ffi.from_buffer(command) for command in commands]
+        table[1::3] = array("Q", [int(ffi.cast("uintptr_t", buffer)) for buffer in data])
+        proposals = ffi.cast("raftify_proposal *", ffi.from_buffer(table))
+        self._node.call(lib.raftify_propose_many, proposals, count, timeout_ms)
 
 
 def _parts(items: Iterable[Item]) -> list[Part]:

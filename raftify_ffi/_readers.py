@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from ._errors import RaftError, plain_copy
-from ._library import call, lib
+from ._library import lib
 from ._pointer import Pointer
 from ._waiters import TOKENS, Waiters
 
@@ -72,13 +72,13 @@ class Readers:
 
     def _ask(self, futures: list[asyncio.Future[None]], timeout_ms: int) -> None:
         asked = _Shared(futures)
-        tokens = TOKENS.take(1)
-        self._waiters.expect((asked,), tokens, self._loop)
+        pending = self._waiters.pending
+        token = TOKENS.one()
+        pending[token] = asked
         try:
-            with self._node as node:
-                call(lib.raftify_read, node, tokens[0], timeout_ms)
+            self._node.call(lib.raftify_read, token, timeout_ms)
         except BaseException as error:
-            self._waiters.forget(tokens)
+            pending.pop(token, None)
             asked.set_exception(error)
             if not isinstance(error, Exception):
                 raise

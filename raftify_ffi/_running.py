@@ -209,7 +209,7 @@ class RunningNode:
         if applier is None:
             return
         if kind == _APPLY:
-            applier.put(ApplyRequest(token, count, data, index), self.bridge.turn)
+            applier.put(ApplyRequest(token, count, data), self.bridge.turn)
         elif kind == _NOTICE:
             self._publish(event_from_json(data))
         elif kind == _SNAPSHOT:
@@ -355,8 +355,7 @@ class RunningNode:
         pointer = self.pointer
 
         def submit(token: int) -> None:
-            with pointer as node:
-                call(function, node, token, *arguments)
+            pointer.call(function, token, *arguments)
 
         return await self.bridge.request(submit)
 
@@ -371,8 +370,7 @@ class RunningNode:
 
     def _read_status(self) -> Status:
         text, size = ffi.new("char **"), ffi.new("size_t *")
-        with self.pointer as node:
-            call(lib.raftify_node_status, node, text, size)
+        self.pointer.call(lib.raftify_node_status, text, size)
         try:
             status = Status.from_json(ffi.unpack(text[0], size[0]))
         finally:

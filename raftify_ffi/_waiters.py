@@ -2,17 +2,17 @@
 
 Invariants:
 - a token stays here until its completion has come, or its result from the applier on the home loop, also when its future was
-  cancelled: every accepted request completes once;
+  cancelled: every accepted request completes once; a batch stays until its last token has;
 - outcomes are given on the home loop's thread only; a future of another loop hears of it there (`call_soon_threadsafe`);
-- single operations on the dictionaries are atomic: other loops' threads add to them and take back what was refused.
+- single operations on the dictionaries are atomic: other loops' threads add to them and take back what was refused; the batches have
+  a lock, taken once a batch and not for each of its commands.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
-from collections import deque
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,6 +33,12 @@ class Tokens:
             first = self._next
             self._next = end = first + count
         return range(first, end)
+
+    def one(self) -> int:
+        with self._lock:
+            token = self._next
+            self._next = token + 1
+        return token
 
     def after_fork_in_child(self) -> None:
         """A thread that does not exist here may hold the lock."""
@@ -80,54 +86,70 @@ class Waiters:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        #: Futures of the home loop (or what stands for several), and each `Batch`, of any loop.
+        #: Futures of the home loop, or what stands for several.
         self.pending: dict[int, Any] = {}
         #: Futures of other loops.
         self.foreign: dict[int, Future] = {}
+        #: Those of any loop that wait for something still, by their first token.
+        self.batches: dict[int, Batch] = {}
+        #: Their first tokens in order, to find the batch of any token; with `batches` under the lock.
+        self._firsts: list[int] = []
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self.pending) + len(self.foreign)
+        return len(self.pending) + len(self.foreign) + len(self.batches)
 
     # ---- before a request is handed down, and if it is not accepted ------------------------------------------------------------------
+
+    def of(self, loop: asyncio.AbstractEventLoop) -> dict[int, Any]:
+        """Where the futures of that loop are kept by token, as long as this object lives."""
+        return self.pending if loop is self._loop else self.foreign
 
     def expect(self, waiter: Batch | Sequence[Any], tokens: range, loop: asyncio.AbstractEventLoop) -> None:
         """These tokens are a batch's, or one each of futures of that loop; on the home loop, of whatever takes an outcome as a
         future does."""
         if isinstance(waiter, Batch):
             waiter.first, waiter.end = tokens.start, tokens.stop
-            self.pending.update(dict.fromkeys(tokens, waiter))
+            with self._lock:
+                self.batches[waiter.first] = waiter
+                insort(self._firsts, waiter.first)
             return
-        into = self.pending if loop is self._loop else self.foreign
-        into.update(zip(tokens, waiter))
+        self.of(loop).update(zip(tokens, waiter))
 
     def forget(self, tokens: range) -> None:
         """They were not handed down: nothing will come for them."""
         for token in tokens:
             self.pending.pop(token, None)
             self.foreign.pop(token, None)
+        with self._lock:
+            low, high = bisect_left(self._firsts, tokens.start), bisect_left(self._firsts, tokens.stop)
+            for first in self._firsts[low:high]:
+                del self.batches[first]
+            del self._firsts[low:high]
 
     # ---- outcomes, on the home loop --------------------------------------------------------------------------------------------------
 
-    def tell(self, token: int, result: Any) -> None:
-        """The result of a token whose waiter may be of any kind; one that had failed before has none any more."""
-        waiter = self.pending.pop(token, None)
-        if waiter is None:
-            waiter = self.foreign.pop(token, None)
-            if waiter is not None:
-                in_loop(waiter.get_loop(), [(waiter, result, None)])
-        elif type(waiter) is Batch:
-            self.settle(waiter, token, (result,))
-        elif not waiter.done():
-            waiter.set_result(result)
+    def batch_of(self, token: int) -> Batch | None:
+        """The batch that waits for this token, if one does."""
+        batch = self.batches.get(token)
+        if batch is None:
+            with self._lock:
+                at = bisect_right(self._firsts, token)
+                batch = self.batches[self._firsts[at - 1]] if at else None
+        return batch if batch is not None and token < batch.end else None
 
-    def tell_run(self, batch: Batch, token: int, results: Sequence[Any]) -> None:
-        """Results of a batch's tokens in a row, which may still be pending here."""
-        deque(map(self.pending.pop, range(token, token + len(results)), itertools.repeat(None)), 0)
-        self.settle(batch, token, results)
+    def tell_foreign(self, token: int, result: Any) -> None:
+        """The result of a token that is no batch's and not pending; one that had failed before has no future any more."""
+        future = self.foreign.pop(token, None)
+        if future is not None:
+            in_loop(future.get_loop(), [(future, result, None)])
 
     def settle(self, batch: Batch, token: int, outcomes: Sequence[Any]) -> None:
         if not batch.settle(token, outcomes):
             return
+        with self._lock:
+            if self.batches.pop(batch.first, None) is not None:
+                del self._firsts[bisect_left(self._firsts, batch.first)]
         future = batch.future
         home = future.get_loop()
         if home is not self._loop:
@@ -141,15 +163,16 @@ class Waiters:
 
     def end(self, error: Callable[[], BaseException]) -> None:
         """Nothing more will come."""
-        pending, self.pending = self.pending, {}
-        foreign, self.foreign = self.foreign, {}
-        for future in foreign.values():
+        while self.foreign:
+            _, future = self.foreign.popitem()
             in_loop(future.get_loop(), [(future, None, error())])
-        for token, waiter in pending.items():
-            if type(waiter) is Batch:
-                self.fail(waiter, token, error())
-            elif not self._loop.is_closed() and not waiter.done():
+        while self.pending:
+            _, waiter = self.pending.popitem()
+            if not self._loop.is_closed() and not waiter.done():
                 waiter.set_exception(error())
+        for batch in list(self.batches.values()):
+            batch.failed = True
+            self.settle(batch, batch.first, [error() for _ in batch.outcomes])
 
 
 class Run:
@@ -163,16 +186,16 @@ class Run:
         self._first = 0
         self._results: list[bytes] = []
 
-    def begin(self, batch: Batch, token: int) -> Callable[[bytes], None]:
-        """Tells the run before. What it returns takes the result of that token, and then those of the tokens behind it, in order."""
+    def begin(self, batch: Batch, token: int, result: bytes) -> Callable[[bytes], None]:
+        """Tells the run before. What it returns takes the results of the tokens behind that one, in order."""
         self.tell()
-        self._batch, self._first, self._results = batch, token, []
+        self._batch, self._first, self._results = batch, token, [result]
         return self._results.append
 
     def tell(self) -> None:
         batch, self._batch = self._batch, None
         if batch is not None:
-            self._waiters.tell_run(batch, self._first, self._results)
+            self._waiters.settle(batch, self._first, self._results)
 
 
 def in_loop(loop: asyncio.AbstractEventLoop, resolved: list[Resolved]) -> None:

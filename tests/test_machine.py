@@ -207,8 +207,16 @@ async def test_a_program_with_a_task_factory_of_its_own_is_served_by_its_tasks(t
         assert [await raft.propose(b"a=%d" % number) for number in range(3)] == [b"", b"0", b"1"]
 
 
-async def test_a_plain_apply_takes_no_turn_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = KeyValue()
+class NeverWaiting(KeyValue):
+    async def apply(self, command: bytes) -> bytes:  # type: ignore[override]
+        return super().apply(command)
+
+
+@pytest.mark.parametrize("kind", [KeyValue, NeverWaiting])
+async def test_an_apply_that_does_not_suspend_takes_no_turn_of_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[KeyValue]
+) -> None:
+    store = kind()
     dispatch, here = Bridge._dispatch, 0
 
     def dispatched(bridge: Bridge) -> None:

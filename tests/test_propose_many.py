@@ -131,14 +131,15 @@ async def test_an_outcome_that_is_known_stays_and_the_last_one_ends_the_wait() -
     batch = Batch(4, loop.create_future())
     waiters.expect(batch, TOKENS.take(4), loop)
     first = batch.first
-    assert len(waiters) == 4
+    assert waiters
     error = Closed("gone")
-    waiters.pending.pop(first + 1)
     waiters.fail(batch, first + 1, error)
-    waiters.tell_run(batch, first, [b"a", b"too late", b"c"])
+    waiters.settle(batch, first, [b"a", b"too late", b"c"])
     assert not batch.future.done()
-    waiters.tell(first + 3, b"d")
-    waiters.tell(first + 3, b"again")
+    assert waiters.batch_of(first + 3) is batch
+    waiters.settle(batch, first + 3, [b"d"])
+    assert waiters.batch_of(first + 3) is None
+    waiters.settle(batch, first + 3, [b"again"])
     assert await batch.future == [b"a", error, b"c", b"d"]
     assert batch.failed
     assert not waiters
@@ -150,8 +151,7 @@ async def test_what_ends_with_its_bridge_fails_every_command_that_is_open() -> N
     single, batch = loop.create_future(), Batch(2, loop.create_future())
     waiters.expect(batch, TOKENS.take(2), loop)
     waiters.expect((single,), TOKENS.take(1), loop)
-    assert isinstance(waiters.pending[batch.first], Batch)
-    waiters.tell(batch.first, b"done")
+    waiters.settle(batch, batch.first, [b"done"])
     waiters.end(lambda: Closed("ended"))
     result, failure = await batch.future
     assert result == b"done"
