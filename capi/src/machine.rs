@@ -136,14 +136,18 @@ fn verdict(function: &str, returned: i32) -> Result<(), String> {
 impl StateMachine for CMachine {
     fn apply(&mut self, batch: &ApplyBatch, results: &mut Results) -> Result<(), String> {
         let apply = self.functions.apply.ok_or("there is no apply")?;
-        let entries: Vec<Entry> = batch.entries.iter().map(|entry| Entry::new(entry, 0)).collect();
+        let mut entries = Vec::with_capacity(batch.entries.len());
+        let mut data = Vec::with_capacity(batch.bytes());
+        for (entry, command) in batch.commands() {
+            entries.push(Entry::new(entry, data.len(), command));
+            data.extend_from_slice(command);
+        }
         let mut handle = ResultsHandle { results };
         let _scope = CallbackScope::enter();
         // SAFETY: the caller's function; every pointer lives until it returns, which is as long as it may use them
         // (header).
-        let returned = unsafe {
-            apply(self.user_data.pointer, entries.as_ptr(), entries.len(), batch.data.as_ptr(), &raw mut handle)
-        };
+        let returned =
+            unsafe { apply(self.user_data.pointer, entries.as_ptr(), entries.len(), data.as_ptr(), &raw mut handle) };
         verdict("apply", returned)
     }
 

@@ -82,14 +82,15 @@ pub struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(entry: &ApplyEntry, base: usize) -> Self {
+    /// `offset`: where the command's bytes begin.
+    pub(crate) fn new(entry: &ApplyEntry, offset: usize, command: &[u8]) -> Self {
         Entry {
             index: entry.index,
             term: entry.term,
             time_us: entry.time_us,
-            offset: entry.offset.saturating_add(base) as u64,
+            offset: offset as u64,
             // A command is at most 1 GiB (Config::validate).
-            len: u32::try_from(entry.len).unwrap_or(u32::MAX),
+            len: u32::try_from(command.len()).unwrap_or(u32::MAX),
             wanted: u32::from(entry.wanted),
             // The upper half is the engine's own.
             token: if entry.token < 1 << 63 { entry.token } else { 0 },
@@ -240,33 +241,37 @@ impl Record {
 
 /// The batch as one buffer: its entries as `raftify_entry`, then their bytes.
 fn table_and_bytes(batch: &ApplyBatch) -> Payload {
-    const ENTRY_WORDS: usize = size_of::<Entry>() / size_of::<u64>();
+    const WORD: usize = size_of::<u64>();
+    const ENTRY_WORDS: usize = size_of::<Entry>() / WORD;
     let table = batch.entries.len().saturating_mul(size_of::<Entry>());
-    let len = table.saturating_add(batch.data.len());
-    let mut words = Vec::with_capacity(len.div_ceil(size_of::<u64>()));
-    for entry in &batch.entries {
-        let Entry { index, term, time_us, offset, len, wanted, token } = Entry::new(entry, table);
+    let len = table.saturating_add(batch.bytes());
+    let mut words = Vec::with_capacity(len.div_ceil(WORD));
+    let mut offset = table;
+    for (entry, command) in batch.commands() {
+        let Entry { index, term, time_us, offset: at, len, wanted, token } = Entry::new(entry, offset, command);
         let [a, b, c, d] = len.to_ne_bytes();
         let [e, f, g, h] = wanted.to_ne_bytes();
-        let row: [u64; ENTRY_WORDS] =
-            [index, term, time_us, offset, u64::from_ne_bytes([a, b, c, d, e, f, g, h]), token];
+        let row: [u64; ENTRY_WORDS] = [index, term, time_us, at, u64::from_ne_bytes([a, b, c, d, e, f, g, h]), token];
         words.extend_from_slice(&row);
+        offset = offset.saturating_add(command.len());
     }
-    let eights = batch.data.chunks_exact(size_of::<u64>());
-    let count = eights.len();
+    let count = len.div_ceil(WORD).saturating_sub(words.len());
     let free = words.spare_capacity_mut();
-    assert!(free.len() >= count, "room was taken for the rows and for all bytes behind them");
-    // SAFETY: so many free words are there; any bytes make words; the two are not one memory. All words up to the new length are written.
-    unsafe {
-        std::ptr::copy_nonoverlapping(batch.data.as_ptr(), free.as_mut_ptr().cast(), count * size_of::<u64>());
-        words.set_len(words.len() + count);
+    assert!(offset == len && free.len() >= count, "room was taken for the rows and for all bytes behind them");
+    if let Some(last) = count.checked_sub(1).and_then(|last| free.get_mut(last)) {
+        last.write(0);
     }
-    let rest = eights.remainder();
-    if !rest.is_empty() {
-        let mut last = [0; size_of::<u64>()];
-        last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-        words.push(u64::from_ne_bytes(last));
+    let mut to = free.as_mut_ptr().cast::<u8>();
+    for (_, command) in batch.commands() {
+        // SAFETY: so many free words are there, and all commands together take no more: each was counted into `offset` above. Any bytes
+        // make words; the log's memory is another.
+        unsafe {
+            std::ptr::copy_nonoverlapping(command.as_ptr(), to, command.len());
+            to = to.add(command.len());
+        }
     }
+    // SAFETY: the words up to there are written: the last one above, the others by the bytes that fill them.
+    unsafe { words.set_len(words.len() + count) };
     Payload::Words(words, len)
 }
 
@@ -277,18 +282,11 @@ mod tests {
     #[test]
     fn an_apply_record_is_a_table_of_entries_and_then_their_bytes() {
         for commands in [vec![], vec![""], vec!["12345678"], vec!["a", "", "bcdefghijk", "l"]] {
-            let mut batch = ApplyBatch { id: 4, last_index: 20, last_term: 3, ..Default::default() };
-            for (i, command) in commands.iter().enumerate() {
-                batch.entries.push(ApplyEntry {
-                    index: 10 + i as u64,
-                    term: 2,
-                    time_us: 77,
-                    offset: batch.data.len(),
-                    len: command.len(),
-                    wanted: i == 1,
-                    token: [0, 5, 1 << 63][i % 3],
-                });
-                batch.data.extend_from_slice(command.as_bytes());
+            let bytes: Vec<&[u8]> = commands.iter().map(|command| command.as_bytes()).collect();
+            let mut batch = ApplyBatch::of(10, 2, &bytes);
+            (batch.id, batch.last_index, batch.last_term) = (4, 20, 3);
+            for (i, entry) in batch.entries.iter_mut().enumerate() {
+                (entry.time_us, entry.wanted, entry.token) = (77, i == 1, [0, 5, 1 << 63][i % 3]);
             }
             let record = Record::machine(9, MachineRequest::Apply(batch));
             let event = record.event();

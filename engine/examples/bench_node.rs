@@ -36,8 +36,7 @@ struct Machine(Arc<Mutex<Map>>);
 impl StateMachine for Machine {
     fn apply(&mut self, batch: &ApplyBatch, _results: &mut Results) -> Result<(), String> {
         let mut map = self.0.lock().unwrap();
-        for entry in &batch.entries {
-            let command = &batch.data[entry.offset..entry.offset + entry.len];
+        for (_, command) in batch.commands() {
             let (key, value) = command.split_first_chunk::<8>().ok_or("a command without a key")?;
             let present = map.values.entry(*key).or_default();
             present.clear();

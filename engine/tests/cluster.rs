@@ -99,9 +99,8 @@ fn serve(probe: &Probe, request: MachineRequest) {
         MachineRequest::Apply(batch) => {
             let mut outcomes = Vec::new();
             let mut machine = probe.machine.lock().unwrap();
-            for entry in &batch.entries {
-                let data = batch.data[entry.offset..entry.offset + entry.len].to_vec();
-                machine.commands.push(data);
+            for (entry, command) in batch.commands() {
+                machine.commands.push(command.to_vec());
                 if entry.wanted {
                     outcomes.push((entry.index, Ok(machine.commands.len().to_string().into_bytes())));
                 }

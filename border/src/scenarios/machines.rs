@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr::null_mut;
 use std::time::Duration;
 
-use raftify_engine::machine::{ApplyBatch, ApplyEntry, MachineAnswer, MachineRequest};
+use raftify_engine::machine::{ApplyBatch, MachineAnswer, MachineRequest};
 use raftify_engine::node::Sink as _;
 use raftify_engine::Result;
 use shuttle::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -113,8 +113,10 @@ impl Answers for Answered {
 }
 
 fn batch(id: u64) -> MachineRequest {
-    let entry = ApplyEntry { index: id, term: 1, time_us: 0, offset: 0, len: 1, wanted: true, token: 0 };
-    MachineRequest::Apply(ApplyBatch { id, last_index: id, last_term: 1, entries: vec![entry], data: vec![0] })
+    let mut batch = ApplyBatch::of(id, 1, &[&[0]]);
+    batch.id = id;
+    batch.entries.iter_mut().for_each(|entry| entry.wanted = true);
+    MachineRequest::Apply(batch)
 }
 
 pub fn the_node_ends_while_the_machine_works() {

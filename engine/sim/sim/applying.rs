@@ -45,7 +45,7 @@ impl World {
                 let upto = if gives_up { some } else { batch.entries.len() };
                 let mut outcomes = Vec::new();
                 for entry in &batch.entries[..upto] {
-                    let command = machine::decode(&batch.data[entry.offset..entry.offset + entry.len]);
+                    let command = machine::decode(batch.command(entry));
                     assert!(
                         entry.index > life.machine.applied,
                         "VIOLATION: node {id} applies {} after {}",

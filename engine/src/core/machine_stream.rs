@@ -3,6 +3,7 @@
 //! At most a few batches are outstanding; what is committed beyond that stays an index range, read back from memory or disk.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use raft::eraftpb::EntryType;
 
@@ -14,7 +15,7 @@ use crate::config::Config;
 use crate::entry::Entry;
 use crate::error::{Committed, Error, ErrorCode};
 use crate::log::SnapshotMeta;
-use crate::machine::{ApplyBatch, ApplyEntry, MachineAnswer, MachineRequest, Outcome};
+use crate::machine::{ApplyBatch, ApplyEntry, MachineAnswer, MachineRequest, Outcome, Place};
 use crate::request::{Reply, Token};
 
 enum Outstanding {
@@ -49,9 +50,10 @@ pub(super) struct MachineStream {
     /// A received snapshot is being written: what lies before it will not be applied any more.
     overtaken: bool,
     fetching: Option<u64>,
-    fetched: Vec<Entry>,
-    /// Commands and bytes of the newest batch: the next one will need about as much memory.
-    last_batch: (usize, usize),
+    /// In order; those before `next_index` are in a batch already.
+    fetched: Arc<Vec<Entry>>,
+    /// Commands of the newest batch: the next one will have about as many.
+    last_batch: usize,
 }
 
 impl MachineStream {
@@ -72,8 +74,8 @@ impl MachineStream {
             told_restored: false,
             overtaken: false,
             fetching: None,
-            fetched: Vec::new(),
-            last_batch: (0, 0),
+            fetched: Arc::default(),
+            last_batch: 0,
         }
     }
 
@@ -106,7 +108,7 @@ impl MachineStream {
         self.outstanding.push_back(Outstanding::Restore { id, index, outcomes });
         let replayed = if bugs::on(Bug::ReplaysOverTheSnapshot) { 1 } else { 0 };
         self.next_index = index.saturating_add(1).saturating_sub(replayed);
-        self.fetched.clear();
+        self.fetched = Arc::default();
         self.fetching = None;
         id
     }
@@ -115,7 +117,7 @@ impl MachineStream {
     pub fn overtake(&mut self) {
         self.overtaken = true;
         self.fetching = None;
-        self.fetched.clear();
+        self.fetched = Arc::default();
     }
 
     /// The snapshot that overtook is in the log: state or not, the machine goes on behind it.
@@ -204,10 +206,12 @@ impl Core {
         );
         if self.raw.store().tail_first() <= low {
             let requests = &self.requests.pending;
-            self.raw.store().for_each(low, high, |entry| batch.add(entry, |r| requests.get(&r).map(|p| p.token)));
+            let token_of = |request: u64| requests.get(&request).map(|p| p.token);
+            self.raw.store().for_each_place(low, high, |chunk, at| batch.add(chunk, at, token_of));
         } else {
-            let fetched = std::mem::take(&mut self.machine.fetched);
-            if fetched.first().map(|e| e.index) != Some(low) {
+            let fetched = Arc::clone(&self.machine.fetched);
+            let Ok(from) = fetched.binary_search_by_key(&low, |e| e.index) else {
+                self.machine.fetched = Arc::default();
                 if self.machine.fetching.is_none() {
                     let id = self.machine.next_id();
                     self.machine.fetching = Some(id);
@@ -215,19 +219,17 @@ impl Core {
                     self.out.fetches.push(Fetch { id, low, high, max_bytes: self.config.machine_batch_bytes });
                 }
                 return false;
-            }
+            };
             let requests = &self.requests.pending;
-            for entry in fetched.iter().take_while(|e| e.index <= high) {
-                if !batch.add(entry, |r| requests.get(&r).map(|p| p.token)) {
-                    break;
-                }
-            }
-            if let Some(last) = batch.last {
-                self.machine.fetched = fetched.into_iter().filter(|e| e.index > last).collect();
-            }
+            let token_of = |request: u64| requests.get(&request).map(|p| p.token);
+            let upto = fetched.partition_point(|e| e.index <= high);
+            let _ = (from..upto).all(|at| batch.add(&fetched, at, token_of));
         }
         let Some(last_index) = batch.last else { return false };
         self.machine.next_index = last_index.saturating_add(1);
+        if self.machine.fetched.last().is_some_and(|e| e.index <= last_index) {
+            self.machine.fetched = Arc::default();
+        }
         for (index, term, request) in &batch.wanted {
             if let Some(pending) = self.requests.pending.get_mut(request) {
                 pending.state = State::Placed { index: *index, term: *term, committed: true };
@@ -239,7 +241,7 @@ impl Core {
         }
         let id = self.machine.next_id();
         let BatchMaker { mut batch, wanted, last_term, .. } = batch;
-        self.machine.last_batch = (batch.entries.len(), batch.data.len());
+        self.machine.last_batch = batch.entries.len();
         batch.id = id;
         batch.last_index = last_index;
         batch.last_term = last_term;
@@ -254,7 +256,7 @@ impl Core {
         }
         self.machine.fetching = None;
         if entries.first().map(|e| e.index) == Some(self.machine.next_index) {
-            self.machine.fetched = entries;
+            self.machine.fetched = Arc::new(entries);
         }
         true
     }
@@ -372,18 +374,14 @@ struct BatchMaker {
 }
 
 impl BatchMaker {
-    fn new(node: u64, start: u64, verify_results_after: u64, config: &Config, like: (usize, usize)) -> Self {
+    fn new(node: u64, start: u64, verify_results_after: u64, config: &Config, entries: usize) -> Self {
         BatchMaker {
             node,
             start,
             verify_results_after,
             max_entries: config.machine_batch_entries,
             max_bytes: config.machine_batch_bytes,
-            batch: ApplyBatch {
-                entries: Vec::with_capacity(like.0),
-                data: Vec::with_capacity(like.1),
-                ..ApplyBatch::default()
-            },
+            batch: ApplyBatch::with_capacity(entries),
             wanted: Vec::new(),
             last: None,
             last_term: 0,
@@ -391,10 +389,11 @@ impl BatchMaker {
     }
 
     /// Takes one entry; false when it belongs into the next batch.
-    fn add(&mut self, entry: &Entry, token_of: impl Fn(u64) -> Option<Token>) -> bool {
+    fn add(&mut self, chunk: &Arc<Vec<Entry>>, at: usize, token_of: impl Fn(u64) -> Option<Token>) -> bool {
+        let Some(entry) = chunk.get(at) else { return false };
         let context = (entry.entry_type == EntryType::EntryNormal as i32).then(|| Context::of(entry)).flatten();
         if let Some(context) = context.filter(|c| c.kind == Kind::Command) {
-            let bytes = self.batch.data.len().saturating_add(entry.data.len()) as u64;
+            let bytes = self.batch.bytes().saturating_add(entry.data.len()) as u64;
             let full = self.batch.entries.len() as u64 >= self.max_entries || bytes > self.max_bytes;
             if full && !self.batch.entries.is_empty() {
                 return false;
@@ -406,17 +405,15 @@ impl BatchMaker {
                 self.wanted.push((entry.index, entry.term, origin.sequence));
             }
             let verified = verified_after(self.verify_results_after)(entry.index);
-            self.batch.entries.push(ApplyEntry {
+            self.batch.push(chunk, at, |entry| ApplyEntry {
                 index: entry.index,
                 term: entry.term,
                 time_us: context.time_us,
-                offset: self.batch.data.len(),
-                len: entry.data.len(),
                 wanted: token.is_some() || verified,
                 // A result that is compared has to come here (S17).
                 token: token.filter(|_| !verified).unwrap_or(0),
+                place: Place::default(),
             });
-            self.batch.data.extend_from_slice(&entry.data);
         }
         self.last = Some(entry.index);
         self.last_term = entry.term;

@@ -267,14 +267,19 @@ impl Tail {
 
     /// Calls `visit` for each entry of `low..=high` held in memory, in order, until it says `false`. Does nothing when `low` is not held.
     pub fn for_each(&self, low: u64, high: u64, mut visit: impl FnMut(&Entry) -> bool) {
+        self.for_each_place(low, high, |chunk, at| chunk.get(at).is_some_and(&mut visit));
+    }
+
+    /// The same, with the chunk that holds the entry, and where it lies in there.
+    pub fn for_each_place(&self, low: u64, high: u64, mut visit: impl FnMut(&Arc<Vec<Entry>>, usize) -> bool) {
         let at = self.chunks.partition_point(|c| c.end() <= low);
         for chunk in self.chunks.iter().skip(at) {
             if chunk.first > high {
                 return;
             }
             let from = low.saturating_sub(chunk.first) as usize;
-            for entry in chunk.slice().iter().skip(from) {
-                if entry.index > high || !visit(entry) {
+            for (at, entry) in chunk.slice().iter().enumerate().skip(from) {
+                if entry.index > high || !visit(&chunk.entries, chunk.skip.saturating_add(at)) {
                     return;
                 }
             }

@@ -1,7 +1,6 @@
 use std::sync::mpsc;
 
 use super::*;
-use crate::machine::ApplyEntry;
 
 /// What the node was told.
 #[derive(Debug, PartialEq)]
@@ -67,8 +66,8 @@ struct Obedient {
 
 impl StateMachine for Obedient {
     fn apply(&mut self, batch: &ApplyBatch, results: &mut Results) -> Result<(), String> {
-        for (i, entry) in batch.entries.iter().enumerate() {
-            match &batch.data[entry.offset..entry.offset + entry.len] {
+        for (i, (_, command)) in batch.commands().enumerate() {
+            match command {
                 b"panic" => panic!("as told"),
                 b"fail" => return Err("as told".into()),
                 b"refuse" => results.set(i, Err("refused".into())).unwrap(),
@@ -111,19 +110,10 @@ impl Drop for Obedient {
 }
 
 fn batch(id: u64, commands: &[&str]) -> MachineRequest {
-    let mut batch = ApplyBatch { id, last_index: 10 + commands.len() as u64, last_term: 1, ..Default::default() };
-    for (i, command) in commands.iter().enumerate() {
-        batch.entries.push(ApplyEntry {
-            index: 11 + i as u64,
-            term: 1,
-            time_us: 5,
-            offset: batch.data.len(),
-            len: command.len(),
-            wanted: i % 2 == 0,
-            token: 0,
-        });
-        batch.data.extend_from_slice(command.as_bytes());
-    }
+    let commands: Vec<&[u8]> = commands.iter().map(|command| command.as_bytes()).collect();
+    let mut batch = ApplyBatch::of(11, 1, &commands);
+    batch.id = id;
+    batch.entries.iter_mut().step_by(2).for_each(|entry| entry.wanted = true);
     MachineRequest::Apply(batch)
 }
 

@@ -64,8 +64,9 @@ impl Sink for Mutex<Heard> {
 fn serve(node: &Node, request: MachineRequest) {
     let answer = match request {
         MachineRequest::Apply(batch) => {
-            let wanted = batch.entries.iter().filter(|entry| entry.wanted);
-            let outcomes = wanted.map(|entry| (entry.index, Ok(entry.len.to_string().into_bytes()))).collect();
+            let wanted = batch.commands().filter(|(entry, _)| entry.wanted);
+            let outcomes =
+                wanted.map(|(entry, command)| (entry.index, Ok(command.len().to_string().into_bytes()))).collect();
             MachineAnswer::Applied { id: batch.id, outcomes }
         }
         MachineRequest::Snapshot { id, .. } => {

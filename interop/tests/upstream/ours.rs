@@ -43,8 +43,8 @@ impl State {
         match request {
             MachineRequest::Apply(batch) => {
                 let mut outcomes = Vec::new();
-                for entry in &batch.entries {
-                    let command = batch.data[entry.offset..entry.offset + entry.len].to_vec();
+                for (entry, command) in batch.commands() {
+                    let command = command.to_vec();
                     self.times.lock().unwrap().push(entry.time_us);
                     if entry.wanted {
                         outcomes.push((entry.index, Ok(command.clone())));
