@@ -302,14 +302,13 @@ impl EntryHeader {
     }
 }
 
-/// Writes the value of one entry behind what `out` holds. Fails for what the format cannot hold, and leaves `out` as it was.
-pub(crate) fn append_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), Fault> {
+/// The header of an entry without its checksums, and its context. Fails for what the format cannot hold, and leaves `out` as it was.
+fn open_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), Fault> {
     let (Ok(context_len), Ok(data_len), Ok(entry_type)) =
         (u32::try_from(entry.context.len()), u32::try_from(entry.data.len()), u8::try_from(entry.entry_type))
     else {
         return damaged(format!("the entry at index {} is larger than 4 GiB or of an unknown type", entry.index));
     };
-    let start = out.len();
     out.extend_from_slice(&[FORMAT, ENTRY_HEADER as u8, entry_type, 0, 0, 0, 0, 0]);
     out.extend_from_slice(&entry.index.to_le_bytes());
     out.extend_from_slice(&entry.term.to_le_bytes());
@@ -317,12 +316,31 @@ pub(crate) fn append_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), Fault
     out.extend_from_slice(&data_len.to_le_bytes());
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&entry.context);
-    out.extend_from_slice(&entry.data);
-    let value = out.get_mut(start..).unwrap_or_default();
+    Ok(())
+}
+
+/// `value`: header, context, and as much of the data as lies there; `rest`: what does not.
+fn prove_entry(index: u64, value: &mut [u8], rest: &[u8]) {
     if let Some((header, payload)) = value.split_at_mut_checked(ENTRY_HEADER) {
-        put_u32(header, 32, crc32c::crc32c(payload));
-        put_u32(header, 4, crc_of(&entry_key(entry.index), header));
+        put_u32(header, 32, crc32c::crc32c_append(crc32c::crc32c(payload), rest));
+        put_u32(header, 4, crc_of(&entry_key(index), header));
     }
+}
+
+/// Writes the value of one entry behind what `out` holds. Fails for what the format cannot hold, and leaves `out` as it was.
+pub(crate) fn append_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), Fault> {
+    let start = out.len();
+    open_entry(entry, out)?;
+    out.extend_from_slice(&entry.data);
+    prove_entry(entry.index, out.get_mut(start..).unwrap_or_default(), &[]);
+    Ok(())
+}
+
+/// The same but for the data, which belong right behind.
+pub(crate) fn append_entry_head(entry: &Entry, out: &mut Vec<u8>) -> Result<(), Fault> {
+    let start = out.len();
+    open_entry(entry, out)?;
+    prove_entry(entry.index, out.get_mut(start..).unwrap_or_default(), &entry.data);
     Ok(())
 }
 

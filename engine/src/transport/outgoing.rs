@@ -121,7 +121,7 @@ mod tests {
                 Outgoing::raft(&head, Bytes::new()),
             ]);
             let got: Vec<Received> = sent.items.into_iter().map(|item| match item.body {
-                Some(Body::Raft(bytes)) => decode_message(&bytes).unwrap(),
+                Some(Body::Raft(bytes)) => decode_message(&bytes, bytes.len()).unwrap(),
                 other => panic!("{other:?}"),
             }).collect();
             prop_assert_eq!(got, vec![Received { head: head.clone(), entries }, head.into()]);

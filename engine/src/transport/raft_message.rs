@@ -1,4 +1,5 @@
-//! Raft's messages on the wire (`eraftpb.Message`): entries are written from where the log keeps them, and read into one memory.
+//! Raft's messages on the wire (`eraftpb.Message`): entries are written from where the log keeps them, and read into one memory: one of
+//! their own, or the frame's, if that holds little else.
 //!
 //! All but the entries is left to raft's own codec.
 
@@ -162,10 +163,15 @@ fn entry_of(mut bytes: &[u8]) -> Result<(Entry, &[u8]), Status> {
     Ok((entry, data))
 }
 
-/// Reads a message whose decoded form takes no more than four times its length and a constant.
-pub fn decode_message(bytes: &[u8]) -> Result<Received, Status> {
+/// Entries of so many bytes together, and each on average, are not copied out of a frame that holds little else.
+const LARGE: usize = 64 << 10;
+const LARGE_ENTRY: usize = 1 << 10;
+
+/// Reads a message whose decoded form takes no more than four times its length and a constant. `frame`: bytes of all that came with it,
+/// in one memory; its entries may keep that alive.
+pub fn decode_message(bytes: &Bytes, frame: usize) -> Result<Received, Status> {
     let (mut count, mut size) = (0usize, 0usize);
-    let mut rest = bytes;
+    let mut rest: &[u8] = bytes;
     while !rest.is_empty() {
         if let (ENTRIES, Field::Bytes(contents)) = take(&mut rest)? {
             (count, size) = (count.saturating_add(1), size.saturating_add(contents.len()));
@@ -178,21 +184,27 @@ pub fn decode_message(bytes: &[u8]) -> Result<Received, Status> {
         )));
     }
     let mut head = Vec::with_capacity(bytes.len().saturating_sub(size));
-    let mut entries = Entries::with_capacity(count, size);
-    let mut rest = bytes;
+    let stays = size >= LARGE && size >= count.saturating_mul(LARGE_ENTRY) && size.saturating_mul(2) >= frame;
+    let mut entries = if stays { Entries::default() } else { Entries::with_capacity(count, size) };
+    let mut in_frame = Vec::with_capacity(if stays { count } else { 0 });
+    let mut rest: &[u8] = bytes;
     while !rest.is_empty() {
         let before = rest;
         match take(&mut rest)? {
             (ENTRIES, Field::Bytes(contents)) => {
                 let (entry, data) = entry_of(contents)?;
-                entries.push(entry, data);
+                if stays {
+                    in_frame.push(Entry { data: bytes.slice_ref(data), ..entry });
+                } else {
+                    entries.push(entry, data);
+                }
             }
             (ENTRIES, _) => return Err(malformed("")),
             _ => head.extend_from_slice(before.get(..before.len().saturating_sub(rest.len())).unwrap_or_default()),
         }
     }
     let head = Message::decode(head.as_slice()).map_err(malformed)?;
-    Ok(Received { head, entries: entries.whole() })
+    Ok(Received { head, entries: if stays { in_frame } else { entries.whole() } })
 }
 
 #[cfg(test)]
@@ -238,7 +250,7 @@ mod tests {
         #[test]
         fn a_message_is_read_as_rafts_own_codec_reads_it(message in any_message()) {
             let bytes = message.encode_to_vec();
-            prop_assert_eq!(decode_message(&bytes).unwrap(), Received::from(message));
+            prop_assert_eq!(decode_message(&bytes.into(), 0).unwrap(), Received::from(message));
         }
 
         #[test]
@@ -247,7 +259,7 @@ mod tests {
             prop_assume!(!bytes.is_empty());
             let at = at.index(bytes.len());
             bytes[at] = to;
-            match (decode_message(&bytes), Message::decode(bytes.as_slice())) {
+            match (decode_message(&bytes.clone().into(), 0), Message::decode(bytes.as_slice())) {
                 (Ok(ours), Ok(theirs)) => prop_assert_eq!(ours, Received::from(theirs)),
                 (Err(ours), Ok(_)) => prop_assert_eq!(ours.message(), GROUP),
                 (ours, Err(_)) => prop_assert!(ours.is_err(), "{ours:?}"),
@@ -256,23 +268,42 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>) {
-            let _ = decode_message(&bytes);
+            let _ = decode_message(&bytes.into(), 0);
         }
     }
 
     #[test]
-    fn the_data_of_all_entries_lie_in_one_memory_and_not_in_the_messages() {
-        let entry = |index| eraftpb::Entry { index, data: vec![index as u8; 100], ..Default::default() };
-        let bytes = Message { entries: vec![entry(1), entry(2)], ..Message::default() }.encode_to_vec();
-        let entries = decode_message(&bytes).unwrap().entries;
-        assert_eq!(entries[0].data.as_ptr().wrapping_add(100), entries[1].data.as_ptr());
+    fn the_data_of_all_entries_lie_in_one_memory_and_in_the_frames_only_if_that_holds_little_else() {
+        for (story, len, beside, stays) in [
+            ("small entries", 100, 0, false),
+            ("large ones", 40 << 10, 0, true),
+            ("as much again beside them", 40 << 10, 80 << 10, true),
+            ("more beside them", 40 << 10, 90 << 10, false),
+        ] {
+            let entry = |index| eraftpb::Entry { index, data: vec![index as u8; len], ..Default::default() };
+            let message = Message { entries: vec![entry(1), entry(2)], ..Message::default() };
+            let bytes = Bytes::from(message.encode_to_vec());
+            let received = decode_message(&bytes, bytes.len() + beside).unwrap();
+            let [first, second] = &received.entries[..] else { panic!("{story}: {} entries", received.entries.len()) };
+            assert_eq!(bytes.as_ptr_range().contains(&first.data.as_ptr()), stays, "{story}");
+            assert_eq!(first.data.as_ptr().wrapping_add(len) == second.data.as_ptr(), !stays, "{story}");
+            assert_eq!(received, Received::from(message), "{story}");
+        }
+    }
+
+    #[test]
+    fn many_small_entries_are_copied_also_when_they_are_much_together() {
+        let entry = |index| eraftpb::Entry { index, data: vec![1; 500], ..Default::default() };
+        let bytes =
+            Bytes::from(Message { entries: (1..400).map(entry).collect(), ..Message::default() }.encode_to_vec());
+        let entries = decode_message(&bytes, bytes.len()).unwrap().entries;
         assert!(!bytes.as_ptr_range().contains(&entries[0].data.as_ptr()));
     }
 
     #[test]
     fn a_small_message_that_would_become_large_is_refused() {
-        let empty_entries = |count| [0x3a, 0x00].repeat(count);
-        assert_eq!(decode_message(&empty_entries(1000)).unwrap().entries.len(), 1000);
-        assert!(decode_message(&empty_entries(2_000_000)).unwrap_err().message().contains("too many"));
+        let empty_entries = |count| Bytes::from([0x3a, 0x00].repeat(count));
+        assert_eq!(decode_message(&empty_entries(1000), 2000).unwrap().entries.len(), 1000);
+        assert!(decode_message(&empty_entries(2_000_000), 4_000_000).unwrap_err().message().contains("too many"));
     }
 }

@@ -7,11 +7,12 @@ use super::frame::{
     crc_of, padding, FrameHeader, CRC_AT, FIRST_OF_SEGMENT, FORMAT, HEADER, KIND_CLEAR, KIND_CUT, KIND_ENTRIES, MAGIC,
     RECORD_HEADER,
 };
+use super::pieces::Pieces;
 
 /// Builds one frame after the other in the same memory.
 #[derive(Debug, Default)]
 pub(crate) struct FrameBuilder {
-    bytes: Vec<u8>,
+    bytes: Pieces,
     /// Index and place within the frame of each entry, in the order in which they were put in.
     entries: Vec<(u64, u32)>,
 }
@@ -21,25 +22,30 @@ impl FrameBuilder {
     const KEPT: usize = 4 << 20;
 
     pub(crate) fn begin(&mut self) {
-        self.entries.clear();
-        self.bytes.clear();
-        self.bytes.shrink_to(Self::KEPT);
-        self.entries.shrink_to(Self::KEPT / 16);
-        self.bytes.resize(HEADER, 0);
+        self.forget();
+        self.bytes.own().resize(HEADER, 0);
     }
 
-    fn open(&mut self, kind: u8) -> usize {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(&[kind, 0, 0, 0, 0, 0, 0, 0]);
-        start
+    /// The frame is not needed any more: neither are the data it keeps alive.
+    pub(crate) fn forget(&mut self) {
+        self.entries.clear();
+        self.entries.shrink_to(Self::KEPT / 16);
+        self.bytes.clear(Self::KEPT);
+    }
+
+    fn open(&mut self, kind: u8) -> Record {
+        let record = Record { header: self.bytes.own().len(), start: self.bytes.len() };
+        self.bytes.own().extend_from_slice(&[kind, 0, 0, 0, 0, 0, 0, 0]);
+        record
     }
 
     /// `None`: the record is too large for the format.
-    fn close(&mut self, start: usize) -> Option<()> {
-        let len = self.bytes.len().checked_sub(start)?.checked_sub(RECORD_HEADER)?;
-        let field = self.bytes.get_mut(start.checked_add(4)?..start.checked_add(RECORD_HEADER)?)?;
+    fn close(&mut self, record: Record) -> Option<()> {
+        let len = self.bytes.len().checked_sub(record.start)?.checked_sub(RECORD_HEADER)?;
+        let own = self.bytes.own();
+        let field = own.get_mut(record.header.checked_add(4)?..record.header.checked_add(RECORD_HEADER)?)?;
         field.copy_from_slice(&u32::try_from(len).ok()?.to_le_bytes());
-        self.bytes.resize(self.bytes.len().checked_add(padding(len))?, 0);
+        own.resize(own.len().checked_add(padding(len))?, 0);
         Some(())
     }
 
@@ -48,9 +54,9 @@ impl FrameBuilder {
     }
 
     pub(crate) fn small(&mut self, meta: Meta, value: &[u8]) -> Result<(), Fault> {
-        let start = self.open(meta as u8);
-        self.bytes.extend_from_slice(value);
-        self.close(start).map_or_else(Self::too_large, Ok)
+        let record = self.open(meta as u8);
+        self.bytes.own().extend_from_slice(value);
+        self.close(record).map_or_else(Self::too_large, Ok)
     }
 
     pub(crate) fn clear(&mut self, next: u64) -> Result<(), Fault> {
@@ -62,9 +68,9 @@ impl FrameBuilder {
     }
 
     fn index(&mut self, kind: u8, index: u64) -> Result<(), Fault> {
-        let start = self.open(kind);
-        self.bytes.extend_from_slice(&index.to_le_bytes());
-        self.close(start).map_or_else(Self::too_large, Ok)
+        let record = self.open(kind);
+        self.bytes.own().extend_from_slice(&index.to_le_bytes());
+        self.close(record).map_or_else(Self::too_large, Ok)
     }
 
     /// One record of entries; `append` puts the value of each behind the bytes it is given. `too_large` makes the error of
@@ -73,15 +79,15 @@ impl FrameBuilder {
         &mut self,
         indexes: impl IntoIterator<Item = u64>,
         too_large: impl Fn(Fault) -> E,
-        mut append: impl FnMut(u64, &mut Vec<u8>) -> Result<(), E>,
+        mut append: impl FnMut(u64, &mut Pieces) -> Result<(), E>,
     ) -> Result<(), E> {
-        let start = self.open(KIND_ENTRIES);
+        let record = self.open(KIND_ENTRIES);
         for index in indexes {
             let Ok(at) = u32::try_from(self.bytes.len()) else { return Self::too_large().map_err(too_large) };
             append(index, &mut self.bytes)?;
             self.entries.push((index, at));
         }
-        self.close(start).map_or_else(|| Self::too_large().map_err(too_large), Ok)
+        self.close(record).map_or_else(|| Self::too_large().map_err(too_large), Ok)
     }
 
     /// Bytes of the frame as it is.
@@ -108,18 +114,32 @@ impl FrameBuilder {
         for word in [header.oldest, header.previous] {
             head.extend_from_slice(&word.to_le_bytes());
         }
-        if let Some(place) = self.bytes.get_mut(..HEADER).filter(|_| head.len() == HEADER) {
+        if let Some(place) = self.bytes.own().get_mut(..HEADER).filter(|_| head.len() == HEADER) {
             place.copy_from_slice(&head);
         }
-        let crc = crc_of(&self.bytes);
-        if let Some(place) = self.bytes.get_mut(CRC_AT..CRC_AT + 4) {
+        let parts = self.bytes.parts();
+        let crc = match parts.split_first() {
+            Some((first, rest)) => rest.iter().fold(crc_of(first), |crc, part| crc32c::crc32c_append(crc, part)),
+            None => 0,
+        };
+        drop(parts);
+        let len = self.bytes.len();
+        let own = self.bytes.own();
+        if let Some(place) = own.get_mut(CRC_AT..CRC_AT + 4) {
             place.copy_from_slice(&crc.to_le_bytes());
         }
-        let len = self.bytes.len();
-        self.bytes.resize(len.saturating_add(rest_of_page(at, len)), 0);
-        let bytes = self.bytes.get(..len).unwrap_or_default();
-        Ok(Sealed { bytes, padded: &self.bytes, crc, entries: &self.entries })
+        own.resize(own.len().saturating_add(rest_of_page(at, len)), 0);
+        Ok(Sealed { len: len as u64, parts: self.bytes.parts(), crc, entries: &self.entries })
     }
+}
+
+/// A record that is being written.
+#[derive(Clone, Copy)]
+struct Record {
+    /// Where its header lies among the frame's own bytes.
+    header: usize,
+    /// Where it begins in the frame.
+    start: usize,
 }
 
 /// Zeros that belong behind a frame of `len` bytes at `at`: to the end of a page that it is the first to reach, so that no part of that
@@ -134,11 +154,12 @@ fn rest_of_page(at: u64, len: usize) -> usize {
 }
 
 /// A frame ready to be written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sealed<'b> {
-    pub bytes: &'b [u8],
+    /// Bytes of the frame.
+    pub len: u64,
     /// The frame and the zeros behind it.
-    pub padded: &'b [u8],
+    pub parts: Vec<&'b [u8]>,
     pub crc: u32,
     /// Index and place within the frame of each entry.
     pub entries: &'b [(u64, u32)],
@@ -147,6 +168,15 @@ pub(crate) struct Sealed<'b> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Sealed<'_> {
+        /// The frame in one piece.
+        pub(crate) fn bytes(&self) -> Vec<u8> {
+            let mut bytes = self.parts.concat();
+            bytes.truncate(usize::try_from(self.len).unwrap());
+            bytes
+        }
+    }
 
     #[test]
     fn a_frame_that_reaches_a_new_page_fills_it() {

@@ -27,6 +27,7 @@ mod frame_builder;
 mod index;
 mod inspect;
 mod open;
+mod pieces;
 mod pool;
 mod reader;
 mod replay;

@@ -60,7 +60,7 @@ pub(crate) fn create(
     let header = FrameHeader { generation: 1, first_of_segment: true, oldest: 1, ..header_of(&draft) };
     let limit = pool::size_limit(options.segment_size, options.disk_quota);
     let file = SegmentFile::create(fresh, 1, pool::first_size(limit, frame.len()), &Pace::hurried())?;
-    file.write_durably(frame.seal(&header, 0).map_err(wrong)?.padded, 0)
+    file.write_durably(&frame.seal(&header, 0).map_err(wrong)?.parts, 0)
 }
 
 fn small_records(frame: &mut FrameBuilder, draft: &Draft) -> Result<(), Fault> {
@@ -243,7 +243,7 @@ fn rewrite(log_dir: &Path, options: &LogOptions, found: Found, known_durable: bo
         let value = block.value(&old.file, place, index)?;
         let header = record::decode_entry_header(index, value).map_err(wrong)?;
         record::check_payload(&header, value).map_err(wrong)?;
-        out.extend_from_slice(value);
+        out.own().extend_from_slice(value);
         Ok::<(), Error>(())
     })?;
     let oldest = places.get(bounds.first).map_or(generation, |p| {
@@ -269,14 +269,14 @@ fn rewrite(log_dir: &Path, options: &LogOptions, found: Found, known_durable: bo
     let held = all().map(SegmentFile::len).fold(0, u64::saturating_add);
     let mut pool = Pool::new(log_dir, next_slot, held, limit, options.disk_quota);
     let mut free: Vec<Arc<SegmentFile>> = free.into_iter().map(Arc::new).collect();
-    let needed = sealed.bytes.len() as u64;
+    let needed = sealed.len;
     let safe = free.iter().position(|file| known_durable && file.len() >= needed);
     let file = match safe {
         Some(n) => free.swap_remove(n),
         // Even above the quota: the old tail is free right after.
         None => pool.make(needed.max(old.file.len().min(limit)))?,
     };
-    file.write_durably(sealed.padded, 0)?;
+    file.write_durably(&sealed.parts, 0)?;
 
     places.cut(from);
     let mut segments: BTreeMap<u32, Arc<SegmentFile>> = BTreeMap::new();
@@ -291,6 +291,6 @@ fn rewrite(log_dir: &Path, options: &LogOptions, found: Found, known_durable: bo
         places.push(super::index::Place { segment: generation, offset: *at });
     }
     free.push(Arc::new(old.file));
-    let tail = Tail { file, generation, previous: header.previous, offset: sealed.bytes.len() as u64, crc: sealed.crc };
+    let tail = Tail { file, generation, previous: header.previous, offset: sealed.len, crc: sealed.crc };
     Ok(Rewritten { state: loaded.state, draft, index: Index::new(places, segments), tail, pool, free })
 }

@@ -5,6 +5,7 @@
 //! cut or grown; what it holds is replaced from the beginning when it is used again.
 
 use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -110,10 +111,10 @@ impl SegmentFile {
         self.file.read_exact_at(buffer, at).map_err(|e| Error::io(&self.path, "read the segment", &e))
     }
 
-    /// Writes and syncs. What an error leaves on the disk is unknown, and no second sync would tell (S5, S10).
-    pub(crate) fn write_durably(&self, bytes: &[u8], at: u64) -> Result<()> {
-        self.file
-            .write_all_at(bytes, at)
+    /// Writes these, one behind the other, and syncs. What an error leaves on the disk is unknown, and no second sync would tell (S5,
+    /// S10).
+    pub(crate) fn write_durably(&self, parts: &[&[u8]], at: u64) -> Result<()> {
+        write_all_at(&self.file, parts, at)
             .and_then(|()| self.file.sync_data())
             .map_err(|e| files::write_error(&self.path, "write the log", &e))
     }
@@ -121,6 +122,29 @@ impl SegmentFile {
     pub(crate) fn remove(&self) -> Result<()> {
         std::fs::remove_file(&self.path).map_err(|e| Error::io(&self.path, "remove a segment", &e))
     }
+}
+
+/// Most pieces that one system call takes (`IOV_MAX`).
+const CALL_PIECES: usize = 1024;
+
+fn write_all_at(file: &File, parts: &[&[u8]], mut at: u64) -> io::Result<()> {
+    for group in parts.chunks(CALL_PIECES) {
+        let pieces: Vec<IoSlice<'_>> = group.iter().map(|part| IoSlice::new(part)).collect();
+        // The usual frame is one piece. Of several all are written at once, nearly always; what is not follows piece by piece.
+        let mut written = match &pieces[..] {
+            [_] => 0,
+            _ => rustix::io::retry_on_intr(|| rustix::io::pwritev(file, &pieces, at))?,
+        };
+        for part in group {
+            let done = written.min(part.len());
+            written -= done;
+            if let Some(rest) = part.get(done..).filter(|rest| !rest.is_empty()) {
+                file.write_all_at(rest, at.saturating_add(done as u64))?;
+            }
+            at = at.saturating_add(part.len() as u64);
+        }
+    }
+    Ok(())
 }
 
 fn slot_of(path: &Path, suffix: &str) -> Option<u64> {
@@ -149,11 +173,27 @@ mod tests {
             file.read(&mut bytes, 0).unwrap();
             assert!(bytes.iter().all(|byte| *byte == 0), "{len}");
             // What is written through the page cache afterwards is what is read.
-            file.write_durably(b"frame", 10.min(len - 5)).unwrap();
+            file.write_durably(&[b"fr", b"", b"ame"], 10.min(len - 5)).unwrap();
             let mut back = [0; 5];
             file.read(&mut back, 10.min(len - 5)).unwrap();
             assert_eq!(&back, b"frame");
         }
         assert_eq!(SegmentFile::list(dir.path(), false).unwrap().len(), 5);
+    }
+
+    #[test]
+    fn any_number_of_pieces_lies_one_behind_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        for (slot, count) in [(1, 0), (2, 1), (3, 2), (4, CALL_PIECES), (5, CALL_PIECES + 1), (6, 2 * CALL_PIECES + 7)]
+        {
+            let bytes: Vec<u8> = (0..count * 3).map(|n| n as u8).collect();
+            let parts: Vec<&[u8]> = bytes.chunks(3).collect();
+            let file = SegmentFile::create(dir.path(), slot, 8192, &Pace::default()).unwrap();
+            file.write_durably(&parts, 5).unwrap();
+            let mut back = vec![0; 8192];
+            file.read(&mut back, 0).unwrap();
+            assert_eq!(back[5..5 + bytes.len()], bytes, "{count}");
+            assert!(back[5 + bytes.len()..].iter().chain(&back[..5]).all(|byte| *byte == 0), "{count}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::log::batching::{Failure, Store};
 use crate::log::draft::{Draft, Step};
 use crate::log::files::{self, NumberFile};
-use crate::log::record::{self, Fault, Meta};
+use crate::log::record::{Fault, Meta};
 use crate::log::LogWrite;
 
 use super::frame::FrameHeader;
@@ -76,7 +76,7 @@ impl SegmentWriter {
                         self.frame.entries(
                             entries().map(|entry| entry.index),
                             |fault| fault,
-                            |_, out| queue.next().map_or(Ok(()), |entry| record::append_entry(entry, out)),
+                            |_, out| queue.next().map_or(Ok(()), |entry| out.entry(entry)),
                         )?;
                     }
                 }
@@ -151,9 +151,9 @@ impl Store for SegmentWriter {
         let Ok(offset) = u32::try_from(tail.offset) else {
             return Err(Failure::Broken(self.contradiction("a segment of more than 4 GiB")));
         };
-        tail.file.write_durably(sealed.padded, tail.offset)?;
+        tail.file.write_durably(&sealed.parts, tail.offset)?;
 
-        tail.offset = tail.offset.saturating_add(sealed.bytes.len() as u64);
+        tail.offset = tail.offset.saturating_add(sealed.len);
         tail.crc = sealed.crc;
         let free = self.shared.index.apply(&Change {
             generation: tail.generation,
@@ -164,6 +164,7 @@ impl Store for SegmentWriter {
             last: draft.bounds.last,
             oldest: header.oldest,
         });
+        self.frame.forget();
         self.tail = tail;
         draft.all_stored();
         self.state = draft;

@@ -28,8 +28,9 @@ impl Driver {
         match incoming {
             Incoming::Frame { from, items, permit, .. } => {
                 permits.push(permit);
+                let frame = items.iter().map(prost::Message::encoded_len).fold(0, usize::saturating_add);
                 for item in items {
-                    self.item(from, item);
+                    self.item(from, item, frame);
                 }
             }
             Incoming::Hello { hello, answer, .. } => {
@@ -90,9 +91,10 @@ impl Driver {
         }
     }
 
-    fn item(&mut self, from: NodeId, item: Item) {
+    /// `frame`: bytes of all items that came with it.
+    fn item(&mut self, from: NodeId, item: Item, frame: usize) {
         match item.body {
-            Some(ItemBody::Raft(bytes)) => match decode_message(&bytes) {
+            Some(ItemBody::Raft(bytes)) => match decode_message(&bytes, frame) {
                 Ok(message) => self.core.receive(from, message),
                 Err(error) => {
                     self.log(slog::Level::Warning, "transport", || {
