@@ -21,7 +21,9 @@
  *   may not close, free, wait or start (RAFTIFY_ERR_REENTRANT).
  * - After fork() every handle of the parent is dead in the child (RAFTIFY_ERR_FORKED); see
  *   raftify_after_fork_in_child.
- * - The library starts no thread before raftify_runtime_new, installs no signal handler, and prints nothing.
+ * - The library starts no thread before raftify_runtime_new, installs no signal handler, and prints nothing. Its threads
+ *   block all signals but SIGPROF and those that a fault of the thread raises: handlers run on the program's threads, and a
+ *   peer that goes away raises no SIGPIPE. The thread that calls a state machine is the program's in this respect.
  * - Growth: functions, constants, settings and JSON keys are added, never changed; "Since" names the first ABI
  *   number.
  */

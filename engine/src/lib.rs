@@ -20,6 +20,7 @@ pub mod machine;
 pub mod machine_thread;
 mod mailbox;
 pub mod node;
+mod own_thread;
 mod removal;
 pub mod request;
 pub mod runtime;

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::direct::Pace;
+use crate::own_thread;
 
 /// What is given back at once, and how long until the next.
 const PIECE: u64 = 1 << 20;
@@ -72,9 +73,8 @@ impl Removed {
     /// On a thread of its own. It touches no name, so the directory may be somebody else's by then.
     pub(crate) fn give_back_aside(self) {
         if self.bytes > SMALL {
-            let thread = std::thread::Builder::new().name("raftify-remove".into());
             // Without a thread for it, it is dropped.
-            let _ = thread.spawn(move || self.give_back(&Pace::default()));
+            let _ = own_thread::spawn("raftify-remove", move || self.give_back(&Pace::default()));
         }
     }
 }

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use crate::baton::Baton;
 use crate::error::{Error, ErrorCode, Result};
 use crate::locks::lock;
+use crate::own_thread;
 
 /// How long a job may keep the runtime from its tasks, until the watch looks next.
 const PATIENCE: Duration = Duration::from_millis(5);
@@ -88,7 +89,7 @@ impl Shared {
     /// A thread to drive. One that finds the seat taken ends at once.
     fn hire(self: &Arc<Self>) -> std::io::Result<()> {
         let shared = Arc::clone(self);
-        let thread = std::thread::Builder::new().name("raftify-net".into()).spawn(move || shared.drive())?;
+        let thread = own_thread::spawn("raftify-net", move || shared.drive())?;
         let [driver, _] = &mut *lock(&self.threads);
         *driver = Some(thread);
         Ok(())
@@ -100,7 +101,7 @@ impl Shared {
             // Without memory for a thread the one that drove goes on after its job, or the next look finds some.
             shared.seat.watch(PATIENCE, || drop(shared.hire()));
         };
-        let thread = std::thread::Builder::new().name("raftify-watch".into()).spawn(watch)?;
+        let thread = own_thread::spawn("raftify-watch", watch)?;
         let [_, watch] = &mut *lock(&self.threads);
         *watch = Some(thread);
         Ok(())

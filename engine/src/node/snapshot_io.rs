@@ -8,6 +8,7 @@ use super::lock;
 use crate::cluster::ClusterState;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::SnapshotMeta;
+use crate::own_thread;
 use crate::snapshots::{IncomingSnapshot, SnapshotDir, SnapshotReader, SnapshotWriter};
 use crate::transport::{IntakeFile, SnapshotIntake, SnapshotSource};
 use crate::wire::SnapshotHeader;
@@ -98,9 +99,7 @@ impl SnapshotFiles {
                 Making::Announced { .. } => Err("nothing was written".into()),
             }
         };
-        std::thread::Builder::new()
-            .name("raftify-snapshot".into())
-            .spawn(move || done(complete()))
+        own_thread::spawn("raftify-snapshot", move || done(complete()))
             .map(drop)
             .map_err(|e| Error::not_done(ErrorCode::Internal, format!("cannot start a thread: {e}")))
     }

@@ -13,6 +13,7 @@ use crate::core::Fetch;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::{LogReader, SnapshotMeta};
 use crate::mailbox::{mailbox, Receiver, Sender};
+use crate::own_thread;
 
 pub(super) enum Work {
     Fetch(Fetch),
@@ -51,15 +52,13 @@ fn spawn(
     body: impl FnOnce() + Send + 'static,
 ) -> Result<oneshot::Receiver<()>> {
     let (ended, wait) = oneshot::channel();
-    std::thread::Builder::new()
-        .name(name.clone())
-        .spawn(move || {
-            if catch_unwind(AssertUnwindSafe(body)).is_err() {
-                let _ = inbox.send(Input::Panicked(format!("thread {name} panicked")));
-            }
-            let _ = ended.send(());
-        })
-        .map_err(|e| Error::not_done(ErrorCode::Internal, format!("cannot start a thread: {e}")))?;
+    own_thread::spawn(name.clone(), move || {
+        if catch_unwind(AssertUnwindSafe(body)).is_err() {
+            let _ = inbox.send(Input::Panicked(format!("thread {name} panicked")));
+        }
+        let _ = ended.send(());
+    })
+    .map_err(|e| Error::not_done(ErrorCode::Internal, format!("cannot start a thread: {e}")))?;
     Ok(wait)
 }
 

@@ -13,6 +13,7 @@ use crate::direct::Pace;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::batching::Failure;
 use crate::log::files::disk_space;
+use crate::own_thread;
 use crate::removal::give_back;
 
 use super::segment_file::SegmentFile;
@@ -197,7 +198,7 @@ impl Pool {
         let pace = Arc::new(Pace::default());
         let its_pace = Arc::clone(&pace);
         let make = move || SegmentFile::create(&log_dir, slot, size, &its_pace);
-        let thread = std::thread::Builder::new().name("raftify-segment".into()).spawn(make);
+        let thread = own_thread::spawn("raftify-segment", make);
         self.making = thread.ok().map(|thread| (thread, pace));
     }
 
@@ -242,8 +243,7 @@ impl Pool {
         let bytes = surplus.iter().map(|file| file.len()).sum();
         let pace = Arc::new(Pace::default());
         let its_pace = Arc::clone(&pace);
-        let thread = std::thread::Builder::new().name("raftify-segment".into());
-        match thread.spawn(move || delete(&surplus, &its_pace)) {
+        match own_thread::spawn("raftify-segment", move || delete(&surplus, &its_pace)) {
             Ok(thread) => self.deleting = Some((thread, pace)),
             // The next open finds them.
             Err(_) => self.deleted(0, bytes),

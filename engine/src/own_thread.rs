@@ -1,0 +1,60 @@
+//! Threads of the library's own. Whatever starts one starts it here; a state machine's thread alone is the program's in this respect.
+//!
+//! Signals are the program's business: none of its handlers runs on these threads, and none of its defaults ends it for what they do. A
+//! peer that goes away while something is written to it is a `SIGPIPE` for the thread that writes, and by default the end of a
+//! program in C; where that signal is blocked it is an error like any other.
+
+use std::io;
+use std::thread::{Builder, JoinHandle};
+
+use nix::sys::signal::{SigSet, Signal};
+
+/// What a fault of the thread itself raises, which to block would be the end without a word, and what profilers look at threads with.
+const NOT_BLOCKED: [Signal; 8] = [
+    Signal::SIGABRT,
+    Signal::SIGBUS,
+    Signal::SIGFPE,
+    Signal::SIGILL,
+    Signal::SIGPROF,
+    Signal::SIGSEGV,
+    Signal::SIGSYS,
+    Signal::SIGTRAP,
+];
+
+/// Starts one. Threads that it starts itself have the same signals blocked, also those of tokio.
+pub(crate) fn spawn<T: Send + 'static>(
+    name: impl Into<String>,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    Builder::new().name(name.into()).spawn(move || {
+        let mut blocked = SigSet::all();
+        NOT_BLOCKED.into_iter().for_each(|signal| blocked.remove(signal));
+        // It fails for a wrong argument only.
+        let _ = blocked.thread_block();
+        body()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_left_to_the_programs_own_threads() {
+        let before = SigSet::thread_get_mask().unwrap();
+        let look = || SigSet::thread_get_mask().unwrap();
+        let (own, inherited) =
+            spawn("own", move || (look(), std::thread::spawn(look).join().unwrap())).unwrap().join().unwrap();
+        for mask in [own, inherited] {
+            for signal in
+                [Signal::SIGPIPE, Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGUSR1]
+            {
+                assert!(mask.contains(signal), "{signal}");
+            }
+            for signal in NOT_BLOCKED {
+                assert!(!mask.contains(signal), "{signal}");
+            }
+        }
+        assert_eq!(SigSet::thread_get_mask().unwrap(), before, "whoever starts it keeps its own");
+    }
+}
