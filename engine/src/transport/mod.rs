@@ -48,7 +48,7 @@ use crate::wire::{Hello, Item, SnapshotHeader, StreamKind, Welcome};
 
 use dial::{Local, Slot, Target};
 pub use outgoing::{Outgoing, What};
-pub use raft_message::{decode_message, encode_entries};
+pub use raft_message::{decode_message, encode_entries, Encoded};
 use service::Shared;
 pub use snapshot::{IntakeFile, SnapshotIntake, SnapshotSource, CHUNK};
 

@@ -8,7 +8,7 @@ use prost::Message as _;
 use prost_raft::Message as _;
 use raft::eraftpb::Message;
 
-use super::raft_message::{field_len, open};
+use super::raft_message::{field_len, open, Encoded};
 use crate::wire::{Body, Item};
 
 /// What it means to its sender when it could not be sent.
@@ -25,7 +25,7 @@ pub struct Outgoing {
     what: What,
     head: Bytes,
     /// What others may carry as well.
-    rest: Bytes,
+    rest: Encoded,
 }
 
 /// Field numbers: of an item in its frame, of a raft message in its item.
@@ -36,9 +36,9 @@ const PER_FIELD: usize = 1 + 10;
 
 impl Outgoing {
     /// A message of raft's; `entries` as [`encode_entries`](super::encode_entries) made them, beside those that it has itself.
-    pub fn raft(message: &Message, entries: Bytes) -> Self {
+    pub fn raft(message: &Message, entries: Encoded) -> Self {
         let own = message.encoded_len();
-        let body = own.saturating_add(entries.len());
+        let body = entries.iter().map(Bytes::len).fold(own, usize::saturating_add);
         let mut head = BytesMut::with_capacity(own.saturating_add(2 * PER_FIELD));
         open(ITEM, field_len(body), &mut head);
         open(RAFT, body, &mut head);
@@ -52,15 +52,13 @@ impl Outgoing {
 
     /// Its bytes in a frame.
     pub fn encoded_len(&self) -> usize {
-        self.head.len().saturating_add(self.rest.len())
+        self.rest.iter().map(Bytes::len).fold(self.head.len(), usize::saturating_add)
     }
 
     /// Puts it behind what is in the frame already.
     pub fn put(self, frame: &mut Vec<Bytes>) {
         frame.push(self.head);
-        if !self.rest.is_empty() {
-            frame.push(self.rest);
-        }
+        frame.extend(self.rest);
     }
 }
 
@@ -76,7 +74,7 @@ impl From<Body> for Outgoing {
         let mut head = BytesMut::with_capacity(len.saturating_add(PER_FIELD));
         open(ITEM, len, &mut head);
         item.encode_raw(&mut head);
-        Outgoing { what, head: head.freeze(), rest: Bytes::new() }
+        Outgoing { what, head: head.freeze(), rest: Encoded::new() }
     }
 }
 
@@ -118,7 +116,7 @@ mod tests {
             entries.push(entry(9, vec![7; big]));
             let sent = frame([
                 Outgoing::raft(&head, encode_entries(entries.iter())),
-                Outgoing::raft(&head, Bytes::new()),
+                Outgoing::raft(&head, Encoded::new()),
             ]);
             let got: Vec<Received> = sent.items.into_iter().map(|item| match item.body {
                 Some(Body::Raft(bytes)) => decode_message(&bytes, bytes.len()).unwrap(),

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use prost::encoding::{decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint, WireType};
 use prost_raft::Message as _;
 use raft::eraftpb::Message;
+use smallvec::SmallVec;
 use tonic::Status;
 
 use super::limits::{malformed, ROOM};
@@ -78,19 +79,39 @@ pub(super) fn open(field: u32, len: usize, out: &mut BytesMut) {
     encode_varint(len as u64, out);
 }
 
+/// Data of so many bytes are not copied: one more piece to send costs less.
+const APART: usize = 8 << 10;
+
+/// Bytes in pieces, which follow on each other: nearly always one.
+pub type Encoded = SmallVec<[Bytes; 1]>;
+
 /// The entries of a message, encoded.
-pub fn encode_entries<'e>(entries: impl Iterator<Item = &'e Entry> + Clone) -> Bytes {
-    let size = entries.clone().map(|entry| field_len(entry_len(entry))).fold(0usize, usize::saturating_add);
+pub fn encode_entries<'e>(entries: impl Iterator<Item = &'e Entry> + Clone) -> Encoded {
+    let copied = |entry: &Entry| {
+        let len = field_len(entry_len(entry));
+        len.saturating_sub(if entry.data.len() < APART { 0 } else { entry.data.len() })
+    };
+    let size = entries.clone().map(copied).fold(0usize, usize::saturating_add);
+    let mut pieces = Encoded::new();
     let mut out = BytesMut::with_capacity(size);
     for entry in entries {
         open(ENTRIES, entry_len(entry), &mut out);
         put_number(TYPE, type_number(entry), &mut out);
         put_number(TERM, entry.term, &mut out);
         put_number(INDEX, entry.index, &mut out);
-        put_bytes(DATA, &entry.data, &mut out);
+        if entry.data.len() < APART {
+            put_bytes(DATA, &entry.data, &mut out);
+        } else {
+            open(DATA, entry.data.len(), &mut out);
+            pieces.push(out.split().freeze());
+            pieces.push(entry.data.clone());
+        }
         put_bytes(CONTEXT, &entry.context, &mut out);
     }
-    out.freeze()
+    if !out.is_empty() {
+        pieces.push(out.freeze());
+    }
+    pieces
 }
 
 /// Nor does any frame hold one (`limits`).
@@ -244,7 +265,23 @@ mod tests {
         fn entries_are_written_as_rafts_own_codec_writes_them(entries in vec(any_entry(), 0..6)) {
             let expected = Message { entries: entries.clone(), ..Message::default() }.encode_to_vec();
             let entries: Vec<Entry> = entries.into_iter().map(Entry::from).collect();
-            prop_assert_eq!(encode_entries(entries.iter()), expected);
+            prop_assert_eq!(encode_entries(entries.iter()).concat(), expected);
+        }
+
+        #[test]
+        fn large_data_are_sent_from_where_they_lie(sizes in vec(0..2 * APART, 0..6), context: Vec<u8>) {
+            let entry = |(index, size): (u64, &usize)| Entry {
+                index,
+                data: vec![index as u8; *size].into(),
+                context: context.clone().into(),
+                ..Entry::default()
+            };
+            let entries: Vec<Entry> = (1..).zip(&sizes).map(entry).collect();
+            let theirs = entries.iter().map(eraftpb::Entry::from).collect();
+            let pieces = encode_entries(entries.iter());
+            prop_assert_eq!(pieces.concat(), Message { entries: theirs, ..Message::default() }.encode_to_vec());
+            let apart = |entry: &&Entry| pieces.iter().any(|piece| piece.as_ptr() == entry.data.as_ptr());
+            prop_assert_eq!(entries.iter().filter(apart).count(), sizes.iter().filter(|size| **size >= APART).count());
         }
 
         #[test]

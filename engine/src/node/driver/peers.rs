@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use prost_raft::Message as _;
 use raft::eraftpb::Message;
 
@@ -15,7 +14,7 @@ use crate::error::ErrorCode;
 use crate::log::SnapshotMeta;
 use crate::node::FIRST_INTERNAL_TOKEN;
 use crate::snapshots::wire_header;
-use crate::transport::{decode_message, encode_entries, Incoming, Lane, Outgoing, Permit, What};
+use crate::transport::{decode_message, encode_entries, Encoded, Incoming, Lane, Outgoing, Permit, What};
 use crate::wire::{Body as ItemBody, Item, SnapshotHeader};
 
 /// Whether another voter can be reached: all of a cluster that closes at once need not wait for a successor.
@@ -136,17 +135,17 @@ impl Driver {
     pub(super) fn post(&mut self, messages: Vec<Outbound>) {
         let mut lanes: BTreeMap<(NodeId, Lane), Vec<Outgoing>> = BTreeMap::new();
         // Most of what goes to one peer goes to the others as well.
-        let mut encoded: Vec<(Run, Bytes)> = Vec::new();
+        let mut encoded: Vec<(Run, Encoded)> = Vec::new();
         for Outbound { to, body } in messages {
             let (lane, item) = match body {
-                Body::Raft(message) => (Lane::Control, Outgoing::raft(&message, Bytes::new())),
+                Body::Raft(message) => (Lane::Control, Outgoing::raft(&message, Encoded::new())),
                 // Also an append without entries: it must not overtake those with.
                 Body::Append(Append { head, run }) => {
-                    let known = encoded.iter().find(|(other, _)| other.is(&run)).map(|(_, bytes)| bytes.clone());
+                    let known = encoded.iter().find(|(other, _)| other.is(&run)).map(|(_, pieces)| pieces.clone());
                     let entries = known.unwrap_or_else(|| {
-                        let bytes = encode_entries(run.iter());
-                        encoded.push((run, bytes.clone()));
-                        bytes
+                        let pieces = encode_entries(run.iter());
+                        encoded.push((run, pieces.clone()));
+                        pieces
                     });
                     (Lane::Bulk, Outgoing::raft(&head, entries))
                 }
