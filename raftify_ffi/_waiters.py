@@ -105,9 +105,8 @@ class Waiters:
         """Where the futures of that loop are kept by token, as long as this object lives."""
         return self.pending if loop is self._loop else self.foreign
 
-    def expect(self, waiter: Batch | Sequence[Any], tokens: range, loop: asyncio.AbstractEventLoop) -> None:
-        """These tokens are a batch's, or one each of futures of that loop; on the home loop, of whatever takes an outcome as a
-        future does."""
+    def expect(self, waiter: Batch | Sequence[Future], tokens: range, loop: asyncio.AbstractEventLoop) -> None:
+        """These tokens are a batch's, or one each of futures of that loop."""
         if isinstance(waiter, Batch):
             waiter.first, waiter.end = tokens.start, tokens.stop
             with self._lock:

@@ -10,6 +10,10 @@ use smallvec::SmallVec;
 
 use crate::gather::Gather;
 
+/// Data of so many bytes and more are not copied together with what goes before and after them, on the way to a disk or a peer: one more
+/// piece costs less.
+pub(crate) const APART: usize = 8 << 10;
+
 /// What the library writes around a command ([`crate::core::entry::Context`]). One of this version fits in place.
 pub type EntryContext = SmallVec<[u8; 40]>;
 

@@ -48,15 +48,9 @@ impl ApplyBatch {
             |(index, command): (u64, &&[u8])| Entry { index, term, data: command.to_vec().into(), ..Entry::default() };
         let piece = Arc::new((first_index..).zip(commands).map(entry).collect::<Vec<_>>());
         let mut batch = ApplyBatch { last_index: first_index, last_term: term, ..ApplyBatch::default() };
-        for at in 0..piece.len() {
-            batch.push(&piece, at, |entry| ApplyEntry {
-                index: entry.index,
-                term,
-                time_us: 0,
-                wanted: false,
-                token: 0,
-                place: Place::default(),
-            });
+        for (at, Entry { index, .. }) in piece.iter().enumerate() {
+            let place = Place::default();
+            batch.push(&piece, at, ApplyEntry { index: *index, term, time_us: 0, wanted: false, token: 0, place });
         }
         batch.last_index = batch.entries.last().map_or(first_index, |entry| entry.index);
         batch
@@ -67,15 +61,15 @@ impl ApplyBatch {
         ApplyBatch { entries: Vec::with_capacity(entries), ..ApplyBatch::default() }
     }
 
-    /// The entry of the log in that place, as the machine is to have it.
-    pub(crate) fn push(&mut self, piece: &Arc<Vec<Entry>>, at: usize, as_command: impl FnOnce(&Entry) -> ApplyEntry) {
+    /// The entry of the log that lies there, as the machine is to have it; its place is set here.
+    pub(crate) fn push(&mut self, piece: &Arc<Vec<Entry>>, at: usize, command: ApplyEntry) {
         let Some(entry) = piece.get(at) else { return };
         if !self.pieces.last().is_some_and(|last| Arc::ptr_eq(last, piece)) {
             self.pieces.push(Arc::clone(piece));
         }
         let place = Place { piece: self.pieces.len().saturating_sub(1), at };
         self.bytes = self.bytes.saturating_add(entry.data.len());
-        self.entries.push(ApplyEntry { place, ..as_command(entry) });
+        self.entries.push(ApplyEntry { place, ..command });
     }
 
     /// The bytes of one of this batch's entries.
@@ -171,15 +165,9 @@ mod tests {
         let pieces = [piece(3, &["a", "not for the machine", "bc"]), piece(6, &["", "def"])];
         let mut batch = ApplyBatch::default();
         for (piece, at) in [(0, 0), (0, 2), (1, 0), (1, 1), (1, 9)] {
-            let as_command = |entry: &Entry| ApplyEntry {
-                index: entry.index,
-                term: 1,
-                time_us: 2,
-                wanted: false,
-                token: 0,
-                place: Place::default(),
-            };
-            batch.push(&pieces[piece], at, as_command);
+            let index = pieces[piece].get(at).map_or(0, |entry| entry.index);
+            let place = Place::default();
+            batch.push(&pieces[piece], at, ApplyEntry { index, term: 1, time_us: 2, wanted: false, token: 0, place });
         }
         let said: Vec<_> = batch.commands().map(|(entry, command)| (entry.index, command)).collect();
         assert_eq!(said, [(3, &b"a"[..]), (5, b"bc"), (6, b""), (7, b"def")], "what is in no piece is no command");

@@ -405,7 +405,7 @@ impl BatchMaker {
                 self.wanted.push((entry.index, entry.term, origin.sequence));
             }
             let verified = verified_after(self.verify_results_after)(entry.index);
-            self.batch.push(chunk, at, |entry| ApplyEntry {
+            let command = ApplyEntry {
                 index: entry.index,
                 term: entry.term,
                 time_us: context.time_us,
@@ -413,7 +413,8 @@ impl BatchMaker {
                 // A result that is compared has to come here (S17).
                 token: token.filter(|_| !verified).unwrap_or(0),
                 place: Place::default(),
-            });
+            };
+            self.batch.push(chunk, at, command);
         }
         self.last = Some(entry.index);
         self.last_term = entry.term;

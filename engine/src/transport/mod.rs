@@ -169,6 +169,8 @@ pub enum Incoming {
         from: NodeId,
         lane: Lane,
         items: Vec<Item>,
+        /// Of the whole frame, in which the items lie still.
+        bytes: usize,
         permit: Permit,
     },
     /// Certainly never left this process: proposals in it may be sent again (S15). Precedes the lane's `Disconnected`.

@@ -12,7 +12,7 @@ use tonic::Status;
 
 use super::limits::{malformed, ROOM};
 use crate::core::Received;
-use crate::entry::{Entries, Entry, EntryContext};
+use crate::entry::{Entries, Entry, EntryContext, APART};
 
 /// Field numbers: of an entry in its message, and of an entry.
 const ENTRIES: u32 = 7;
@@ -78,9 +78,6 @@ pub(super) fn open(field: u32, len: usize, out: &mut BytesMut) {
     encode_key(field, WireType::LengthDelimited, out);
     encode_varint(len as u64, out);
 }
-
-/// Data of so many bytes are not copied: one more piece to send costs less.
-const APART: usize = 8 << 10;
 
 /// Bytes in pieces, which follow on each other: nearly always one.
 pub type Encoded = SmallVec<[Bytes; 1]>;

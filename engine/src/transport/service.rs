@@ -302,7 +302,8 @@ impl Inbound {
             };
             let Some(message) = message else { return Ok(()) };
             let items = limits::decode_frame(&message)?;
-            let cost = message.len().saturating_add(PER_FRAME).saturating_add(items.len().saturating_mul(PER_ITEM));
+            let bytes = message.len();
+            let cost = bytes.saturating_add(PER_FRAME).saturating_add(items.len().saturating_mul(PER_ITEM));
             drop(message);
             // A frame above the whole budget passes alone.
             let cost = u32::try_from(cost.min(capacity)).unwrap_or(u32::MAX);
@@ -312,7 +313,7 @@ impl Inbound {
                 permit = Arc::clone(&budget).acquire_many_owned(cost) => permit,
             };
             let permit = Permit(permit.map_err(|_| Status::unavailable("closing"))?);
-            let frame = Incoming::Frame { from, lane, items, permit };
+            let frame = Incoming::Frame { from, lane, items, bytes, permit };
             self.shared.incoming.send(frame).map_err(|_| Status::unavailable("the node is closing"))?;
         }
     }

@@ -4,11 +4,8 @@
 
 use bytes::Bytes;
 
-use crate::entry::Entry;
+use crate::entry::{Entry, APART};
 use crate::log::record::{self, Fault};
-
-/// Data of so many bytes are not copied: one more piece to write costs less.
-const APART: usize = 8 << 10;
 
 #[derive(Debug, Default)]
 pub(crate) struct Pieces {

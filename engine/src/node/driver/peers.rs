@@ -25,11 +25,10 @@ pub(super) fn may_succeed(cluster: &ClusterState, own: NodeId, lanes: &BTreeMap<
 impl Driver {
     pub(super) fn heard(&mut self, incoming: Incoming, permits: &mut Vec<Permit>) {
         match incoming {
-            Incoming::Frame { from, items, permit, .. } => {
+            Incoming::Frame { from, items, bytes, permit, .. } => {
                 permits.push(permit);
-                let frame = items.iter().map(prost::Message::encoded_len).fold(0, usize::saturating_add);
                 for item in items {
-                    self.item(from, item, frame);
+                    self.item(from, item, bytes);
                 }
             }
             Incoming::Hello { hello, answer, .. } => {
@@ -90,7 +89,7 @@ impl Driver {
         }
     }
 
-    /// `frame`: bytes of all items that came with it.
+    /// `frame`: bytes of the one that it came in.
     fn item(&mut self, from: NodeId, item: Item, frame: usize) {
         match item.body {
             Some(ItemBody::Raft(bytes)) => match decode_message(&bytes, frame) {
