@@ -1,5 +1,7 @@
 //! Named scenarios of what operators live through: disks that go bad, members that are wiped, moved, removed and come again.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use raftify_engine::request::{Reply, Request};
 use raftify_engine::status::Role;
 use raftify_engine::Committed;
@@ -280,6 +282,34 @@ fn messages_of_long_ago_change_nothing() {
             world.done(leader, 20);
             world.crash(leader, true, 200 * MILLI);
             world.run_for(2 * SECOND);
+        }
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn members_take_their_snapshots_at_different_indexes() {
+    for seed in 0..5 {
+        let mut profile = Profile::quiet(3);
+        profile.config.snapshot_entries = 30;
+        let mut world = World::scripted(seed, profile);
+        let leader = world.settle();
+        // Where each member's newest snapshots were, while commands are proposed one at a time.
+        let mut taken: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+        for _ in 0..150 {
+            world.done(leader, 1);
+            world.run_for(20 * MILLI);
+            for (id, host) in &world.hosts {
+                let index = host.life.as_ref().and_then(|l| l.core.snapshot()).map_or(0, |s| s.index);
+                taken.entry(*id).or_default().insert(index);
+            }
+        }
+        // The founding is one snapshot for all, and the one after it finds its place.
+        let places: Vec<u64> = taken.values().map(|t| t.iter().nth(2).copied().unwrap_or(0) % 30).collect();
+        assert_eq!(places, [0, 20, 10], "{taken:?}");
+        for indexes in taken.values() {
+            let indexes: Vec<u64> = indexes.iter().copied().collect();
+            assert!(indexes.windows(2).all(|pair| pair[1] - pair[0] <= 30), "{indexes:?}");
         }
         finish(&mut world);
     }

@@ -56,7 +56,8 @@ pub struct Config {
     pub max_pending_bytes: u64,
     /// Committed entries not yet applied here; past it proposals are `Overloaded` (S14).
     pub max_unapplied_entries: u64,
-    /// A snapshot is taken after this many entries; 0: never by count.
+    /// A snapshot is taken after at most this many entries, by each member at indexes of its own, so that they do not all take one at
+    /// the same time; 0: never by count.
     pub snapshot_entries: u64,
     /// A snapshot is taken after this many bytes of entries; 0: never by size.
     pub snapshot_bytes: u64,

@@ -44,6 +44,7 @@ mod lone_commits;
 mod machine_stream;
 mod membership;
 mod outcomes;
+mod phase;
 mod proposals;
 mod reads;
 mod ready;

@@ -8,6 +8,7 @@ use raft::SnapshotStatus;
 
 use super::bugs::{self, Bug};
 use super::deadlines::Micros;
+use super::phase::Phase;
 use super::requests::State;
 use super::{Core, SnapshotSend};
 use crate::cluster::{ClusterState, NodeId};
@@ -120,7 +121,7 @@ impl Core {
         // S19: not before the log has grown by the last one's size; otherwise a follower needs the next before it has the last.
         let size = present.as_ref().map_or(0, |s| s.size);
         let bytes = self.snapshots.bytes_since;
-        let by_entries = config.snapshot_entries > 0 && grown >= config.snapshot_entries;
+        let by_entries = self.phase().is_due(config.snapshot_entries, present_index, at);
         let by_bytes = config.snapshot_bytes > 0 && bytes >= config.snapshot_bytes;
         let by_time = config.snapshot_interval.is_some_and(|every| {
             self.now.saturating_sub(self.snapshots.taken_at) >= u64::try_from(every.as_micros()).unwrap_or(u64::MAX)
@@ -129,6 +130,12 @@ impl Core {
         if due {
             self.begin_snapshot(at);
         }
+    }
+
+    fn phase(&self) -> Phase {
+        let members = self.cluster().members();
+        let before = members.iter().filter(|m| m.id < self.id).count();
+        Phase { position: before as u64, members: members.len() as u64 }
     }
 
     fn answer_present(&mut self, present: Option<Arc<SnapshotMeta>>) {
