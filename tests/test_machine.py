@@ -27,6 +27,8 @@ from raftify_ffi import (
     WrongDirectory,
 )
 from raftify_ffi._bridge import Bridge, reap_closed_loops
+from raftify_ffi._library import lib
+from raftify_ffi._pointer import Pointer
 
 
 async def test_apply_may_return_any_buffer_or_none(tmp_path: Path) -> None:
@@ -515,6 +517,40 @@ async def test_proposals_one_after_the_other_go_down_at_once(tmp_path: Path) -> 
         assert len(waiters) == 1
         await asyncio.wait([last])
         assert [future.result() for future in (first, second, third, last)] == [b"", b"1", b"2", b"3"]
+
+
+class AtOnce(KeyValue):
+    async def apply(self, command: bytes) -> bytes:  # type: ignore[override]
+        return super().apply(command)
+
+
+@pytest.mark.parametrize("kind", [KeyValue, AtOnce])
+async def test_the_next_of_one_who_proposes_one_after_the_other_goes_down_before_the_answer_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[KeyValue]
+) -> None:
+    """The library's thread is woken once for both, and begins with what somebody waits for."""
+    names = {lib.raftify_propose: "propose", lib.raftify_apply_told_packed: "answer"}
+    said: list[str] = []
+    call = Pointer.call
+
+    def listening(self: Pointer, function: Any, *arguments: Any) -> None:
+        if function in names:
+            said.append(names[function])
+        call(self, function, *arguments)
+
+    async with one_node(tmp_path, kind()) as raft:
+        for number in range(3):
+            await raft.propose(b"a=%d" % number)
+        await asyncio.sleep(0)
+        monkeypatch.setattr(Pointer, "call", listening)
+        for number in range(3, 6):
+            assert await raft.propose(b"a=%d" % number) == b"%d" % (number - 1)
+        # It counts as applied already, and nothing comes after the last one: it is answered all the same.
+        status = raft.status
+        assert status.applied_index == status.commit_index
+        await asyncio.sleep(0)
+        assert said == ["propose", *["propose", "answer"] * 2, "answer"]
+        assert await raft.read(lambda store: store.data["a"]) == "5"
 
 
 async def test_a_busy_store_leaves_turns_to_the_loop(tmp_path: Path) -> None:
