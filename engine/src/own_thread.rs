@@ -21,6 +21,14 @@ const NOT_BLOCKED: [Signal; 8] = [
     Signal::SIGTRAP,
 ];
 
+/// From now on this thread is for work in bulk that no quorum waits for: where processors are short those who answer come first. It still
+/// gets its share, a tenth of what one of the others gets. For the whole of the thread's life, and on Linux alone: elsewhere the process would
+/// be meant.
+pub(crate) fn step_back() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::nice(10);
+}
+
 /// Starts one. Threads that it starts itself have the same signals blocked, also those of tokio.
 pub(crate) fn spawn<T: Send + 'static>(
     name: impl Into<String>,
@@ -38,6 +46,19 @@ pub(crate) fn spawn<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn who_steps_back_does_so_alone() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        let behind = spawn("behind", move || {
+            step_back();
+            nice()
+        });
+        assert_eq!(behind.unwrap().join().unwrap(), (before + 10).min(19));
+        assert_eq!(nice(), before);
+    }
 
     #[test]
     fn signals_are_left_to_the_programs_own_threads() {

@@ -148,7 +148,12 @@ impl Runtime {
     pub fn new() -> Result<Self> {
         let failed =
             |e: std::io::Error| Error::not_done(ErrorCode::Internal, format!("cannot start the network thread: {e}"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        // Those that it starts read and write snapshots, and look up names.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .on_thread_start(own_thread::step_back)
+            .build()
+            .map_err(failed)?;
         let handle = runtime.handle().clone();
         let (jobs, inbox) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);

@@ -63,6 +63,7 @@ fn spawn(
 }
 
 fn do_work(reader: Box<dyn LogReader>, queue: &Receiver<Work>, files: &SnapshotFiles, tell: &UnboundedSender<Input>) {
+    own_thread::step_back();
     let mut waiting = Vec::new();
     while queue.recv_all(&mut waiting) {
         for work in waiting.drain(..) {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::HardState;
 
-use crate::direct::{read_no_further, Pace};
+use crate::direct::Pace;
 use crate::error::{Error, Result};
 use crate::log::batching::Batching;
 use crate::log::draft::Draft;
@@ -175,10 +175,6 @@ pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) 
     for link in &found.chain.links {
         files::settle(link.file.file(), link.file.path(), false)?;
     }
-    // The last time a whole segment was read, from its beginning to its end; from now on it is what a follower lacks.
-    for file in found.chain.links.iter().map(|link| &link.file).chain(&found.chain.free) {
-        read_no_further(file.file());
-    }
     for path in [log_dir.as_path(), directory] {
         files::sync_directory(path)?;
     }
@@ -276,7 +272,7 @@ fn rewrite(log_dir: &Path, options: &LogOptions, found: Found, known_durable: bo
         // Even above the quota: the old tail is free right after.
         None => pool.make(needed.max(old.file.len().min(limit)))?,
     };
-    file.write_durably(&sealed.parts, 0)?;
+    file.write_durably_in_parts(&sealed.parts, 0)?;
 
     places.cut(from);
     let mut segments: BTreeMap<u32, Arc<SegmentFile>> = BTreeMap::new();

@@ -15,6 +15,8 @@ use crate::log::files;
 
 const SUFFIX: &str = ".seg";
 const UNFINISHED: &str = ".new";
+/// Bytes of one part.
+const AT_ONCE: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(crate) struct SegmentFile {
@@ -65,6 +67,7 @@ impl SegmentFile {
         let failed = |e: std::io::Error| Error::io(&path, "open the segment", &e);
         let file = OpenOptions::new().read(true).write(write).open(&path).map_err(failed)?;
         let len = file.metadata().map_err(failed)?.len();
+        read_no_further(&file);
         Ok(SegmentFile { file, path, len, slot })
     }
 
@@ -117,6 +120,15 @@ impl SegmentFile {
         write_all_at(&self.file, parts, at)
             .and_then(|()| self.file.sync_data())
             .map_err(|e| files::write_error(&self.path, "write the log", &e))
+    }
+
+    /// The same for much at once: other logs on this disk, whose syncs would wait for the end of it, have their turn in between.
+    pub(crate) fn write_durably_in_parts(&self, parts: &[&[u8]], mut at: u64) -> Result<()> {
+        for part in parts.iter().flat_map(|part| part.chunks(AT_ONCE)) {
+            self.write_durably(&[part], at)?;
+            at = at.saturating_add(part.len() as u64);
+        }
+        Ok(())
     }
 
     pub(crate) fn remove(&self) -> Result<()> {
@@ -179,6 +191,21 @@ mod tests {
             assert_eq!(&back, b"frame");
         }
         assert_eq!(SegmentFile::list(dir.path(), false).unwrap().len(), 5);
+    }
+
+    #[test]
+    fn what_is_written_in_parts_lies_there_as_if_it_had_been_written_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..2 * AT_ONCE + 3).map(|n| (n / 251) as u8).collect();
+        for (slot, split) in [(1, 0), (2, 1), (3, AT_ONCE), (4, AT_ONCE + 7), (5, bytes.len())] {
+            let (first, second) = bytes.split_at(split);
+            let file = SegmentFile::create(dir.path(), slot, 3 * AT_ONCE as u64, &Pace::default()).unwrap();
+            file.write_durably_in_parts(&[first, second], 16).unwrap();
+            let mut back = vec![0; bytes.len() + 32];
+            file.read(&mut back, 0).unwrap();
+            assert_eq!(back[16..16 + bytes.len()], bytes, "{split}");
+            assert!(back[..16].iter().chain(&back[16 + bytes.len()..]).all(|byte| *byte == 0), "{split}");
+        }
     }
 
     #[test]
