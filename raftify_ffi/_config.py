@@ -47,9 +47,9 @@ class Config:
     """A node's settings. Unknown names, wrong types and values that cannot work raise `InvalidConfig` naming field, value and remedy.
 
     Times are seconds, sizes bytes. `None` stands for the default. `log_engine` ("segment" or "lmdb") keeps the log of a directory that is
-    made now; one that exists is opened as what it is. A snapshot is taken after at most `snapshot_entries`, `snapshot_bytes` or
-    `snapshot_interval`, whichever comes first (0, `None`: not by that): by each member at indexes of its own, so that they do not all take
-    one at the same time.
+    made now; one that exists is opened as what it is. A snapshot is taken after `snapshot_entries`, `snapshot_bytes` or
+    `snapshot_interval`, whichever comes first (0, `None`: not by that): by each member at indexes of its own, up to half an interval
+    sooner or once up to an interval later, so that they do not all take one at the same time.
 
     Accepted from earlier releases and without effect, because the library decides what they tuned: `save_compacted_logs`,
     `compacted_log_dir`, `compacted_log_size_threshold` (use `trailing_entries`), `lmdb_map_size` (the map is sparse and large; a limit

@@ -1,6 +1,6 @@
 //! Named scenarios of what operators live through: disks that go bad, members that are wiped, moved, removed and come again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use raftify_engine::request::{Reply, Request};
 use raftify_engine::status::Role;
@@ -287,29 +287,58 @@ fn messages_of_long_ago_change_nothing() {
     }
 }
 
+/// Where each member's snapshots are, while so many commands are proposed one at a time.
+fn snapshots_taken(world: &mut World, commands: usize) -> BTreeMap<u64, Vec<u64>> {
+    let leader = world.settle();
+    let mut taken: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for _ in 0..commands {
+        world.done(leader, 1);
+        world.run_for(20 * MILLI);
+        for (id, host) in &world.hosts {
+            let index = host.life.as_ref().and_then(|l| l.core.snapshot()).map_or(0, |s| s.index);
+            let indexes = taken.entry(*id).or_default();
+            if indexes.last() != Some(&index) {
+                indexes.push(index);
+            }
+        }
+    }
+    taken
+}
+
 #[test]
 fn members_take_their_snapshots_at_different_indexes() {
     for seed in 0..5 {
         let mut profile = Profile::quiet(3);
         profile.config.snapshot_entries = 30;
         let mut world = World::scripted(seed, profile);
-        let leader = world.settle();
-        // Where each member's newest snapshots were, while commands are proposed one at a time.
-        let mut taken: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
-        for _ in 0..150 {
-            world.done(leader, 1);
-            world.run_for(20 * MILLI);
-            for (id, host) in &world.hosts {
-                let index = host.life.as_ref().and_then(|l| l.core.snapshot()).map_or(0, |s| s.index);
-                taken.entry(*id).or_default().insert(index);
-            }
-        }
+        let taken = snapshots_taken(&mut world, 150);
         // The founding is one snapshot for all, and the one after it finds its place.
-        let places: Vec<u64> = taken.values().map(|t| t.iter().nth(2).copied().unwrap_or(0) % 30).collect();
+        let places: Vec<u64> = taken.values().map(|t| t.get(2).copied().unwrap_or(0) % 30).collect();
         assert_eq!(places, [0, 20, 10], "{taken:?}");
         for indexes in taken.values() {
-            let indexes: Vec<u64> = indexes.iter().copied().collect();
             assert!(indexes.windows(2).all(|pair| pair[1] - pair[0] <= 30), "{indexes:?}");
+        }
+        finish(&mut world);
+    }
+}
+
+#[test]
+fn members_take_their_snapshots_at_different_indexes_where_bytes_decide() {
+    for (seed, entries, bytes) in [(1, 0, 2000), (2, 0, 3000), (3, 10_000, 3000), (4, 1, 0)] {
+        let mut profile = Profile::quiet(3);
+        // The last one: due after every entry, so that its size alone decides (S19).
+        profile.config.snapshot_entries = entries;
+        profile.config.snapshot_bytes = bytes;
+        let mut world = World::scripted(seed, profile);
+        let taken = snapshots_taken(&mut world, 400);
+        for indexes in taken.values() {
+            assert!(indexes.len() > 3, "{taken:?}");
+        }
+        let newest: Vec<(u64, u64)> = taken.values().map(|t| (t[t.len() - 2], t[t.len() - 1])).collect();
+        for (n, (before, last)) in newest.iter().enumerate() {
+            for (_, other) in newest.iter().skip(n + 1) {
+                assert!(last.abs_diff(*other) * 8 > last - before, "{entries}, {bytes}: {taken:?}");
+            }
         }
         finish(&mut world);
     }

@@ -59,7 +59,8 @@ pub struct Config {
     /// A snapshot is taken after at most this many entries, by each member at indexes of its own, so that they do not all take one at
     /// the same time; 0: never by count.
     pub snapshot_entries: u64,
-    /// A snapshot is taken after this many bytes of entries; 0: never by size.
+    /// A snapshot is taken after this many bytes of entries; 0: never by size. Up to twice as many, once, for a member that comes to its
+    /// own place between those of the others.
     pub snapshot_bytes: u64,
     /// A snapshot is taken after this time, if anything was applied.
     pub snapshot_interval: Option<Duration>,

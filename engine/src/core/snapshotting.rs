@@ -8,7 +8,7 @@ use raft::SnapshotStatus;
 
 use super::bugs::{self, Bug};
 use super::deadlines::Micros;
-use super::phase::Phase;
+use super::phase::{Phase, Place};
 use super::requests::State;
 use super::{Core, SnapshotSend};
 use crate::cluster::{ClusterState, NodeId};
@@ -42,6 +42,9 @@ pub(super) struct Snapshots {
     /// Entries handed over since the newest one, in bytes.
     bytes_since: u64,
     bytes_at_making: u64,
+    place: Place,
+    /// One was due, and its size alone put it off (S19).
+    put_off: bool,
     taken_at: Micros,
     not_before: Micros,
     /// Being sent: peer → index.
@@ -60,6 +63,8 @@ impl Snapshots {
             wanted: false,
             bytes_since: log_bytes,
             bytes_at_making: 0,
+            place: Place::started(),
+            put_off: false,
             taken_at: now,
             not_before: 0,
             sending: BTreeMap::new(),
@@ -121,21 +126,28 @@ impl Core {
         // S19: not before the log has grown by the last one's size; otherwise a follower needs the next before it has the last.
         let size = present.as_ref().map_or(0, |s| s.size);
         let bytes = self.snapshots.bytes_since;
-        let by_entries = self.phase().is_due(config.snapshot_entries, present_index, at);
+        let phase = self.phase();
+        let by_entries = phase.is_due(config.snapshot_entries, present_index, at);
         let by_bytes = config.snapshot_bytes > 0 && bytes >= config.snapshot_bytes;
         let by_time = config.snapshot_interval.is_some_and(|every| {
             self.now.saturating_sub(self.snapshots.taken_at) >= u64::try_from(every.as_micros()).unwrap_or(u64::MAX)
         });
-        let due = asked || self.snapshots.wanted || ((by_entries || by_bytes || by_time) && bytes >= size);
-        if due {
+        let due = by_entries || by_bytes || by_time;
+        self.snapshots.put_off |= due && bytes < size;
+        let bytes_decide = self.snapshots.put_off || !(by_entries || by_time);
+        let time = due && bytes >= size && (!bytes_decide || self.snapshots.place.is_time(phase, bytes));
+        if asked || self.snapshots.wanted || time {
+            self.snapshots.place.taken(!(time && bytes_decide));
             self.begin_snapshot(at);
         }
     }
 
     fn phase(&self) -> Phase {
-        let members = self.cluster().members();
-        let before = members.iter().filter(|m| m.id < self.id).count();
-        Phase { position: before as u64, members: members.len() as u64 }
+        Phase { position: self.position(self.id), members: self.cluster().members().len() as u64 }
+    }
+
+    fn position(&self, id: NodeId) -> u64 {
+        self.cluster().members().iter().filter(|m| m.id < id).count() as u64
     }
 
     fn answer_present(&mut self, present: Option<Arc<SnapshotMeta>>) {
@@ -168,6 +180,7 @@ impl Core {
         let asked = std::mem::take(&mut self.snapshots.asked);
         self.snapshots.wanted = false;
         self.snapshots.bytes_at_making = self.snapshots.bytes_since;
+        self.snapshots.put_off = false;
         self.snapshots.making = Some(Making { id, index, term, cluster, asked, outcomes: None });
         self.note_outcomes();
         self.out.machine.push(MachineRequest::Snapshot { id, index, term });
@@ -355,6 +368,8 @@ impl Core {
         let asked = std::mem::take(&mut self.snapshots.naming);
         self.snapshots.asked.extend(asked);
         self.set_cluster(meta.index, meta.cluster.clone());
+        self.snapshots.put_off = false;
+        self.snapshots.place = Place::received(self.position(self.leader_id()));
         if let Some(incarnation) = meta.cluster.incarnation() {
             self.adopt(incarnation);
         }
