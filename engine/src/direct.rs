@@ -102,7 +102,7 @@ impl Direct {
     /// Writes one piece, whole or in part, and rests. Past the page cache if memory, place and length allow it.
     pub(crate) fn write(&mut self, bytes: &[u8], at: u64, pace: &Pace) -> std::io::Result<()> {
         let begun = Instant::now();
-        let fits = bytes.len() % PAGE == 0 && at % PAGE as u64 == 0;
+        let fits = bytes.len().is_multiple_of(PAGE) && at.is_multiple_of(PAGE as u64);
         let written = self.past_cache.as_ref().filter(|_| fits).map(|file| file.write_all_at(bytes, at));
         match written {
             Some(Ok(())) => {}

@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
 mod baton;
+mod checksum;
 pub mod client;
 pub mod cluster;
 pub mod config;

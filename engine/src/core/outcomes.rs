@@ -11,6 +11,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::checksum;
+
 /// Events that are remembered, and window ends: so far back a slow peer can still be compared.
 const EVENTS: usize = 16_384;
 const ENDS: usize = 4_096;
@@ -49,7 +51,7 @@ fn mix(sum: u64, index: u64, digest: u64) -> u64 {
 pub(super) fn digest(outcome: Result<&[u8], ()>) -> u64 {
     match outcome {
         Err(()) => 1,
-        Ok(bytes) => 1 << 63 | (bytes.len() as u64) << 32 | u64::from(crc32c::crc32c(bytes)),
+        Ok(bytes) => 1 << 63 | (bytes.len() as u64) << 32 | u64::from(checksum::crc32c(bytes)),
     }
 }
 

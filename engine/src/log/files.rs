@@ -16,6 +16,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::checksum;
 use crate::config::LogEngine;
 use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::log::lock::LOCK_FILE;
@@ -205,7 +206,7 @@ impl NumberFile {
         let bytes = std::fs::read(path).ok()?;
         let number: [u8; 8] = bytes.get(..8)?.try_into().ok()?;
         let crc: [u8; 4] = bytes.get(8..12)?.try_into().ok()?;
-        (crc32c::crc32c(&number) == u32::from_le_bytes(crc)).then(|| u64::from_le_bytes(number))
+        (checksum::crc32c(&number) == u32::from_le_bytes(crc)).then(|| u64::from_le_bytes(number))
     }
 
     pub(crate) fn open(path: PathBuf) -> Result<Self> {
@@ -218,7 +219,7 @@ impl NumberFile {
     pub(crate) fn write(&self, number: u64) -> Result<()> {
         let number = number.to_le_bytes();
         let mut bytes = [0; Self::SIZE];
-        let parts = number.into_iter().chain(crc32c::crc32c(&number).to_le_bytes());
+        let parts = number.into_iter().chain(checksum::crc32c(&number).to_le_bytes());
         bytes.iter_mut().zip(parts).for_each(|(byte, part)| *byte = part);
         self.file.write_all_at(&bytes, 0).map_err(|e| Error::io(&self.path, "write the file", &e))
     }

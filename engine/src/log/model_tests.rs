@@ -215,7 +215,7 @@ fn child_that_writes_until_it_is_killed(engine: LogEngine) {
         let count = 1 + last % 7;
         write.entries =
             Some(Arc::new((last + 1..=last + count).map(|i| entry(i, term, (i % 50 * 60) as usize)).collect()));
-        if last > 300 && last % 10 == 0 {
+        if last > 300 && last.is_multiple_of(10) {
             let index = last - 20;
             write.hard_state = Some(HardState { term, vote: 1, commit: index });
             write.snapshot = Some(Arc::new(meta(index, 1)));

@@ -9,6 +9,7 @@
 use bytes::Bytes;
 use raft::eraftpb::HardState;
 
+use crate::checksum;
 use crate::cluster::{ClusterState, Uid};
 use crate::entry::{Entries, Entry, EntryContext};
 use crate::log::{ClusterRecord, Identity, SnapshotMeta};
@@ -175,11 +176,11 @@ fn crc_of(key: &[u8], covered: &[u8]) -> u32 {
                 to.copy_from_slice(part);
                 free = rest;
             }
-            None => return parts.into_iter().fold(0, crc32c::crc32c_append),
+            None => return parts.into_iter().fold(0, checksum::crc32c_append),
         }
     }
     let left = free.len();
-    crc32c::crc32c(together.get(..together.len().saturating_sub(left)).unwrap_or_default())
+    checksum::crc32c(together.get(..together.len().saturating_sub(left)).unwrap_or_default())
 }
 
 /// A small record: header length 0 says that the CRC covers the whole value.
@@ -322,7 +323,7 @@ fn open_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), Fault> {
 /// `value`: header, context, and as much of the data as lies there; `rest`: what does not.
 fn prove_entry(index: u64, value: &mut [u8], rest: &[u8]) {
     if let Some((header, payload)) = value.split_at_mut_checked(ENTRY_HEADER) {
-        put_u32(header, 32, crc32c::crc32c_append(crc32c::crc32c(payload), rest));
+        put_u32(header, 32, checksum::crc32c_append(checksum::crc32c(payload), rest));
         put_u32(header, 4, crc_of(&entry_key(index), header));
     }
 }
@@ -392,7 +393,7 @@ pub(crate) fn check_payload<'v>(header: &EntryHeader, value: &'v [u8]) -> Result
         return damaged("an entry is not as long as its header says");
     }
     let payload = value.get(ENTRY_HEADER..).unwrap_or_default();
-    if crc32c::crc32c(payload) != header.payload_crc {
+    if checksum::crc32c(payload) != header.payload_crc {
         return damaged("the checksum of an entry's payload does not match");
     }
     payload.split_at_checked(header.context_len as usize).ok_or_else(|| Fault::Damaged("an entry is cut off".into()))

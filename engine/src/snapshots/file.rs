@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message;
 
+use crate::checksum;
 use crate::cluster::ClusterState;
 use crate::error::{Error, Result};
 use crate::log::files::{corrupt, too_new};
@@ -49,7 +50,7 @@ impl Body {
         bytes.extend_from_slice(&FORMAT.to_le_bytes());
         bytes.extend_from_slice(&(body.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&body);
-        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+        bytes.extend_from_slice(&checksum::crc32c(&bytes).to_le_bytes());
         bytes
     }
 
@@ -64,7 +65,7 @@ impl Body {
         let mut bytes = vec![0; HEADER_START + body_len + 4];
         read_exact(file, path, &mut bytes, 0)?;
         let (covered, crc) = bytes.split_at_checked(HEADER_START + body_len).unwrap_or_default();
-        if crc32c::crc32c(covered) != u32_at(crc, 0) {
+        if checksum::crc32c(covered) != u32_at(crc, 0) {
             return Err(corrupt(path, "the checksum of the snapshot's header does not match"));
         }
         let format = u32_at(&start, 8);
@@ -89,7 +90,7 @@ impl Footer {
         let mut bytes = END_MAGIC.to_vec();
         bytes.extend_from_slice(&self.size.to_le_bytes());
         bytes.extend_from_slice(&self.crc.to_le_bytes());
-        bytes.extend_from_slice(&crc32c::crc32c(&bytes).to_le_bytes());
+        bytes.extend_from_slice(&checksum::crc32c(&bytes).to_le_bytes());
         bytes
     }
 
@@ -119,7 +120,7 @@ pub(super) fn chunk_offset(header_len: u64, number: u64) -> Option<u64> {
 }
 
 fn chunk_crc(number: u64, bytes: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&number.to_le_bytes()), bytes)
+    checksum::crc32c_append(checksum::crc32c(&number.to_le_bytes()), bytes)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -207,7 +208,7 @@ impl ChunkWriter {
             let room = (CHUNK_HEADER + CHUNK).saturating_sub(self.buffer.len());
             let (now, later) = bytes.split_at_checked(room).unwrap_or((bytes, &[]));
             self.buffer.extend_from_slice(now);
-            self.crc = crc32c::crc32c_append(self.crc, now);
+            self.crc = checksum::crc32c_append(self.crc, now);
             self.size = self.size.saturating_add(now.len() as u64);
             bytes = later;
             if self.buffer.len() == CHUNK_HEADER + CHUNK {

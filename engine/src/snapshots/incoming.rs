@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 
+use crate::checksum;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files::sync_directory;
 use crate::log::SnapshotMeta;
@@ -122,7 +123,7 @@ fn arrived(file: &File, path: &Path, body: &Body, size: u64) -> Option<(u64, u32
         if read_chunk(file, path, header_len, number, CHUNK, &mut chunk).is_err() {
             break;
         }
-        crc = crc32c::crc32c_append(crc, &chunk);
+        crc = checksum::crc32c_append(crc, &chunk);
         arrived = arrived.saturating_add(CHUNK as u64);
     }
     Some((arrived, crc, header_len))

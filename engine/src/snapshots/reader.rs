@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use crate::checksum;
 use crate::direct::read_no_further;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files::corrupt;
@@ -124,7 +125,7 @@ impl SnapshotReader {
             if count == 0 {
                 break;
             }
-            crc = crc32c::crc32c_append(crc, buffer.get(..count).unwrap_or_default());
+            crc = checksum::crc32c_append(crc, buffer.get(..count).unwrap_or_default());
             offset = offset.saturating_add(count as u64);
         }
         if (offset, crc) != (self.footer.size, self.footer.crc) {

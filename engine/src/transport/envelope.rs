@@ -9,6 +9,8 @@ use bytes::{Buf, BufMut, Bytes};
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::Status;
 
+use crate::checksum;
+
 /// The only format there is so far. Another one is refused by name.
 pub const FORMAT: u8 = 1;
 /// Format byte and checksum.
@@ -90,7 +92,7 @@ impl Decoder for Open {
 
 fn seal(parts: &[Bytes], dst: &mut impl BufMut) {
     dst.put_u8(FORMAT);
-    dst.put_u32_le(parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part)));
+    dst.put_u32_le(parts.iter().fold(0, |crc, part| checksum::crc32c_append(crc, part)));
     parts.iter().for_each(|part| dst.put_slice(part));
 }
 
@@ -105,7 +107,7 @@ fn open(src: &mut impl Buf) -> Result<Bytes, Status> {
     }
     let crc = src.get_u32_le();
     let body = src.copy_to_bytes(src.remaining());
-    if crc32c::crc32c(&body) != crc {
+    if checksum::crc32c(&body) != crc {
         return Err(Status::data_loss("checksum of a message is wrong: it was damaged on its way"));
     }
     Ok(body)

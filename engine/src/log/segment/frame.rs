@@ -15,6 +15,7 @@
 //! be, so it is checked before the format number is believed. The CRC of the frame before makes a chain of them (S9).
 //! Every frame carries the whole hard state and the bounds of the log as they are after it.
 
+use crate::checksum;
 use crate::log::record::{u32_at, u64_at, Fault, Meta};
 
 /// Highest format this version reads, and the one it writes.
@@ -94,7 +95,7 @@ pub(crate) struct Frame<'b> {
 
 pub(super) fn crc_of(frame: &[u8]) -> u32 {
     let (head, tail) = frame.split_at(frame.len().min(CRC_AT));
-    crc32c::crc32c_append(crc32c::crc32c(head), tail.get(4..).unwrap_or_default())
+    checksum::crc32c_append(checksum::crc32c(head), tail.get(4..).unwrap_or_default())
 }
 
 /// Checks the bytes of one whole frame.

@@ -1,5 +1,6 @@
 //! Makes frames: records one behind the other, then the header in front of them, sealed by its CRC.
 
+use crate::checksum;
 use crate::direct::PAGE;
 use crate::log::record::{Fault, Meta};
 
@@ -119,7 +120,7 @@ impl FrameBuilder {
         }
         let parts = self.bytes.parts();
         let crc = match parts.split_first() {
-            Some((first, rest)) => rest.iter().fold(crc_of(first), |crc, part| crc32c::crc32c_append(crc, part)),
+            Some((first, rest)) => rest.iter().fold(crc_of(first), |crc, part| checksum::crc32c_append(crc, part)),
             None => 0,
         };
         drop(parts);
@@ -190,7 +191,7 @@ mod tests {
             (100, 1 << 20, 3996), // many pages
         ] {
             assert_eq!(rest_of_page(at, len), zeros, "{len} bytes at {at}");
-            assert!(zeros == 0 || (at + (len + zeros) as u64) % PAGE as u64 == 0);
+            assert!(zeros == 0 || (at + (len + zeros) as u64).is_multiple_of(PAGE as u64));
         }
     }
 }
