@@ -14,13 +14,15 @@ from types import TracebackType
 
 #: Below the range from which the system takes the ports of outgoing connections: nobody takes one in between by chance.
 _PORTS = range(20000, 32000)
+#: Whoever was given one may not listen on it yet.
+_given: set[int] = set()
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on which nobody listens."""
+    """Ports on which nobody listens, and that were not given out before."""
     found: list[int] = []
-    candidates = random.SystemRandom().sample(_PORTS, len(_PORTS))
-    for port in candidates:
+    left = [port for port in _PORTS if port not in _given]
+    for port in random.SystemRandom().sample(left, len(left)):
         if len(found) == count:
             break
         with socket.socket() as probe:
@@ -30,6 +32,7 @@ def free_ports(count: int) -> list[int]:
                 continue
             found.append(port)
     assert len(found) == count, "no free ports"
+    _given.update(found)
     return found
 
 
