@@ -183,11 +183,40 @@ def test_a_node_ends_in_order_on_a_signal(tmp_path: Path, number: signal.Signals
         assert alone.process.wait(TIMEOUT) == 0
 
 
-def test_an_address_that_is_in_no_file_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "cluster.toml").write_text('[[raft.peers]]\nip = "127.0.0.1"\nport = 60061\nnode_id = 1\n')
+def said_all(process: Process) -> None:
+    with pytest.raises(AssertionError, match="ended"):
+        process.wait_for_line("a line that nobody says", TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("content", "explained"),
+    [
+        ('[[raft.peers]]\nip = "127.0.0.1"\nport = 60061\nnode_id = 1\n', "127.0.0.1:1 is not in cluster.toml"),
+        ('[[raft.peers]]\nip = "127.0.0.1"\nnode_id = 1\n', "cluster.toml: 'port' is missing"),
+        ("[[raft", "cluster.toml: "),
+        (None, "cluster.toml: No such file or directory; name the file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_explained(tmp_path: Path, content: str | None, explained: str) -> None:
+    if content is not None:
+        (tmp_path / "cluster.toml").write_text(content)
     with start(tmp_path, "127.0.0.1:1", "--config", "cluster.toml").process as process:
-        process.wait_for_line("127.0.0.1:1 is not in cluster.toml", TIMEOUT)
+        process.wait_for_line(explained, TIMEOUT)
         assert process.wait(TIMEOUT) != 0
+        said_all(process)
+        assert "Traceback" not in process.text()
+
+
+@pytest.mark.parametrize("web", [None, "127.0.0.1:http", "127.0.0.1:99999"])
+def test_an_address_that_the_web_server_cannot_have_is_explained(tmp_path: Path, web: str | None) -> None:
+    """`None`: the one that the node itself listens on."""
+    raft = f"127.0.0.1:{free_ports(1)[0]}"
+    command = [sys.executable, str(EXAMPLE / "main.py"), "--raft-addr", raft, "--ignore-static-bootstrap"]
+    with Process([*command, "--web-server", web or raft], tmp_path) as process:
+        process.wait_for_line(f"the web server cannot listen on {web or raft}", TIMEOUT)
+        assert process.wait(TIMEOUT) != 0
+        said_all(process)
+        assert "Traceback" not in process.text()
 
 
 # ---- the demo

@@ -14,8 +14,12 @@ else:
     import tomli as tomllib
 
 
+class WrongUse(Exception):
+    """What was asked for cannot be; its text says what to do instead."""
+
+
 def load_peers(path: Path) -> Peers:
-    """The `[[raft.peers]]` tables; `SystemExit` with a sentence when the file cannot be used."""
+    """The `[[raft.peers]]` tables; `WrongUse` when the file cannot be used."""
     try:
         document: dict[str, Any] = tomllib.loads(path.read_text())
         return Peers(
@@ -27,8 +31,8 @@ def load_peers(path: Path) -> Peers:
             }
         )
     except OSError as error:
-        raise SystemExit(f"{path}: {error.strerror}; name the file that lists the members with --config") from error
+        raise WrongUse(f"{path}: {error.strerror}; name the file that lists the members with --config") from error
     except KeyError as error:
-        raise SystemExit(f"{path}: {error} is missing; each [[raft.peers]] needs ip, port and node_id") from error
+        raise WrongUse(f"{path}: {error} is missing; each [[raft.peers]] needs ip, port and node_id") from error
     except ValueError as error:
-        raise SystemExit(f"{path}: {error}") from error
+        raise WrongUse(f"{path}: {error}") from error

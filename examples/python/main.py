@@ -20,7 +20,7 @@ import signal
 import sys
 from pathlib import Path
 
-from cluster_file import load_peers
+from cluster_file import WrongUse, load_peers
 from store import HashStore
 from web import serve_web
 
@@ -81,7 +81,7 @@ async def run_node(args: argparse.Namespace, stop: asyncio.Event) -> None:
         peers = load_peers(args.config)
         found = peers.get_node_id_by_addr(args.raft_addr)
         if found is None:
-            raise SystemExit(
+            raise WrongUse(
                 f"{args.raft_addr} is not in {args.config}; add it there, or join a cluster with --peer-addr"
             )
         node_id = found
@@ -112,5 +112,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         asyncio.run(main(parse_arguments()))
+    except WrongUse as error:
+        raise SystemExit(f"main.py: {error}") from error
     except RaftError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from cluster_file import WrongUse
 from store import HashStore, SetCommand
 
 from raftify_ffi import ApplyError, Raft, RaftError, RaftServiceClient, RaftTimeout
@@ -187,7 +188,13 @@ async def serve_web(
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
-            await web.TCPSite(runner, host or "127.0.0.1", int(port)).start()
+            try:
+                await web.TCPSite(runner, host or "127.0.0.1", int(port)).start()
+            except (OSError, OverflowError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise WrongUse(
+                    f"the web server cannot listen on {address}: {reason}; give --web-server another HOST:PORT"
+                ) from error
             yield
         finally:
             await runner.cleanup()
