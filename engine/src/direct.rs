@@ -149,6 +149,14 @@ pub(crate) fn read_no_further(file: &File) {
     let _ = file;
 }
 
+/// The other way round: somebody waits for all of it.
+pub(crate) fn read_ahead(file: &File) {
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Normal);
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    let _ = file;
+}
+
 /// Tells the kernel to write what of this part is not written yet, without waiting for it.
 #[cfg(target_os = "linux")]
 fn begin_to_write(file: &File, at: u64) -> bool {

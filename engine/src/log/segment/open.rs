@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::HardState;
 
-use crate::direct::Pace;
+use crate::direct::{read_ahead, read_no_further, Pace};
 use crate::error::{Error, Result};
 use crate::log::batching::Batching;
 use crate::log::draft::Draft;
@@ -96,6 +96,8 @@ pub(crate) fn read(log_dir: &Path, write: bool, deep: bool) -> Result<Found> {
                 return Err(fault(file, end.offset, format_args!("{}, but the log goes on behind it", end.why)));
             }
         }
+        // Of the spare ones nothing but their beginning is needed, as a rule.
+        read_ahead(link.file.file());
         let end = frames(&link.file, |frame, offset| {
             let taken = replay.frame(frame, offset);
             taken.map_err(|fault| record_error(link.file.path(), None, at(offset, fault)))
@@ -174,6 +176,8 @@ pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) 
     found.must_end_here(&log_dir, durable, !clean)?;
     for link in &found.chain.links {
         files::settle(link.file.file(), link.file.path(), false)?;
+        // The last time a whole segment was read; from now on it is what a follower lacks.
+        read_no_further(link.file.file());
     }
     for path in [log_dir.as_path(), directory] {
         files::sync_directory(path)?;
