@@ -149,7 +149,7 @@ pub(crate) fn read_no_further(file: &File) {
     let _ = file;
 }
 
-/// The other way round: somebody waits for all of it.
+/// The other way round.
 pub(crate) fn read_ahead(file: &File) {
     #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Normal);

@@ -96,13 +96,18 @@ pub(crate) fn read(log_dir: &Path, write: bool, deep: bool) -> Result<Found> {
                 return Err(fault(file, end.offset, format_args!("{}, but the log goes on behind it", end.why)));
             }
         }
-        // Of the spare ones nothing but their beginning is needed, as a rule.
-        read_ahead(link.file.file());
+        let newest = chain.links.last().is_some_and(|last| last.first.generation == link.first.generation);
+        if !newest {
+            // Somebody waits for all of it. The newest one is empty behind its last frame, and the spare ones are altogether.
+            read_ahead(link.file.file());
+        }
         let end = frames(&link.file, |frame, offset| {
             let taken = replay.frame(frame, offset);
             taken.map_err(|fault| record_error(link.file.path(), None, at(offset, fault)))
         })?;
         let end = end.map_err(|why| fault(&link.file, 0, why))?;
+        // From now on it is read for what a follower lacks.
+        read_no_further(link.file.file());
         before = Some((&link.file, end));
     }
     let (loaded, places) = replay.finish().map_err(|fault| record_error(log_dir, None, fault))?;
@@ -176,8 +181,6 @@ pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) 
     found.must_end_here(&log_dir, durable, !clean)?;
     for link in &found.chain.links {
         files::settle(link.file.file(), link.file.path(), false)?;
-        // The last time a whole segment was read; from now on it is what a follower lacks.
-        read_no_further(link.file.file());
     }
     for path in [log_dir.as_path(), directory] {
         files::sync_directory(path)?;
