@@ -52,11 +52,8 @@ pub extern "C" fn raftify_after_fork_in_child() {
     if CLOSED_IN.swap(here, Ordering::AcqRel) == here {
         return;
     }
+    // Locks of directories are POSIX record locks, which the child does not hold: closing its copy leaves the parent's lock alone.
     for descriptor in raftify_engine::descriptors::take_inherited() {
-        close_raw(descriptor);
-    }
-    // The locks are POSIX record locks, which the child does not hold: closing its copy leaves the parent's lock alone.
-    for descriptor in raftify_engine::log::lock_descriptors() {
         close_raw(descriptor);
     }
 }

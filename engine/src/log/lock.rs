@@ -1,49 +1,28 @@
 //! One process, and one node within it, per directory.
 //!
 //! A POSIX record lock keeps other processes out: unlike a flock it does not live on in forked workers. It does not keep
-//! out the same process, and closing *any* descriptor of the file gives it up, so a registry in the process comes first
+//! out the same process, and closing *any* descriptor of the file gives it up, so what this process holds (`held`) comes first
 //! and nothing else in the crate may open the file `lock`.
 
-use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::FlockOperation;
 use rustix::process::{fcntl_getlk, Flock, FlockType};
 
+use super::held::{DirectoryKey, Turn};
+use crate::descriptors::Inherited;
 use crate::error::{Error, ErrorCode, Result};
 
 /// Name of the lock file in a node's directory.
 pub(crate) const LOCK_FILE: &str = "lock";
 
-/// Device and inode: a directory stays the same one under another name.
-type DirectoryKey = (u64, u64);
-
-/// Directories in use by this process, and the descriptors that hold their locks.
-static HELD: Mutex<Option<HashMap<DirectoryKey, RawFd>>> = Mutex::new(None);
-
-fn held() -> MutexGuard<'static, Option<HashMap<DirectoryKey, RawFd>>> {
-    // A map of plain numbers is whole after any panic.
-    HELD.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Descriptors of all held lock files, for a forked child that closes them raw. Empty when another thread held the
-/// registry at the fork: the child must not wait for a thread that it does not have.
-pub fn lock_descriptors() -> Vec<RawFd> {
-    match HELD.try_lock() {
-        Ok(map) => map.iter().flat_map(|m| m.values().copied()).collect(),
-        Err(_) => Vec::new(),
-    }
-}
-
 /// Holds a directory; given up when dropped.
 #[derive(Debug)]
 pub struct DirectoryLock {
-    /// `None` only while being dropped.
-    file: Option<File>,
+    /// `None` only while being dropped. The number is given up before the file is closed.
+    file: Option<(Inherited, File)>,
     key: DirectoryKey,
     path: PathBuf,
 }
@@ -54,9 +33,8 @@ impl DirectoryLock {
         let meta = std::fs::metadata(directory).map_err(|e| Error::io(directory, "look at the directory", &e))?;
         let key = (meta.dev(), meta.ino());
         let path = directory.join(LOCK_FILE);
-        let mut map = held();
-        let map = map.get_or_insert_default();
-        if map.contains_key(&key) {
+        let mut turn = Turn::wait();
+        if turn.holds(key) {
             return Err(in_use(directory, "by another node of this process"));
         }
         let file = OpenOptions::new()
@@ -67,10 +45,12 @@ impl DirectoryLock {
             .open(&path)
             .map_err(|e| Error::io(&path, "open the lock file", &e))?;
         match rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {
-                map.insert(key, file.as_raw_fd());
-                Ok(DirectoryLock { file: Some(file), key, path })
-            }
+            Ok(()) if turn.add(key) => Ok(DirectoryLock { file: Some((Inherited::note(&file), file)), key, path }),
+            Ok(()) => Err(Error::storage(
+                ErrorCode::Storage,
+                directory,
+                "this process holds too many directories at once; stop some of its nodes",
+            )),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => {
                 let holder = fcntl_getlk(&file, &Flock::from(FlockType::WriteLock)).ok().flatten().and_then(|l| l.pid);
                 Err(match holder {
@@ -82,11 +62,6 @@ impl DirectoryLock {
         }
     }
 
-    /// The descriptor that holds the lock.
-    pub fn descriptor(&self) -> Option<RawFd> {
-        self.file.as_ref().map(AsRawFd::as_raw_fd)
-    }
-
     /// The lock file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -95,12 +70,10 @@ impl DirectoryLock {
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        let mut map = held();
-        // Closed before the registry lets the next one in: closing it later would give up *their* lock.
+        let mut turn = Turn::wait();
+        // Closed before the next one is let in: closing it later would give up *their* lock.
         self.file = None;
-        if let Some(map) = map.as_mut() {
-            map.remove(&self.key);
-        }
+        turn.remove(self.key);
     }
 }
 
@@ -126,7 +99,6 @@ mod tests {
             let error = DirectoryLock::acquire(&name).unwrap_err();
             assert_eq!((error.code, error.path.as_deref()), (ErrorCode::DirectoryInUse, Some(name.as_path())));
         }
-        assert!(lock_descriptors().contains(&lock.descriptor().unwrap()));
         drop(lock);
         DirectoryLock::acquire(dir.path()).unwrap();
     }

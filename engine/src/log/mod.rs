@@ -11,6 +11,7 @@ mod batching;
 mod crash_tests;
 mod draft;
 pub(crate) mod files;
+mod held;
 mod inspect;
 mod lmdb;
 mod lmdb_env;
@@ -32,7 +33,7 @@ mod segment;
 mod tests;
 
 pub use inspect::inspect;
-pub use lock::{lock_descriptors, DirectoryLock};
+pub use lock::DirectoryLock;
 pub use open::{check, open_or_create, LogOptions, NewLog, OpenedLog};
 
 use std::sync::Arc;
