@@ -47,7 +47,7 @@ impl Draft {
         }
     }
 
-    /// The small records that differ from what is stored.
+    /// The small records that differ from what is stored; bounds and hard state always may.
     pub(crate) fn changed(&self) -> impl Iterator<Item = Meta> + '_ {
         Meta::ALL.into_iter().zip(self.changed).filter(|(_, changed)| *changed).map(|(meta, _)| meta)
     }
@@ -132,7 +132,6 @@ impl Draft {
         let commit = self.hard_state.commit.clamp(applied, self.bounds.last);
         if commit != self.hard_state.commit {
             self.hard_state.commit = commit;
-            self.change(Meta::HardState);
         }
         if self.terms.last().is_some_and(|(_, term)| *term > self.hard_state.term) {
             return Err(format!("its entries are of a later term than {}", self.hard_state.term));
@@ -163,7 +162,6 @@ impl Draft {
         // What we raised for S7 stays.
         let commit = new.commit.max(old.commit);
         self.hard_state = HardState { term: new.term, vote: new.vote, commit };
-        self.change(Meta::HardState);
         Ok(())
     }
 

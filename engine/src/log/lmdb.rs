@@ -1,23 +1,26 @@
 //! The LMDB log: making a directory, and opening one, in the order that S5 and S8 demand.
 //!
-//! Open: sync everything, check the whole file with pread, compare with the number of the newest durable commit, and only
-//! then let LMDB map it. Nothing is deleted or repaired on the way.
+//! Open: sync everything, find the newest commit that is proven, check the whole file with pread, compare with the number of the
+//! newest durable commit, and only then let LMDB map it. Nothing is deleted or repaired on the way, but a commit that nobody believed.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use crate::error::{Error, Result};
+use raft::eraftpb::HardState;
+
+use crate::error::Result;
 use crate::log::batching::Batching;
 use crate::log::draft::Draft;
 use crate::log::files::{self, corrupt, NumberFile};
 use crate::log::lmdb_env::{self, translate};
 use crate::log::lmdb_format::PageFile;
+use crate::log::lmdb_proof::{Newest, Prover};
 use crate::log::lmdb_reader::LmdbReader;
 use crate::log::lmdb_writer::LmdbWriter;
 use crate::log::load::{self, Loaded};
 use crate::log::lock::DirectoryLock;
 use crate::log::open::{EngineLog, LogOptions};
-use crate::log::record::Meta;
+use crate::log::record::{Bounds, Meta};
 use crate::log::LogState;
 
 /// What writer and reader share. The fields go in order: the database is closed before the directory is given up.
@@ -25,11 +28,32 @@ pub(crate) struct Shared {
     pub db: lmdb_env::Opened,
     pub data_path: PathBuf,
     pub log_dir: PathBuf,
+    pub bounds: Mutex<RecentBounds>,
     _lock: DirectoryLock,
 }
 
+/// What the two newest commits hold, by LMDB's numbers: a reader sees one of them.
+pub(crate) struct RecentBounds([(u64, Bounds); 2]);
+
+impl RecentBounds {
+    fn new(txn: u64, bounds: Bounds) -> Self {
+        RecentBounds([(txn, bounds); 2])
+    }
+
+    /// To be said before the commit: whoever sees it must find its bounds.
+    pub(crate) fn add(&mut self, txn: u64, bounds: Bounds) {
+        let [_, newest] = self.0;
+        self.0 = [newest, (txn, bounds)];
+    }
+
+    /// `None`: that commit is an older one by now.
+    pub(crate) fn of(&self, txn: u64) -> Option<Bounds> {
+        self.0.iter().rev().find(|(number, _)| *number == txn).map(|(_, bounds)| *bounds)
+    }
+}
+
 /// Makes a log of `records` in the empty directory `fresh`; durable when this returns, but for the directory itself.
-pub(crate) fn create(fresh: &Path, records: &[(Meta, Vec<u8>)]) -> Result<()> {
+pub(crate) fn create(fresh: &Path, records: &[(Meta, Vec<u8>)], bounds: Bounds, hard_state: &HardState) -> Result<()> {
     files::prepare_lmdb_lock(fresh)?;
     let failed = |e| translate(fresh, "make the log", e);
     let db = lmdb_env::open(fresh, 0)?;
@@ -40,17 +64,20 @@ pub(crate) fn create(fresh: &Path, records: &[(Meta, Vec<u8>)]) -> Result<()> {
     txn.commit().map_err(failed)?;
     let closing = db.env.prepare_for_closing();
     closing.wait();
-    let data = fresh.join(files::DATA_FILE);
-    let file = std::fs::File::open(&data).map_err(|e| Error::io(&data, "open the file", &e))?;
-    files::settle(&file, &data, false)
+    let pages = PageFile::open_to_prove(&fresh.join(files::DATA_FILE))?;
+    let before = pages.roots()?.older;
+    Prover::new(pages, before).prove(bounds, hard_state)
 }
 
 /// Opens the log in `directory`, whose lock is held.
 pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) -> Result<EngineLog> {
     let log_dir = directory.join(files::LOG_DIR);
     let data_path = log_dir.join(files::DATA_FILE);
-    let (loaded, clean) = settle_and_check(directory)?;
+    let pages = PageFile::open_to_prove(&data_path)?;
+    let (newest, loaded, clean) = settle_and_check(directory, &pages)?;
     options.must_own(directory, &loaded.state)?;
+    newest.settle(&pages)?;
+    let root = pages.roots()?.newest;
     files::prepare_lmdb_lock(&log_dir)?;
     // Twice the quota: the map must never be what stops the log.
     let db = lmdb_env::open(&log_dir, options.disk_quota.unwrap_or(0).saturating_mul(2))?;
@@ -58,8 +85,9 @@ pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) 
     // Its block exists from now on, so that writing it cannot fail for want of space.
     durable.write(loaded.bounds.number)?;
     let draft = Draft::new(&loaded);
-    let shared = Arc::new(Shared { db, data_path, log_dir, _lock: lock });
-    let writer = LmdbWriter::new(shared.clone(), draft, durable, options.disk_quota);
+    let bounds = Mutex::new(RecentBounds::new(root.txn, loaded.bounds));
+    let shared = Arc::new(Shared { db, data_path, log_dir, bounds, _lock: lock });
+    let writer = LmdbWriter::new(shared.clone(), draft, Prover::new(pages, root), durable, options.disk_quota);
     Ok(EngineLog {
         state: loaded.state,
         writer: Box::new(Batching::new(writer)),
@@ -68,40 +96,39 @@ pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) 
     })
 }
 
-/// S5, then S8. Returns the log, and whether it had been stopped in order.
-fn settle_and_check(directory: &Path) -> Result<(Loaded, bool)> {
+/// S5, then S8. Returns the newest commit, the log, and whether it had been stopped in order.
+fn settle_and_check(directory: &Path, pages: &PageFile) -> Result<(Newest, Loaded, bool)> {
     let log_dir = directory.join(files::LOG_DIR);
-    let data_path = log_dir.join(files::DATA_FILE);
-    let pages = PageFile::open(&data_path)?;
+    let data_path = pages.path();
     // Read before the sync: a page of the marker that never reached the disk must not speak for the data.
     let marker = NumberFile::read(&NumberFile::clean(&log_dir));
-    files::settle(pages.file(), &data_path, false)?;
+    files::settle(pages.file(), data_path, false)?;
     for path in [log_dir.as_path(), directory] {
         files::sync_directory(path)?;
     }
     files::sync_parent(directory)?;
-    let root = pages.newest_root()?;
-    let number = load::number(&pages, &root)?;
-    let clean = number.is_some() && number == marker;
+    let mut newest = Newest::find(pages)?;
+    let clean = marker == Some(newest.bounds.number) && !newest.unfinished;
     if !clean {
-        files::settle(pages.file(), &data_path, true)?;
+        files::settle(pages.file(), data_path, true)?;
+        newest = Newest::find(pages)?;
     }
-    let loaded = load::load(&pages, &pages.newest_root()?, !clean)?;
-    let newest = NumberFile::read(&NumberFile::durable(&log_dir)).max(marker);
-    if let Some(newest) = newest.filter(|newest| *newest > loaded.bounds.number) {
+    let loaded = load::load(pages, &newest, !clean)?;
+    let durable = NumberFile::read(&NumberFile::durable(&log_dir)).max(marker);
+    if let Some(durable) = durable.filter(|durable| *durable > loaded.bounds.number) {
         return Err(corrupt(
-            &data_path,
+            data_path,
             format_args!(
-                "the log ends at commit {}, but commit {newest} was durable here: writes have been lost",
+                "the log ends at commit {}, but commit {durable} was durable here: writes have been lost",
                 loaded.bounds.number
             ),
         ));
     }
-    Ok((loaded, clean))
+    Ok((newest, loaded, clean))
 }
 
 /// Everything that can be checked; the caller holds the directory's lock.
 pub(crate) fn check(log_dir: &Path) -> Result<LogState> {
     let pages = PageFile::open(&log_dir.join(files::DATA_FILE))?;
-    Ok(load::load(&pages, &pages.newest_root()?, true)?.state)
+    Ok(load::load(&pages, &Newest::find(&pages)?, true)?.state)
 }

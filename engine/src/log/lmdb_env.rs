@@ -1,12 +1,13 @@
 //! Opens LMDB: the one place of the crate with `unsafe`, because a memory map cannot be safe by itself.
 //!
-//! Default flags only: NOSYNC, NOMETASYNC and WRITEMAP lose or corrupt what was acknowledged.
+//! NOSYNC is set, because the sync is ours: `lmdb_proof` takes pages and meta page with one, and says why that is enough. Without that proof
+//! the flag corrupts what was acknowledged, as WRITEMAP does.
 #![allow(unsafe_code)]
 
 use std::path::Path;
 
 use heed::types::Bytes;
-use heed::{Database, Env, EnvOpenOptions, MdbError, WithoutTls};
+use heed::{Database, Env, EnvFlags, EnvOpenOptions, MdbError, WithoutTls};
 
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files::{corrupt, disk_space, outcome_unknown, too_new};
@@ -36,8 +37,11 @@ pub(crate) fn open(log_dir: &Path, at_least: u64) -> Result<Opened> {
     let env = loop {
         let mut options = EnvOpenOptions::new().read_txn_without_tls();
         options.map_size(size);
+        // SAFETY: a commit that is not all on the disk is never followed: it is not proven, and the check before this has put an empty one
+        // in its place.
+        unsafe { options.flags(EnvFlags::NO_SYNC) };
         // SAFETY: the map is sound as long as nobody changes the file behind LMDB's back. The exclusive directory lock keeps
-        // our own processes away and the registry beside it our own nodes; no flag is set; every page LMDB will follow
+        // our own processes away and the registry beside it our own nodes; every page LMDB will follow
         // has just been checked to lie in the file and to fit together. What foreign programs do to the file, or a read
         // error of the disk under the map, cannot be excluded and is a limit stated in the guarantees.
         match unsafe { options.open(log_dir) } {

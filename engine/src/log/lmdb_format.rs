@@ -1,14 +1,16 @@
 //! LMDB's file format, read with pread: never through a map, so that no byte on the disk can become a SIGBUS or an abort.
 //!
 //! Lives here: meta pages, single pages and their nodes, each checked by itself. The tree above them is `lmdb_pages`.
+//! Of what LMDB leaves free of a meta page, 320 bytes are ours (`lmdb_proof`); nothing else is ever written here.
 //! Layout as in LMDB 0.9/1.0 data version 1: native byte order, page numbers and sizes as wide as a pointer.
 
 use std::cmp::Ordering;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::checksum;
 use crate::error::{Error, Result};
 use crate::log::files::corrupt;
 
@@ -24,6 +26,10 @@ const FREE_TREE_FLAGS: u16 = 0x08;
 const TREE_SIZE: usize = 8 + 5 * WORD;
 const META_SIZE: usize = 8 + 2 * WORD + 2 * TREE_SIZE + 2 * WORD;
 const NODE_HEADER: usize = 8;
+/// What a disk writes whole. Of a meta page it holds all that LMDB writes, and behind it, from `PROOF_AT` on, our own part.
+const SECTOR: usize = 512;
+const PROOF_AT: usize = 192;
+const TXN_AT: usize = PAGE_HEADER + META_SIZE - WORD;
 const BIG_DATA: u16 = 0x01;
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -76,6 +82,8 @@ pub(crate) struct Root {
     pub last_page: u64,
     pub free: Tree,
     pub main: Tree,
+    /// CRC32C of all that the meta page says.
+    pub crc: u32,
 }
 
 impl Root {
@@ -84,7 +92,8 @@ impl Root {
         let free = Tree::parse(bytes.get(free_at..)?)?;
         let main = Tree::parse(bytes.get(free_at + TREE_SIZE..)?)?;
         let tail = free_at + 2 * TREE_SIZE;
-        let root = Root { last_page: word_at(bytes, tail)?, txn: word_at(bytes, tail + WORD)?, free, main };
+        let crc = checksum::crc32c(bytes.get(PAGE_HEADER..tail + 2 * WORD)?);
+        let root = Root { last_page: word_at(bytes, tail)?, txn: word_at(bytes, tail + WORD)?, free, main, crc };
         let right = page_flags(bytes)? & PageKind::Meta as u16 != 0
             && u32_at(bytes, PAGE_HEADER)? == MAGIC
             && u32_at(bytes, PAGE_HEADER + 4)? == DATA_VERSION
@@ -107,6 +116,28 @@ pub(crate) enum PageKind {
     Meta = 8,
 }
 
+impl Links {
+    pub(crate) fn extend(&mut self, more: &Links) {
+        self.children.extend_from_slice(&more.children);
+        self.far.extend_from_slice(&more.far);
+    }
+}
+
+/// The two newest committed states: a database's two meta pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Roots {
+    pub newest: Root,
+    pub older: Root,
+}
+
+/// What a tree page leads to.
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    pub children: Vec<u64>,
+    /// First pages of far values.
+    pub far: Vec<u64>,
+}
+
 /// An open data file.
 #[derive(Debug)]
 pub(crate) struct PageFile {
@@ -118,7 +149,16 @@ pub(crate) struct PageFile {
 impl PageFile {
     /// Opens the file for reading and learns its page size from the first meta page.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = match File::open(path) {
+        Self::open_as(path, OpenOptions::new().read(true))
+    }
+
+    /// The same, and for writing what of the meta pages is ours. The caller holds the directory's lock.
+    pub(crate) fn open_to_prove(path: &Path) -> Result<Self> {
+        Self::open_as(path, OpenOptions::new().read(true).write(true))
+    }
+
+    fn open_as(path: &Path, how: &OpenOptions) -> Result<Self> {
+        let file = match how.open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(corrupt(path, "the file is missing")),
             Err(e) => return Err(Error::io(path, "open the file", &e)),
@@ -164,14 +204,72 @@ impl PageFile {
         })
     }
 
-    fn read_root(&self, slot: u64) -> Result<Root> {
+    pub(crate) fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// Reads whole pages from `number` on.
+    pub(crate) fn read_pages(&self, number: u64, buffer: &mut [u8]) -> Result<()> {
+        self.read_at(buffer, number)
+    }
+
+    /// What lies in our part of the meta page that belongs to `txn`; empty if nothing does.
+    pub(crate) fn proof(&self, txn: u64) -> Result<Vec<u8>> {
+        let mut sector = [0; SECTOR];
+        self.read_at(&mut sector, txn % 2)?;
+        let ours = sector.get(PROOF_AT..).unwrap_or_default();
+        let length = usize::from(u16_at(ours, 0).unwrap_or_default());
+        Ok(ours.get(2..).and_then(|ours| ours.get(..length)).unwrap_or_default().to_vec())
+    }
+
+    /// Writes our part of the meta page that belongs to `txn`, unsynced.
+    pub(crate) fn write_proof(&self, txn: u64, proof: &[u8]) -> Result<()> {
+        let mut sector = [0; SECTOR];
+        self.put_proof(&mut sector, proof)?;
+        let place = (txn % 2) * self.page_size as u64 + PROOF_AT as u64;
+        self.write_at(sector.get(PROOF_AT..).unwrap_or_default(), place)
+    }
+
+    /// Puts a commit that changes nothing in the place of the one after `root`: its meta page says the same, with `proof` beside
+    /// it. One sector, so that it is there or not; unsynced.
+    pub(crate) fn write_empty_commit(&self, root: &Root, proof: &[u8]) -> Result<()> {
+        let txn = root.txn.saturating_add(1);
+        let mut sector = [0; SECTOR];
+        self.read_at(&mut sector, root.txn % 2)?;
+        let mut put = |at: usize, number: u64| {
+            if let (Ok(number), Some(to)) = (usize::try_from(number), sector.get_mut(at..at + WORD)) {
+                to.copy_from_slice(&number.to_ne_bytes());
+            }
+        };
+        put(0, txn % 2);
+        put(TXN_AT, txn);
+        self.put_proof(&mut sector, proof)?;
+        self.write_at(&sector, (txn % 2) * self.page_size as u64)
+    }
+
+    fn put_proof(&self, sector: &mut [u8; SECTOR], proof: &[u8]) -> Result<()> {
+        let (Some(ours), Ok(length)) = (sector.get_mut(PROOF_AT..), u16::try_from(proof.len())) else {
+            return Err(self.fault(0, "a proof that is too long"));
+        };
+        ours.fill(0);
+        for (to, from) in ours.iter_mut().zip(length.to_ne_bytes().iter().chain(proof)) {
+            *to = *from;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.file.write_all_at(bytes, offset).map_err(|e| Error::io(&self.path, "write the file", &e))
+    }
+
+    pub(crate) fn read_root(&self, slot: u64) -> Result<Root> {
         let mut bytes = [0; PAGE_HEADER + META_SIZE];
         self.read_at(&mut bytes, slot)?;
         Root::parse(&bytes).ok_or_else(|| self.fault(slot, "not a meta page of LMDB"))
     }
 
-    /// The newest committed state, chosen as LMDB chooses. Both meta pages must be whole and belong together.
-    pub(crate) fn newest_root(&self) -> Result<Root> {
+    /// The newest committed states, in the order in which LMDB has them. Both meta pages must be whole and belong together.
+    pub(crate) fn roots(&self) -> Result<Roots> {
         let (even, odd) = (self.read_root(0)?, self.read_root(1)?);
         if even.free.pad != odd.free.pad || even.free.pad as usize != self.page_size {
             return Err(self.fault(1, "the meta pages name different page sizes"));
@@ -181,7 +279,28 @@ impl PageFile {
         if !fresh && (even.txn % 2 != 0 || odd.txn % 2 != 1 || even.txn.abs_diff(odd.txn) != 1) {
             return Err(self.fault(0, format_args!("meta pages of transactions {} and {}", even.txn, odd.txn)));
         }
-        Ok(if even.txn < odd.txn { odd } else { even })
+        Ok(if even.txn < odd.txn { Roots { newest: odd, older: even } } else { Roots { newest: even, older: odd } })
+    }
+
+    /// What the tree page in `bytes`, read from page `number`, leads to. Checked is only what keeps the reading within the page.
+    pub(crate) fn links(&self, number: u64, bytes: &[u8]) -> Result<Links> {
+        let branch = match page_flags(bytes) {
+            Some(1) => true,
+            Some(2) => false,
+            flags => return Err(self.fault(number, format_args!("flags {flags:?} of no tree page"))),
+        };
+        links_of(bytes, branch).ok_or_else(|| self.fault(number, "its nodes do not fit together"))
+    }
+
+    /// Pages in the far value whose first page is in `bytes`, read from page `number`.
+    pub(crate) fn far_length(&self, number: u64, bytes: &[u8]) -> Result<u64> {
+        let pages = u64::from(u32_at(bytes, WORD + 4).unwrap_or_default());
+        let right = page_flags(bytes) == Some(PageKind::Overflow as u16) && word_at(bytes, 0) == Some(number);
+        if !right || pages == 0 || number.checked_add(pages).is_none_or(|end| self.page_count().is_ok_and(|n| end > n))
+        {
+            return Err(self.fault(number, "not the overflow page of a value in this file"));
+        }
+        Ok(pages)
     }
 
     /// Reads a page that must be a branch or leaf, and checks its nodes.
@@ -228,6 +347,28 @@ impl PageFile {
         bytes.drain(..PAGE_HEADER);
         Ok(bytes)
     }
+}
+
+fn links_of(bytes: &[u8], branch: bool) -> Option<Links> {
+    let count = usize::from(u16_at(bytes, WORD + 4)?).checked_sub(PAGE_HEADER)? / 2;
+    let mut links = Links::default();
+    for n in 0..count {
+        let at = usize::from(u16_at(bytes, PAGE_HEADER + 2 * n)?);
+        let (low, flags) = (u32_at(bytes, at)?, u16_at(bytes, at + 4)?);
+        if branch {
+            links.children.push(child_page(low, flags));
+        } else if flags & BIG_DATA != 0 {
+            let key = usize::from(u16_at(bytes, at + 6)?);
+            links.far.push(word_at(bytes, at + NODE_HEADER + key)?);
+        }
+    }
+    Some(links)
+}
+
+/// A branch node's child, in the place of size and flags.
+fn child_page(low: u32, flags: u16) -> u64 {
+    let top = if WORD == 8 { u64::from(flags) << 32 } else { 0 };
+    u64::from(low) | top
 }
 
 /// Where a node's parts lie in its page.
@@ -277,9 +418,8 @@ impl Page {
             let key = at + NODE_HEADER..at + NODE_HEADER + usize::from(u16_at(&self.bytes, at + 6)?);
             let (node, end) = match self.kind {
                 PageKind::Branch => {
-                    let top = if WORD == 8 { u64::from(flags) << 32 } else { 0 };
                     let end = key.end;
-                    (Node { key, data: end..end, big: false, number: u64::from(size) | top }, end)
+                    (Node { key, data: end..end, big: false, number: child_page(size, flags) }, end)
                 }
                 _ => {
                     // Sub-databases and duplicates are never ours.

@@ -9,10 +9,8 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use crate::error::Result;
+use crate::log::lmdb_changes::MAX_DEPTH;
 use crate::log::lmdb_format::{compare_keys, word_at, PageFile, PageKind, Root, Tree, Value, WORD};
-
-/// LMDB's own limit on the depth of a tree.
-const MAX_DEPTH: u16 = 32;
 
 /// Called for each key of the main tree, in order.
 pub(crate) type Visit<'v> = dyn FnMut(&[u8], Value<'_>) -> Result<ControlFlow<()>> + 'v;

@@ -1,7 +1,7 @@
 //! The reading half of the LMDB log: one short read transaction a call, so that no old page is kept from being reused.
 
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use crate::entry::{Entries, Entry};
 use crate::error::Result;
@@ -9,7 +9,7 @@ use crate::log::files::corrupt;
 use crate::log::lmdb::Shared;
 use crate::log::lmdb_env::translate;
 use crate::log::load::record_error;
-use crate::log::record::{self, Meta};
+use crate::log::record;
 use crate::log::LogReader;
 
 pub(crate) struct LmdbReader {
@@ -26,11 +26,15 @@ impl LogReader for LmdbReader {
     fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>> {
         let path = self.shared.data_path.as_path();
         let failed = |e| translate(path, "read the log", e);
-        let txn = self.shared.db.env.read_txn().map_err(failed)?;
         let records = &self.shared.db.records;
-        let bounds = records.get(&txn, &Meta::Bounds.key()).map_err(failed)?;
-        let bounds = bounds.ok_or_else(|| corrupt(path, "the bounds of the log are missing"))?;
-        let bounds = record::decode_bounds(bounds).map_err(|fault| record_error(path, None, fault))?;
+        let (txn, bounds) = loop {
+            let txn = self.shared.db.env.read_txn().map_err(failed)?;
+            let recent = self.shared.bounds.lock().unwrap_or_else(PoisonError::into_inner).of(txn.id() as u64);
+            // `None` after two commits between these lines: there is a newer state to read.
+            if let Some(bounds) = recent {
+                break (txn, bounds);
+            }
+        };
         let high = high.min(bounds.last.saturating_add(1));
         if low < bounds.first || low >= high {
             return Ok(Vec::new());

@@ -111,6 +111,7 @@ fn a_flipped_payload_is_found_when_read_even_after_a_clean_stop() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(LogEngine::Lmdb, dir.path()).unwrap();
     log.writer.write(&[append(vec![Entry { data: vec![0xA7; 20_000].into(), ..entry(2, 1, 0) }])]).unwrap();
+    log.writer.write(&[range(3, 3, 1, 10)]).unwrap();
     drop(log);
     let mut bytes = std::fs::read(data_file(dir.path())).unwrap();
     let at = bytes.windows(64).rposition(|w| w.iter().all(|b| *b == 0xA7)).unwrap();

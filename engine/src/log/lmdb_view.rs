@@ -6,15 +6,14 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use raft::eraftpb::HardState;
-
 use crate::entry::{Entries, Entry};
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files::{self, corrupt};
 use crate::log::inspect::{Small, View};
-use crate::log::lmdb_format::{PageFile, Root, Value};
+use crate::log::lmdb_format::{PageFile, Value};
+use crate::log::lmdb_proof::Newest;
 use crate::log::load::record_error;
-use crate::log::record::{self, Bounds, Key, Meta};
+use crate::log::record::{self, Key, Meta};
 use crate::log::{lmdb_pages, ClusterRecord, Identity, SnapshotMeta};
 
 /// Tries per part; each needs to be faster than two commits.
@@ -23,10 +22,8 @@ const TRIES: usize = 1000;
 #[derive(Default)]
 struct Records {
     identity: Option<Identity>,
-    hard_state: Option<HardState>,
     cluster: Option<ClusterRecord>,
     snapshot: Option<SnapshotMeta>,
-    bounds: Option<Bounds>,
 }
 
 pub(crate) struct LmdbView(PageFile);
@@ -39,9 +36,9 @@ impl LmdbView {
 
 impl View for LmdbView {
     fn small(&mut self) -> Result<Small> {
-        let Records { identity, hard_state, cluster, snapshot, bounds } = consistent(&self.0, small_records)?;
-        let (Some(identity), Some(hard_state), Some(cluster), Some(bounds)) = (identity, hard_state, cluster, bounds)
-        else {
+        let (newest, Records { identity, cluster, snapshot }) = consistent(&self.0, small_records)?;
+        let Newest { hard_state, bounds, .. } = newest;
+        let (Some(identity), Some(cluster)) = (identity, cluster) else {
             return Err(Error::storage(
                 ErrorCode::WrongDirectory,
                 self.0.path(),
@@ -52,18 +49,21 @@ impl View for LmdbView {
     }
 
     fn entries(&mut self, low: u64, high: u64) -> Result<Vec<Entry>> {
-        consistent(&self.0, |pages, root| some_entries(pages, root, low, high))
+        Ok(consistent(&self.0, |pages, newest| some_entries(pages, newest, low, high))?.1)
     }
 }
 
-/// Reads a part until no commit can have changed its pages meanwhile.
-fn consistent<T>(pages: &PageFile, mut read: impl FnMut(&PageFile, &Root) -> Result<T>) -> Result<T> {
+/// Reads a part of the newest commit that is proven, until no other can have changed its pages meanwhile.
+fn consistent<T>(pages: &PageFile, mut read: impl FnMut(&PageFile, &Newest) -> Result<T>) -> Result<(Newest, T)> {
     let mut last = None;
     for _ in 0..TRIES {
-        let outcome = pages.newest_root().and_then(|root| Ok((root.txn, read(pages, &root)?)));
-        let now = pages.newest_root();
+        let outcome = Newest::find(pages).and_then(|newest| {
+            let part = read(pages, &newest)?;
+            Ok((newest, part))
+        });
+        let now = pages.roots().map(|roots| roots.newest.txn);
         match (outcome, now) {
-            (Ok((txn, part)), Ok(now)) if now.txn <= txn.saturating_add(1) => return Ok(part),
+            (Ok(found), Ok(now)) if now <= found.0.root.txn.saturating_add(1) => return Ok(found),
             // Damage that stays is damage; under a busy node it may be a page that was just reused.
             (Err(error), _) | (_, Err(error)) => last = Some(error),
             _ => {}
@@ -81,17 +81,15 @@ fn whole(pages: &PageFile, value: Value<'_>) -> Result<Vec<u8>> {
     }
 }
 
-fn small_records(pages: &PageFile, root: &Root) -> Result<Records> {
+fn small_records(pages: &PageFile, newest: &Newest) -> Result<Records> {
     let mut records = Records::default();
-    lmdb_pages::scan(pages, root, &[], &mut |key, value| {
+    lmdb_pages::scan(pages, &newest.root, &[], &mut |key, value| {
         let Some(Key::Meta(meta)) = record::parse_key(key) else { return Ok(ControlFlow::Break(())) };
         let value = whole(pages, value)?;
         let decoded = match meta {
             Meta::Identity => record::decode_identity(&value).map(|v| records.identity = Some(v)),
-            Meta::HardState => record::decode_hard_state(&value).map(|v| records.hard_state = Some(v)),
             Meta::Cluster => record::decode_cluster(&value).map(|v| records.cluster = Some(v)),
             Meta::Snapshot => record::decode_snapshot(&value).map(|v| records.snapshot = Some(v)),
-            Meta::Bounds => record::decode_bounds(&value).map(|v| records.bounds = Some(v)),
         };
         decoded.map_err(|fault| record_error(pages.path(), None, fault))?;
         Ok(ControlFlow::Continue(()))
@@ -100,10 +98,10 @@ fn small_records(pages: &PageFile, root: &Root) -> Result<Records> {
 }
 
 /// Entries `low..high`; none if they have been compacted meanwhile.
-fn some_entries(pages: &PageFile, root: &Root, low: u64, high: u64) -> Result<Vec<Entry>> {
+fn some_entries(pages: &PageFile, newest: &Newest, low: u64, high: u64) -> Result<Vec<Entry>> {
     let mut entries = Entries::default();
     let mut expected = low;
-    lmdb_pages::scan(pages, root, &record::entry_key(low), &mut |key, value| {
+    lmdb_pages::scan(pages, &newest.root, &record::entry_key(low), &mut |key, value| {
         if expected >= high || record::parse_key(key) != Some(Key::Entry(expected)) {
             return Ok(ControlFlow::Break(()));
         }

@@ -1,10 +1,10 @@
-//! The writing half of the LMDB log: what is queued becomes one transaction with one commit.
+//! The writing half of the LMDB log: what is queued becomes one transaction with one commit and one sync.
 //!
 //! Invariants: all of a batch or nothing of it; the
 //! stored commit index is never below what is compacted, named by a snapshot or applied to the cluster record (S7).
 //! A write that contradicts the log is a fault of the caller's and stops the log too: it would break a promise.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use heed::{PutFlags, RwTxn};
 
@@ -14,6 +14,7 @@ use crate::log::draft::{Draft, Step};
 use crate::log::files::{self, disk_space, NumberFile};
 use crate::log::lmdb::Shared;
 use crate::log::lmdb_env::write_error;
+use crate::log::lmdb_proof::Prover;
 use crate::log::record::{self, Meta};
 use crate::log::LogWrite;
 
@@ -24,21 +25,32 @@ const DELETIONS: u64 = 256;
 const DELETIONS_FOR_ROOM: u64 = 4096;
 /// Of a byte quota, or of the disk, what only compaction may use: LMDB copies pages in order to delete.
 const RESERVE: u64 = 8 << 20;
-/// Pages that one commit copies beside the data itself, generously.
-const COPIED_PAGES: u64 = 64;
+/// Bytes of pages that one commit copies beside the data itself, generously.
+const COPIED: u64 = 256 << 10;
+/// Bytes written without looking how much room there is, at most, and never more than a quarter of it: others may use the disk.
+const UNLOOKED: u64 = 16 << 20;
 
 pub(crate) struct LmdbWriter {
     shared: Arc<Shared>,
     /// The log as it is on the disk.
     state: Draft,
+    prover: Prover,
     durable: NumberFile,
     quota: Option<u64>,
+    /// Bytes that may be written before it is looked again how many there are.
+    room: u64,
     buffer: Vec<u8>,
 }
 
 impl LmdbWriter {
-    pub(crate) fn new(shared: Arc<Shared>, state: Draft, durable: NumberFile, quota: Option<u64>) -> Self {
-        LmdbWriter { shared, state, durable, quota, buffer: Vec::new() }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        state: Draft,
+        prover: Prover,
+        durable: NumberFile,
+        quota: Option<u64>,
+    ) -> Self {
+        LmdbWriter { shared, state, prover, durable, quota, room: 0, buffer: Vec::new() }
     }
 
     fn failed(&self, attempted: &str, error: heed::Error) -> Error {
@@ -51,9 +63,11 @@ impl LmdbWriter {
         let mut buffer = std::mem::take(&mut self.buffer);
         let env = self.shared.db.env.clone();
         let mut txn = env.write_txn().map_err(|e| self.failed("begin a write", e))?;
+        let mut changes = false;
         for write in writes {
             let steps = draft.take(write).map_err(|what| self.contradiction(what))?;
             for step in steps {
+                changes = true;
                 self.carry_out(&mut txn, &step, write, &mut buffer)?;
             }
         }
@@ -61,9 +75,17 @@ impl LmdbWriter {
         let floor = draft.bounds.floor;
         draft.bounds.floor = draft.bounds.first.min(floor.saturating_add(deletions));
         self.delete(&mut txn, floor, draft.bounds.floor)?;
+        changes |= floor < draft.bounds.floor || draft.changed().next().is_some();
         draft.bounds.number = draft.bounds.number.saturating_add(1);
-        self.put_meta(&mut txn, &draft)?;
+        self.put_changed(&mut txn, &draft)?;
+        if !changes {
+            // LMDB makes no commit of nothing, and a vote is nothing to it.
+            self.put(&mut txn, Meta::Identity, &record::encode_identity(&draft.identity))?;
+        }
+        let recent = self.shared.bounds.lock();
+        recent.unwrap_or_else(PoisonError::into_inner).add(txn.id() as u64, draft.bounds);
         txn.commit().map_err(|e| self.failed("write the log", e))?;
+        self.prover.prove(draft.bounds, &draft.hard_state).map_err(files::outcome_unknown)?;
         self.buffer = buffer;
         draft.all_stored();
         self.state = draft;
@@ -102,26 +124,25 @@ impl LmdbWriter {
         Ok(())
     }
 
-    /// The records that have changed; the bounds always do.
-    fn put_meta(&self, txn: &mut RwTxn<'_>, draft: &Draft) -> Result<()> {
-        let mut put = |meta: Meta, value: &[u8]| {
-            let put = self.shared.db.records.put(txn, &meta.key(), value);
-            put.map_err(|e| self.failed("write the log", e))
-        };
+    fn put(&self, txn: &mut RwTxn<'_>, meta: Meta, value: &[u8]) -> Result<()> {
+        let put = self.shared.db.records.put(txn, &meta.key(), value);
+        put.map_err(|e| self.failed("write the log", e))
+    }
+
+    /// The records that have changed.
+    fn put_changed(&self, txn: &mut RwTxn<'_>, draft: &Draft) -> Result<()> {
         for meta in draft.changed() {
             match meta {
-                Meta::Identity => put(meta, &record::encode_identity(&draft.identity))?,
-                Meta::HardState => put(meta, &record::encode_hard_state(&draft.hard_state))?,
-                Meta::Cluster => put(meta, &record::encode_cluster(&draft.cluster))?,
+                Meta::Identity => self.put(txn, meta, &record::encode_identity(&draft.identity))?,
+                Meta::Cluster => self.put(txn, meta, &record::encode_cluster(&draft.cluster))?,
                 Meta::Snapshot => {
                     if let Some(snapshot) = &draft.snapshot {
-                        put(meta, &record::encode_snapshot(snapshot))?;
+                        self.put(txn, meta, &record::encode_snapshot(snapshot))?;
                     }
                 }
-                Meta::Bounds => {}
             }
         }
-        put(Meta::Bounds, &record::encode_bounds(&draft.bounds))
+        Ok(())
     }
 
     fn contradiction(&self, what: impl std::fmt::Display) -> Error {
@@ -139,8 +160,13 @@ impl LmdbWriter {
         if data == 0 {
             return Ok(None);
         }
+        let need = data.saturating_add(COPIED);
+        if let Some(left) = self.room.checked_sub(need) {
+            self.room = left;
+            return Ok(None);
+        }
         loop {
-            let refusal = self.refusal(data)?;
+            let refusal = self.refusal(data, need)?;
             if refusal.is_none() || self.state.bounds.floor >= self.state.bounds.first {
                 return Ok(refusal);
             }
@@ -149,7 +175,8 @@ impl LmdbWriter {
         }
     }
 
-    fn refusal(&self, data: u64) -> Result<Option<Error>> {
+    fn refusal(&mut self, data: u64, need: u64) -> Result<Option<Error>> {
+        self.room = 0;
         let path = &self.shared.data_path;
         let db = &self.shared.db;
         let txn = db.env.read_txn().map_err(|e| self.failed("look at the log", e))?;
@@ -158,9 +185,9 @@ impl LmdbWriter {
         let page = u64::from(stat.page_size);
         let pages = (stat.branch_pages as u64).saturating_add(stat.leaf_pages as u64);
         let used = pages.saturating_add(stat.overflow_pages as u64).saturating_mul(page);
-        let need = data.saturating_add(COPIED_PAGES.saturating_mul(page));
         let quota = self.quota.unwrap_or(u64::MAX).min(db.map_size);
-        if used.saturating_add(need) > quota.saturating_sub(RESERVE.min(quota / 4)) {
+        let allowed = quota.saturating_sub(RESERVE.min(quota / 4)).saturating_sub(used);
+        if need > allowed {
             return Ok(Some(Error::storage(
                 ErrorCode::DiskFull,
                 path,
@@ -172,15 +199,16 @@ impl LmdbWriter {
         // LMDB reuses free pages inside the file first; half of them, because a large value needs them side by side.
         let inside = std::fs::metadata(path).map_or(0, |m| m.len()).saturating_sub(used) / 2;
         let growth = need.saturating_sub(inside);
-        if let Some((free, size)) = disk_space(path).filter(|_| growth > 0) {
-            if growth.saturating_add(RESERVE.min(size / 8)) > free {
-                return Ok(Some(Error::storage(
-                    ErrorCode::DiskFull,
-                    path,
-                    format_args!("{free} bytes are free on this disk and {data} more of log do not fit; free space, or take a snapshot so that the log is compacted"),
-                )));
-            }
+        let (free, size) = disk_space(path).unwrap_or((u64::MAX, u64::MAX));
+        let spare = free.saturating_sub(RESERVE.min(size / 8));
+        if growth > spare {
+            return Ok(Some(Error::storage(
+                ErrorCode::DiskFull,
+                path,
+                format_args!("{free} bytes are free on this disk and {data} more of log do not fit; free space, or take a snapshot so that the log is compacted"),
+            )));
         }
+        self.room = (allowed.min(spare) / 4).min(UNLOOKED);
         Ok(None)
     }
 }

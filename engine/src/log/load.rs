@@ -8,9 +8,10 @@ use std::path::Path;
 
 use raft::eraftpb::HardState;
 
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, Result};
 use crate::log::files::{corrupt, too_new};
-use crate::log::lmdb_format::{PageFile, Root, Value};
+use crate::log::lmdb_format::{PageFile, Value};
+use crate::log::lmdb_proof::Newest;
 use crate::log::record::{self, Bounds, Fault, Key, Meta};
 use crate::log::{lmdb_pages, ClusterRecord, Identity, LogState, SnapshotMeta};
 
@@ -34,24 +35,34 @@ pub(crate) fn record_error(path: &Path, index: Option<u64>, fault: Fault) -> Err
     }
 }
 
-/// Checks the file at `root` and reads the log out of it. With `deep`, payloads that lie on pages of their own are checked
+/// Checks the file at its `newest` commit and reads the log out of it. With `deep`, payloads that lie on pages of their own are checked
 /// too; those within the tree's pages always are.
-pub(crate) fn load(pages: &PageFile, root: &Root, deep: bool) -> Result<Loaded> {
-    let mut loader = Loader::default();
-    lmdb_pages::check(pages, root, &mut |key, value| {
+pub(crate) fn load(pages: &PageFile, newest: &Newest, deep: bool) -> Result<Loaded> {
+    let mut loader = Loader {
+        hard_state: newest.hard_state.clone(),
+        bounds: newest.bounds,
+        identity: None,
+        cluster: None,
+        snapshot: None,
+        entries: None,
+        last_term: 0,
+        terms: Vec::new(),
+        bytes: 0,
+        foreign: false,
+    };
+    lmdb_pages::check(pages, &newest.root, &mut |key, value| {
         loader.record(pages, key, value, deep)?;
         Ok(ControlFlow::Continue(()))
     })?;
     loader.finish(pages.path())
 }
 
-#[derive(Default)]
 struct Loader {
+    hard_state: HardState,
+    bounds: Bounds,
     identity: Option<Identity>,
-    hard_state: Option<HardState>,
     cluster: Option<ClusterRecord>,
     snapshot: Option<SnapshotMeta>,
-    bounds: Option<Bounds>,
     /// First and last entry met.
     entries: Option<(u64, u64)>,
     last_term: u64,
@@ -83,18 +94,15 @@ impl Loader {
     fn meta(&mut self, meta: Meta, value: &[u8]) -> Result<(), Fault> {
         match meta {
             Meta::Identity => self.identity = Some(record::decode_identity(value)?),
-            Meta::HardState => self.hard_state = Some(record::decode_hard_state(value)?),
             Meta::Cluster => self.cluster = Some(record::decode_cluster(value)?),
             Meta::Snapshot => self.snapshot = Some(record::decode_snapshot(value)?),
-            Meta::Bounds => self.bounds = Some(record::decode_bounds(value)?),
         }
         Ok(())
     }
 
     fn entry(&mut self, pages: &PageFile, index: u64, value: Value<'_>, deep: bool) -> Result<Result<(), Fault>> {
         let damaged = |what: String| Ok(Err(Fault::Damaged(what)));
-        // The bounds sort before all entries.
-        let Some(bounds) = self.bounds else { return damaged("there are entries, but no bounds".into()) };
+        let bounds = self.bounds;
         let expected = self.entries.map_or(bounds.floor, |(_, last)| last.saturating_add(1));
         if index != expected || index > bounds.last {
             return damaged(format!("found where entry {expected} of {} must be", bounds.last));
@@ -133,20 +141,11 @@ impl Loader {
     }
 
     fn finish(self, path: &Path) -> Result<Loaded> {
-        let nothing = self.identity.is_none() && self.hard_state.is_none() && self.bounds.is_none();
-        if nothing && self.foreign {
-            return Err(Error::storage(
-                ErrorCode::WrongDirectory,
-                path,
-                "an LMDB database of another program; nothing was changed; name another directory",
-            ));
-        }
         if self.foreign {
             return Err(corrupt(path, "it holds a record of an unknown kind"));
         }
-        let (Some(identity), Some(hard_state), Some(cluster), Some(bounds)) =
-            (self.identity, self.hard_state, self.cluster, self.bounds)
-        else {
+        let Loader { bounds, hard_state, .. } = self;
+        let (Some(identity), Some(cluster)) = (self.identity, self.cluster) else {
             return Err(corrupt(path, "one of the log's own records is missing"));
         };
         let expected = (bounds.floor <= bounds.last).then_some((bounds.floor, bounds.last));
@@ -181,17 +180,4 @@ pub(crate) fn is_consistent(state: &LogState) -> bool {
         && commit >= compacted.max(snapshot).max(state.cluster.index)
         && compacted <= snapshot
         && state.terms.last().is_none_or(|(_, term)| state.hard_state.term >= *term)
-}
-
-/// The running number of the commit at `root`, as far as it can be read; what the whole check finds is not found here.
-pub(crate) fn number(pages: &PageFile, root: &Root) -> Result<Option<u64>> {
-    let mut number = None;
-    let key = Meta::Bounds.key();
-    lmdb_pages::scan(pages, root, &key, &mut |found, value| {
-        if let (true, Value::Here(bytes)) = (found == key, value) {
-            number = record::decode_bounds(bytes).ok().map(|bounds| bounds.number);
-        }
-        Ok(ControlFlow::Break(()))
-    })?;
-    Ok(number)
 }

@@ -14,9 +14,11 @@ pub(crate) mod files;
 mod held;
 mod inspect;
 mod lmdb;
+mod lmdb_changes;
 mod lmdb_env;
 mod lmdb_format;
 mod lmdb_pages;
+mod lmdb_proof;
 mod lmdb_reader;
 #[cfg(test)]
 mod lmdb_tests;

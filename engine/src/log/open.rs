@@ -130,12 +130,10 @@ fn create(directory: &Path, options: &LogOptions, new: &NewLog) -> Result<()> {
         LogEngine::Lmdb => {
             let mut records = vec![
                 (Meta::Identity, record::encode_identity(&new.identity)),
-                (Meta::HardState, record::encode_hard_state(&hard_state)),
                 (Meta::Cluster, record::encode_cluster(&new.cluster)),
-                (Meta::Bounds, record::encode_bounds(&bounds)),
             ];
             records.extend(new.snapshot.as_ref().map(|s| (Meta::Snapshot, record::encode_snapshot(s))));
-            lmdb::create(&fresh, &records)?;
+            lmdb::create(&fresh, &records, bounds, &hard_state)?;
         }
         LogEngine::Segment => segment::create(&fresh, options, new, &hard_state, &bounds)?,
     }

@@ -19,6 +19,8 @@ pub(crate) const FORMAT: u8 = 1;
 
 const PREFIX_META: u8 = 1;
 const PREFIX_ENTRY: u8 = 2;
+/// No key of the database: see [`Proof`].
+const PREFIX_PROOF: u8 = 3;
 const COMMON: usize = 8;
 /// Header of an entry: the common part, index, term, context length, data length, payload CRC.
 pub(crate) const ENTRY_HEADER: usize = COMMON + 28;
@@ -36,19 +38,18 @@ fn damaged<T>(what: impl Into<String>) -> Result<T, Fault> {
     Err(Fault::Damaged(what.into()))
 }
 
-/// The small records beside the entries. They sort before all entries, so that entries are appended at the end of the tree.
+/// The small records beside the entries. They sort before all entries, so that entries are appended at the end of the tree. What
+/// changes with nearly every commit (bounds, hard state) is no record: LMDB's log has it in a [`Proof`], a segment in each frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Meta {
     Identity = 1,
-    HardState = 2,
     Cluster = 3,
     Snapshot = 4,
-    Bounds = 5,
 }
 
 impl Meta {
-    pub(crate) const ALL: [Meta; 5] = [Meta::Identity, Meta::HardState, Meta::Cluster, Meta::Snapshot, Meta::Bounds];
+    pub(crate) const ALL: [Meta; 3] = [Meta::Identity, Meta::Cluster, Meta::Snapshot];
 
     pub(crate) fn key(self) -> [u8; 2] {
         [PREFIX_META, self as u8]
@@ -97,6 +98,33 @@ pub(crate) struct Bounds {
     /// Entries from here up to `first - 1` are compacted away but still lie in the tree; deleted in small steps.
     #[prost(uint64, tag = "5")]
     pub floor: u64,
+}
+
+/// What lies beside the meta page of an LMDB log's commit: that all of the commit is there, and what changes with every one.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Proof {
+    /// LMDB's number of the commit.
+    pub txn: u64,
+    /// CRC32C of the pages that it wrote (see `lmdb_changes`).
+    pub pages: u32,
+    /// CRC32C of the meta page of the commit before it.
+    pub before: u32,
+    pub bounds: Bounds,
+    pub hard_state: HardState,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ProofBody {
+    #[prost(uint64, tag = "1")]
+    txn: u64,
+    #[prost(fixed32, tag = "2")]
+    pages: u32,
+    #[prost(fixed32, tag = "3")]
+    before: u32,
+    #[prost(message, optional, tag = "4")]
+    bounds: Option<Bounds>,
+    #[prost(message, optional, tag = "5")]
+    hard_state: Option<HardStateBody>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -204,18 +232,35 @@ fn unseal<M: prost::Message + Default>(key: &[u8], value: &[u8]) -> Result<M, Fa
     M::decode(value.get(COMMON..).unwrap_or_default()).or_else(|e| damaged(format!("a record does not decode: {e}")))
 }
 
-pub(crate) fn encode_bounds(bounds: &Bounds) -> Vec<u8> {
-    seal(&Meta::Bounds.key(), bounds)
-}
-
-/// Checks what must hold between the numbers, too.
-pub(crate) fn decode_bounds(value: &[u8]) -> Result<Bounds, Fault> {
-    let bounds: Bounds = unseal(&Meta::Bounds.key(), value)?;
+/// Checks what must hold between the numbers.
+fn check_bounds(bounds: Bounds) -> Result<Bounds, Fault> {
     let whole = bounds.first >= 1 && bounds.last.checked_add(1).is_some_and(|next| bounds.first <= next);
     if !whole || bounds.floor > bounds.first || bounds.floor == 0 {
         return damaged("the bounds of the log contradict each other");
     }
     Ok(bounds)
+}
+
+pub(crate) fn encode_proof(proof: &Proof) -> Vec<u8> {
+    let HardState { term, vote, commit } = proof.hard_state;
+    let body = ProofBody {
+        txn: proof.txn,
+        pages: proof.pages,
+        before: proof.before,
+        bounds: Some(proof.bounds),
+        hard_state: Some(HardStateBody { term, vote, commit }),
+    };
+    seal(&[PREFIX_PROOF], &body)
+}
+
+pub(crate) fn decode_proof(value: &[u8]) -> Result<Proof, Fault> {
+    let body: ProofBody = unseal(&[PREFIX_PROOF], value)?;
+    let (Some(bounds), Some(hard_state)) = (body.bounds, body.hard_state) else {
+        return damaged("the proof of a commit lacks the bounds or the hard state");
+    };
+    let HardStateBody { term, vote, commit } = hard_state;
+    let (bounds, hard_state) = (check_bounds(bounds)?, HardState { term, vote, commit });
+    Ok(Proof { txn: body.txn, pages: body.pages, before: body.before, bounds, hard_state })
 }
 
 pub(crate) fn encode_identity(identity: &Identity) -> Vec<u8> {
@@ -239,15 +284,6 @@ pub(crate) fn decode_identity(value: &[u8]) -> Result<Identity, Fault> {
         return damaged("the identity's incarnation is not 16 bytes");
     }
     Ok(Identity { node_id: body.node_id, directory, digest: body.digest, cluster_id: body.cluster_id, incarnation })
-}
-
-pub(crate) fn encode_hard_state(state: &HardState) -> Vec<u8> {
-    seal(&Meta::HardState.key(), &HardStateBody { term: state.term, vote: state.vote, commit: state.commit })
-}
-
-pub(crate) fn decode_hard_state(value: &[u8]) -> Result<HardState, Fault> {
-    let body: HardStateBody = unseal(&Meta::HardState.key(), value)?;
-    Ok(HardState { term: body.term, vote: body.vote, commit: body.commit })
 }
 
 pub(crate) fn encode_cluster(record: &ClusterRecord) -> Vec<u8> {
@@ -425,6 +461,10 @@ mod tests {
         Ok(whole[0].clone())
     }
 
+    fn proof(bounds: Bounds) -> Proof {
+        Proof { txn: 9, pages: 7, before: 8, bounds, hard_state: HardState { term: 3, vote: 7, commit: 11 } }
+    }
+
     fn entry(index: u64, term: u64, context: &[u8], data: &[u8]) -> Entry {
         Entry { entry_type: 1, term, index, data: data.to_vec().into(), context: context.into() }
     }
@@ -442,8 +482,6 @@ mod tests {
         assert_eq!(decode_identity(&encode_identity(&identity)), Ok(identity.clone()));
         let fresh = Identity { incarnation: None, ..identity.clone() };
         assert_eq!(decode_identity(&encode_identity(&fresh)), Ok(fresh));
-        let hard_state = HardState { term: 3, vote: 7, commit: 11 };
-        assert_eq!(decode_hard_state(&encode_hard_state(&hard_state)), Ok(hard_state));
         let record = ClusterRecord { index: 4, cluster: cluster.clone() };
         assert_eq!(decode_cluster(&encode_cluster(&record)), Ok(record));
         let meta = SnapshotMeta {
@@ -456,27 +494,26 @@ mod tests {
             outcomes: Some(u64::MAX),
         };
         assert_eq!(decode_snapshot(&encode_snapshot(&meta)), Ok(meta));
-        let bounds = Bounds { number: 1, first: 5, prev_term: 2, last: 4, floor: 2 };
-        assert_eq!(decode_bounds(&encode_bounds(&bounds)), Ok(bounds));
+        let proof = Proof { pages: u32::MAX, ..proof(Bounds { number: 1, first: 5, prev_term: 2, last: 4, floor: 2 }) };
+        assert_eq!(decode_proof(&encode_proof(&proof)), Ok(proof));
     }
 
     #[test]
     fn bounds_that_contradict_each_other_are_damage() {
         for (first, last, floor) in [(0, 0, 1), (5, 3, 5), (5, 9, 6), (1, u64::MAX, 1), (1, 0, 0)] {
-            let value = encode_bounds(&Bounds { number: 1, first, prev_term: 0, last, floor });
-            assert!(matches!(decode_bounds(&value), Err(Fault::Damaged(_))), "{first} {last} {floor}");
+            let value = encode_proof(&proof(Bounds { number: 1, first, prev_term: 0, last, floor }));
+            assert!(matches!(decode_proof(&value), Err(Fault::Damaged(_))), "{first} {last} {floor}");
         }
     }
 
     #[test]
     fn a_newer_format_is_told_from_damage() {
-        let key = Meta::Bounds.key();
-        let mut value = encode_bounds(&Bounds { number: 1, first: 1, prev_term: 0, last: 0, floor: 1 });
+        let mut value = encode_proof(&proof(Bounds { number: 1, first: 1, prev_term: 0, last: 0, floor: 1 }));
         value[0] = FORMAT + 1;
-        assert!(matches!(decode_bounds(&value), Err(Fault::Damaged(_))));
-        let crc = crc_of(&key, &value);
+        assert!(matches!(decode_proof(&value), Err(Fault::Damaged(_))));
+        let crc = crc_of(&[PREFIX_PROOF], &value);
         value[4..8].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(decode_bounds(&value), Err(Fault::TooNew(FORMAT + 1)));
+        assert_eq!(decode_proof(&value), Err(Fault::TooNew(FORMAT + 1)));
 
         let mut value = Vec::new();
         encode_entry(&entry(3, 1, b"", b"x"), &mut value).unwrap();
@@ -491,8 +528,9 @@ mod tests {
         let mut value = Vec::new();
         encode_entry(&entry(3, 1, b"", b"x"), &mut value).unwrap();
         assert!(decode_entry(4, &value).is_err());
-        let hard_state = encode_hard_state(&HardState { term: 3, vote: 7, commit: 11 });
-        assert!(decode_cluster(&hard_state).is_err());
+        let cluster = ClusterState::default();
+        let snapshot = SnapshotMeta { index: 4, term: 2, cluster, size: 0, crc: 0, has_file: false, outcomes: None };
+        assert!(decode_cluster(&encode_snapshot(&snapshot)).is_err());
     }
 
     #[test]
@@ -524,7 +562,7 @@ mod tests {
         #[test]
         fn no_bytes_make_the_decoders_panic(bytes: Vec<u8>, index: u64) {
             let _ = (decode_entry(index, &bytes), decode_entry_header(index, &bytes), parse_key(&bytes));
-            let _ = (decode_bounds(&bytes), decode_identity(&bytes), decode_cluster(&bytes), decode_snapshot(&bytes));
+            let _ = (decode_proof(&bytes), decode_identity(&bytes), decode_cluster(&bytes), decode_snapshot(&bytes));
         }
     }
 }

@@ -88,6 +88,5 @@ fn small_record(meta: Meta, draft: &Draft) -> Option<Vec<u8>> {
         Meta::Identity => Some(record::encode_identity(&draft.identity)),
         Meta::Cluster => Some(record::encode_cluster(&draft.cluster)),
         Meta::Snapshot => draft.snapshot.as_ref().map(record::encode_snapshot),
-        Meta::HardState | Meta::Bounds => None,
     }
 }

@@ -97,7 +97,6 @@ impl Replay {
             Meta::Cluster => self.cluster = Some(record::decode_cluster(value)?),
             Meta::Snapshot => self.snapshot = Some(record::decode_snapshot(value)?),
             // These two stand in every frame's header.
-            Meta::HardState | Meta::Bounds => return damaged("a record that no frame holds"),
         }
         Ok(())
     }
