@@ -11,7 +11,7 @@ pub const DEFAULT_MAX_PROPOSAL_SIZE: u64 = 16 << 20;
 /// Which engine keeps the log of a new directory. A directory that exists is opened as what it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogEngine {
-    /// A B+tree in one file; two flushes a commit.
+    /// A B+tree in one file; one flush a commit, for some pages in several places.
     Lmdb,
     /// Recycled segments of checksummed frames; one flush a commit.
     #[default]

@@ -1,8 +1,11 @@
 //! Damage to LMDB's file: found before LMDB maps it, or harmless.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::tests::{append, compact, entry, hard_state, killed, open, range};
+use raft::eraftpb::HardState;
+
+use super::tests::{append, compact, entry, hard_state, killed, meta, open, range};
 use super::*;
 use crate::config::LogEngine;
 use crate::entry::Entry;
@@ -79,7 +82,7 @@ fn put_back(dir: &Path, bytes: &[u8], durable: &[u8]) {
 #[test]
 fn s8_a_flipped_bit_is_found_before_the_file_is_mapped_or_harmless() {
     let (dir, bytes, expected) = sample_with_content();
-    let durable = std::fs::read(dir.path().join("log/durable")).unwrap();
+    let durable = durable_of(dir.path());
     let mut found = 0u32;
     // Every byte of both meta pages' content and of page headers and pointers, a sample of the rest.
     let places = (0..bytes.len()).filter(|at| at % 4096 < if *at < 8192 { 160 } else { 40 } || at % 97 == 0);
@@ -97,7 +100,7 @@ fn s8_a_flipped_bit_is_found_before_the_file_is_mapped_or_harmless() {
 #[test]
 fn s8_a_truncated_file_is_found_before_it_is_mapped() {
     let (dir, bytes, expected) = sample_with_content();
-    let durable = std::fs::read(dir.path().join("log/durable")).unwrap();
+    let durable = durable_of(dir.path());
     for length in (0..bytes.len()).step_by(1531).chain([1, 4096, 8192, bytes.len() - 1]) {
         put_back(dir.path(), &bytes[..length], &durable);
         let found = found_or_harmless(dir.path(), &expected, &format!("cut at {length}"));
@@ -123,4 +126,79 @@ fn a_flipped_payload_is_found_when_read_even_after_a_clean_stop() {
     drop(log);
     let error = check(dir.path()).unwrap_err();
     assert_eq!((error.code, error.index), (ErrorCode::CorruptData, Some(2)));
+}
+
+fn after_reset(index: u64) -> LogWrite {
+    LogWrite {
+        snapshot: Some(Arc::new(meta(index, 2))),
+        reset: true,
+        hard_state: Some(HardState { term: 2, vote: 1, commit: index }),
+        must_sync: true,
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_commit_of_which_any_page_is_missing_was_believed_by_nobody() {
+    let commits: [(&str, Vec<LogWrite>); 8] = [
+        ("an entry", vec![range(131, 131, 1, 60)]),
+        ("a hundred entries", vec![range(131, 230, 1, 60)]),
+        ("so many that the tree grows", vec![range(131, 5000, 1, 60)]),
+        ("entries on pages of their own", vec![range(131, 134, 1, 9000)]),
+        ("others in their place", vec![hard_state(2, 1, 100), range(110, 125, 2, 6000)]),
+        ("entries go", vec![compact(90, 1, 90)]),
+        ("everything goes", vec![after_reset(500)]),
+        ("a vote", vec![hard_state(3, 1, 100)]),
+    ];
+    for (what, writes) in commits {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(LogEngine::Lmdb, dir.path()).unwrap();
+        log.writer.write(&[range(2, 120, 1, 60)]).unwrap();
+        log.writer.write(&[range(121, 130, 1, 6000), hard_state(1, 1, 100)]).unwrap();
+        log.writer.write(&[compact(40, 1, 20)]).unwrap();
+        let (before, durable) = (std::fs::read(data_file(dir.path())).unwrap(), durable_of(dir.path()));
+        let as_before = content(killed(dir.path(), log).path());
+        let mut log = open(LogEngine::Lmdb, dir.path()).unwrap();
+        log.writer.write(&writes).unwrap();
+        let after = std::fs::read(data_file(dir.path())).unwrap();
+        let copy = killed(dir.path(), log);
+        let as_after = content(copy.path());
+        assert_ne!(as_before, as_after, "{what}");
+
+        let mut lost = 0;
+        for page in (0..after.len() / PAGE).filter(|n| at(&before, *n) != at(&after, *n)) {
+            // Of a great many, some.
+            lost += 1;
+            if lost > 40 && lost % 17 > 0 {
+                continue;
+            }
+            let mut torn = after.clone();
+            torn[page * PAGE..][..PAGE].copy_from_slice(&at(&before, page));
+            put_back(copy.path(), &torn, &durable);
+            assert_eq!(content(copy.path()), as_before, "{what}: page {page} is missing");
+            // And it goes on from there.
+            let mut log = open(LogEngine::Lmdb, copy.path()).unwrap();
+            log.writer.write(&writes).unwrap();
+            drop(log);
+            assert_eq!(content(copy.path()), as_after, "{what}: page {page} was missing");
+        }
+        assert!(lost >= 3, "{what}: {lost}");
+    }
+}
+
+const PAGE: usize = 4096;
+
+/// A page, or what a page is that no one has written.
+fn at(bytes: &[u8], page: usize) -> Vec<u8> {
+    bytes.get(page * PAGE..(page + 1) * PAGE).map_or_else(|| vec![0; PAGE], <[u8]>::to_vec)
+}
+
+fn durable_of(dir: &Path) -> Vec<u8> {
+    std::fs::read(dir.join("log/durable")).unwrap()
+}
+
+/// Everything that a log says.
+fn content(dir: &Path) -> (String, Vec<Entry>) {
+    let log = open(LogEngine::Lmdb, dir).unwrap();
+    (format!("{:?}", log.state), log.reader.entries(log.state.first_index, u64::MAX, u64::MAX).unwrap())
 }
