@@ -12,7 +12,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::checksum;
 use crate::error::Result;
-use crate::log::lmdb_format::{Links, PageFile, Root, Tree};
+use crate::log::lmdb_format::{Links, PageFile, Root, Tree, PAGE_HEADER};
+use crate::log::record::{self, ENTRY_HEADER};
 
 /// LMDB's own limit on the depth of a tree.
 pub(crate) const MAX_DEPTH: u16 = 32;
@@ -32,13 +33,22 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// The checksum of the pages that `new` leads to and `old`, the state before it, does not. The file has at most `limit` pages.
-    pub(crate) fn checksum(&mut self, pages: &PageFile, old: &Root, new: &Root, limit: u64) -> Result<u32> {
+    /// The checksum of a commit that has just been written: of the pages that `new` leads to and `old`, the state before it, does not.
+    pub(crate) fn checksum(&mut self, pages: &PageFile, old: &Root, new: &Root) -> Result<u32> {
+        self.walk(pages, old, new, new.last_page.saturating_add(1), false)
+    }
+
+    /// The same of one that was found; and whatever it wrote that the checksum does not cover must be whole, or it is `CorruptData`.
+    pub(crate) fn check(pages: &PageFile, old: &Root, new: &Root) -> Result<u32> {
+        Changes::default().walk(pages, old, new, pages.page_count()?, true)
+    }
+
+    fn walk(&mut self, pages: &PageFile, old: &Root, new: &Root, left: u64, payloads: bool) -> Result<u32> {
         self.page.resize(pages.page_size(), 0);
         let known = std::mem::take(&mut self.known);
-        let mut walk = Walk { pages, crc: 0, left: limit, known, found: HashMap::new(), page: &mut self.page };
-        walk.tree(&old.main, &new.main)?;
-        walk.tree(&old.free, &new.free)?;
+        let mut walk = Walk { pages, crc: 0, left, payloads, known, found: HashMap::new(), page: &mut self.page };
+        walk.tree(&old.main, &new.main, false)?;
+        walk.tree(&old.free, &new.free, true)?;
         let (crc, found) = (walk.crc, walk.found);
         self.known = if found.len() <= KNOWN { found } else { HashMap::new() };
         Ok(crc)
@@ -50,6 +60,8 @@ struct Walk<'a> {
     crc: u32,
     /// Pages that may still be met: no more than the file has.
     left: u64,
+    /// Payloads of entries are checked too.
+    payloads: bool,
     known: HashMap<u64, Links>,
     found: HashMap<u64, Links>,
     page: &'a mut [u8],
@@ -57,7 +69,7 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// From the roots down, height by height: leaves stand at 1 in both trees.
-    fn tree(&mut self, old: &Tree, new: &Tree) -> Result<()> {
+    fn tree(&mut self, old: &Tree, new: &Tree, numbers: bool) -> Result<()> {
         if old.depth.max(new.depth) > MAX_DEPTH {
             return Err(self.pages.fault(0, "the depth of a tree is damaged"));
         }
@@ -89,7 +101,7 @@ impl Walk<'_> {
             }
         }
         keep_differences(&mut gone.far, &mut fresh.far);
-        fresh.far.into_iter().try_for_each(|first| self.far(first))
+        fresh.far.into_iter().try_for_each(|first| self.far(first, numbers))
     }
 
     fn read(&mut self, number: u64, height: u16) -> Result<Links> {
@@ -101,10 +113,34 @@ impl Walk<'_> {
         Ok(links)
     }
 
-    fn far(&mut self, first: u64) -> Result<()> {
-        self.pages.read_pages(first, self.page)?;
-        let count = self.pages.far_length(first, self.page)?;
+    /// An entry on pages of its own proves itself: its header, with the checksum of its payload, stands for it.
+    fn far(&mut self, first: u64, numbers: bool) -> Result<()> {
+        let mut head = [0; PAGE_HEADER + ENTRY_HEADER];
+        self.pages.read_pages(first, &mut head)?;
+        let count = self.pages.far_length(first, &head)?;
         self.meet(count, first)?;
+        let value = head.get(PAGE_HEADER..).unwrap_or_default();
+        if numbers || !record::may_be_entry(value) {
+            return self.pieces(first, count);
+        }
+        self.crc = checksum::crc32c_append(self.crc, &head);
+        if self.payloads && !self.is_whole(first, count, value)? {
+            return Err(self.pages.fault(first, "an entry is not what its header says"));
+        }
+        Ok(())
+    }
+
+    fn is_whole(&self, first: u64, count: u64, head: &[u8]) -> Result<bool> {
+        let Some(index) = record::stored_index(head) else { return Ok(false) };
+        let Ok(header) = record::decode_entry_header(index, head) else { return Ok(false) };
+        let room = count.saturating_mul(self.page.len() as u64);
+        if header.value_len().saturating_add(PAGE_HEADER as u64) > room {
+            return Ok(false);
+        }
+        Ok(record::check_payload(&header, &self.pages.far_value(first, header.value_len())?).is_ok())
+    }
+
+    fn pieces(&mut self, first: u64, count: u64) -> Result<()> {
         let per_piece = (PIECE / self.page.len().max(1)).max(1) as u64;
         let mut piece = Vec::new();
         let mut done = 0;

@@ -51,7 +51,7 @@ impl Newest {
                 // A failed write of a meta page: LMDB puts old numbers back there, but not the trees.
                 return Ok(of(newest, proof, false));
             }
-            match Changes::default().checksum(pages, &older, &newest, pages.page_count()?) {
+            match Changes::check(pages, &older, &newest) {
                 Ok(checksum) if checksum == proof.pages => return Ok(of(newest, proof, false)),
                 // What the newest state leads to is not all there.
                 Ok(_) => {}
@@ -116,8 +116,7 @@ impl Prover {
         if root.txn != txn {
             return Err(self.pages.fault(txn % 2, format_args!("transaction {} where {txn} was written", root.txn)));
         }
-        let limit = root.last_page.saturating_add(1);
-        let pages = self.changes.checksum(&self.pages, &self.last, &root, limit)?;
+        let pages = self.changes.checksum(&self.pages, &self.last, &root)?;
         let proof = Proof { txn, pages, before: self.last.crc, bounds, hard_state: hard_state.clone() };
         self.pages.write_proof(txn, &record::encode_proof(&proof))?;
         let synced = self.pages.file().sync_data();

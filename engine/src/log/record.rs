@@ -387,6 +387,11 @@ pub(crate) fn encode_entry(entry: &Entry, out: &mut Vec<u8>) -> Result<(), Fault
     append_entry(entry, out)
 }
 
+/// Whether this is not one of the small records; nothing of it has been checked.
+pub(crate) fn may_be_entry(value: &[u8]) -> bool {
+    value.get(1).is_some_and(|length| usize::from(*length) == ENTRY_HEADER)
+}
+
 /// The index that the value of an entry gives itself; nothing of it has been checked.
 pub(crate) fn stored_index(value: &[u8]) -> Option<u64> {
     u64_at(value, 8)
