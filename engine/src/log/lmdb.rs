@@ -113,22 +113,29 @@ fn settle_and_check(directory: &Path, pages: &PageFile) -> Result<(Newest, Loade
         files::settle(pages.file(), data_path, true)?;
         newest = Newest::find(pages)?;
     }
+    must_be_the_last(&newest, pages, NumberFile::read(&NumberFile::durable(&log_dir)).max(marker))?;
     let loaded = load::load(pages, &newest, !clean)?;
-    let durable = NumberFile::read(&NumberFile::durable(&log_dir)).max(marker);
-    if let Some(durable) = durable.filter(|durable| *durable > loaded.bounds.number) {
-        return Err(corrupt(
-            data_path,
-            format_args!(
-                "the log ends at commit {}, but commit {durable} was durable here: writes have been lost",
-                loaded.bounds.number
-            ),
-        ));
-    }
     Ok((newest, loaded, clean))
+}
+
+/// S8: no later commit was durable here.
+fn must_be_the_last(newest: &Newest, pages: &PageFile, durable: Option<u64>) -> Result<()> {
+    let number = newest.bounds.number;
+    let Some(durable) = durable.filter(|durable| *durable > number) else { return Ok(()) };
+    let why = if newest.unfinished && durable == number.saturating_add(1) {
+        "and what it wrote is damaged"
+    } else {
+        "and writes have been lost"
+    };
+    let what = format_args!("the log ends at commit {number}, but commit {durable} was durable here, {why}");
+    Err(corrupt(pages.path(), what))
 }
 
 /// Everything that can be checked; the caller holds the directory's lock.
 pub(crate) fn check(log_dir: &Path) -> Result<LogState> {
     let pages = PageFile::open(&log_dir.join(files::DATA_FILE))?;
-    Ok(load::load(&pages, &Newest::find(&pages)?, true)?.state)
+    let newest = Newest::find(&pages)?;
+    let durable = NumberFile::read(&NumberFile::durable(log_dir)).max(NumberFile::read(&NumberFile::clean(log_dir)));
+    must_be_the_last(&newest, &pages, durable)?;
+    Ok(load::load(&pages, &newest, true)?.state)
 }

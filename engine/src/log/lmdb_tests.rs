@@ -128,6 +128,25 @@ fn a_flipped_payload_is_found_when_read_even_after_a_clean_stop() {
     assert_eq!((error.code, error.index), (ErrorCode::CorruptData, Some(2)));
 }
 
+#[test]
+fn damage_to_the_newest_commit_is_told_from_one_that_nobody_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(LogEngine::Lmdb, dir.path()).unwrap();
+    log.writer.write(&[append(vec![Entry { data: vec![0xA7; 20_000].into(), ..entry(2, 1, 0) }])]).unwrap();
+    let copy = killed(dir.path(), log);
+    let mut bytes = std::fs::read(data_file(copy.path())).unwrap();
+    let at = bytes.windows(64).rposition(|w| w.iter().all(|b| *b == 0xA7)).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(data_file(copy.path()), &bytes).unwrap();
+    for error in [check(copy.path()).unwrap_err(), open(LogEngine::Lmdb, copy.path()).unwrap_err()] {
+        assert_eq!(error.code, ErrorCode::CorruptData);
+        assert!(error.message.contains("ends at commit 1, but commit 2 was durable here, and what it"), "{error}");
+    }
+    std::fs::remove_file(copy.path().join("log/durable")).unwrap();
+    assert_eq!(check(copy.path()).unwrap().last_index, 1);
+    assert_eq!(open(LogEngine::Lmdb, copy.path()).unwrap().state.last_index, 1);
+}
+
 fn after_reset(index: u64) -> LogWrite {
     LogWrite {
         snapshot: Some(Arc::new(meta(index, 2))),
