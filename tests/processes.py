@@ -22,7 +22,8 @@ def free_ports(count: int) -> list[int]:
     """Ports on which nobody listens, and that were not given out before."""
     found: list[int] = []
     left = [port for port in _PORTS if port not in _given]
-    for port in random.SystemRandom().sample(left, len(left)):
+    # One draw of the system's randomness, not one a port, which would take longer than most tests.
+    for port in random.Random(random.SystemRandom().getrandbits(64)).sample(left, len(left)):
         if len(found) == count:
             break
         with socket.socket() as probe:

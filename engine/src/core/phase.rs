@@ -10,7 +10,8 @@
 //! member 3  ──────S··················S··················S···············
 //! ```
 //!
-//! Where entries decide, that only ever makes a snapshot earlier than its interval says. Where bytes decide (`snapshot_bytes`, or the size of
+//! Where entries decide, that only ever makes a snapshot earlier than its interval says, and never less than half an interval after one that
+//! was asked for or received. Where bytes decide (`snapshot_bytes`, or the size of
 //! the last snapshot, S19) there is nothing to count from that all have in common. There a member comes to its place by being late once,
 //! after its start or after one that it was sent, and again by so much as the interval has grown:
 //!
