@@ -323,10 +323,8 @@ impl PageFile {
     pub(crate) fn overflow_page(&self, number: u64, size: u64) -> Result<(u64, Vec<u8>)> {
         let mut bytes = vec![0; self.page_size];
         self.read_at(&mut bytes, number)?;
-        let pages = u64::from(u32_at(&bytes, WORD + 4).unwrap_or_default());
-        let room = pages.saturating_mul(self.page_size as u64);
-        let right = page_flags(&bytes) == Some(PageKind::Overflow as u16) && word_at(&bytes, 0) == Some(number);
-        if !right || room < size.saturating_add(PAGE_HEADER as u64) {
+        let pages = self.far_length(number, &bytes)?;
+        if pages.saturating_mul(self.page_size as u64) < size.saturating_add(PAGE_HEADER as u64) {
             return Err(self.fault(number, "not the overflow page of its value"));
         }
         if number.checked_add(pages).is_none_or(|end| self.page_count().is_ok_and(|count| end > count)) {
