@@ -72,6 +72,7 @@ with_both_engines!(
     an_unfinished_beginning_is_begun_again,
     an_inspection_shows_the_log_beside_a_live_node,
     an_inspection_beside_a_busy_writer_is_always_whole,
+    a_reader_beside_a_busy_writer_gets_what_is_there,
     an_inspection_of_the_wrong_place_says_what_is_there,
 );
 
@@ -380,10 +381,11 @@ fn an_inspection_shows_the_log_beside_a_live_node(engine: LogEngine) {
     log.writer.write(&[range(304, 304, 2, 5)]).unwrap();
 }
 
-fn an_inspection_beside_a_busy_writer_is_always_whole(engine: LogEngine) {
+/// Entries 2 to 500, then 400 writes that each append one entry and compact one, while `look` is called again and again.
+fn beside_a_busy_writer(engine: LogEngine, mut look: impl FnMut(&Path, &dyn LogReader)) {
     let dir = tempfile::tempdir().unwrap();
-    let mut log = open(engine, dir.path()).unwrap();
-    log.writer.write(&[range(2, 500, 1, 100)]).unwrap();
+    let OpenedLog { mut writer, reader, .. } = open(engine, dir.path()).unwrap();
+    writer.write(&[range(2, 500, 1, 100)]).unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -392,19 +394,46 @@ fn an_inspection_beside_a_busy_writer_is_always_whole(engine: LogEngine) {
                     hard_state: Some(HardState { term: 1, vote: 0, commit: last }),
                     ..compact(last, 1, last - 400)
                 };
-                log.writer.write(&[write, range(last + 1, last + 1, 1, 100 + last as usize % 3 * 3000)]).unwrap();
+                writer.write(&[write, range(last + 1, last + 1, 1, size_beside(last + 1))]).unwrap();
             }
             done.store(true, std::sync::atomic::Ordering::Release);
         });
-        let mut shown = 0;
-        while shown == 0 || !done.load(std::sync::atomic::Ordering::Acquire) {
-            let json = inspect(dir.path(), 0, 100).unwrap();
-            for listed in json["entries"].as_array().unwrap() {
-                let index = listed["index"].as_u64().unwrap();
-                let size = if index > 500 { 100 + (index - 1) as usize % 3 * 3000 } else { 100 };
-                assert_eq!(listed["size"], size, "{index}");
-            }
-            shown += 1;
+        let mut looked = false;
+        while !looked || !done.load(std::sync::atomic::Ordering::Acquire) {
+            look(dir.path(), reader.as_ref());
+            looked = true;
+        }
+    });
+}
+
+fn size_beside(index: u64) -> usize {
+    if index > 500 {
+        100 + (index - 1) as usize % 3 * 3000
+    } else {
+        100
+    }
+}
+
+fn a_reader_beside_a_busy_writer_gets_what_is_there(engine: LogEngine) {
+    let (mut low, mut read) = (2, 0);
+    beside_a_busy_writer(engine, |_, reader| {
+        // To the end, whatever that is.
+        let entries = reader.entries(low, u64::MAX, 1_000_000).unwrap();
+        for (found, index) in entries.iter().zip(low..) {
+            assert_eq!(*found, entry(index, 1, size_beside(index)));
+        }
+        read += entries.len();
+        low = low % 900 + 7;
+    });
+    assert!(read > 0);
+}
+
+fn an_inspection_beside_a_busy_writer_is_always_whole(engine: LogEngine) {
+    beside_a_busy_writer(engine, |dir, _| {
+        let json = inspect(dir, 0, 100).unwrap();
+        for listed in json["entries"].as_array().unwrap() {
+            let index = listed["index"].as_u64().unwrap();
+            assert_eq!(listed["size"], size_beside(index), "{index}");
         }
     });
 }

@@ -82,6 +82,8 @@ impl Places {
 pub(crate) struct Part {
     /// Rises whenever entries were replaced: parts of different numbers do not belong together.
     pub cuts: u64,
+    /// The next entry that will be written.
+    pub next: u64,
     pub places: Vec<(Place, Arc<SegmentFile>)>,
 }
 
@@ -113,7 +115,7 @@ impl Index {
     pub(crate) fn part(&self, low: u64, high: u64, limit: usize) -> Part {
         let inner = self.lock();
         let wanted = usize::try_from(high.saturating_sub(low)).unwrap_or(usize::MAX).min(limit);
-        let mut part = Part { cuts: inner.cuts, places: Vec::new() };
+        let mut part = Part { cuts: inner.cuts, next: inner.places.next(), places: Vec::new() };
         if inner.places.get(low).is_none() {
             return part;
         }

@@ -1,7 +1,7 @@
 //! The reading half of the segment log: places from the index, bytes by pread, each entry checked by its own checksum.
 //!
-//! Invariants: all entries of one answer were in the log at the same time; the segments they lie in are held while they
-//! are read, so what is read is what the index meant.
+//! Invariants: all entries of one answer were in the log at the same time, when the first of them was looked up: a block that was read
+//! since then holds all of them that lie in it. The segments they lie in are held while they are read, so what is read is what the index meant.
 
 use std::sync::Arc;
 
@@ -35,7 +35,7 @@ impl LogReader for SegmentReader {
     fn entries(&self, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>> {
         let mut block = Block::new(max_bytes);
         let mut entries = Entries::default();
-        let (mut next, mut cuts) = (low, None);
+        let (mut next, mut high, mut cuts) = (low, high, None);
         while next < high {
             if next > low {
                 std::thread::yield_now();
@@ -44,6 +44,7 @@ impl LogReader for SegmentReader {
             if part.places.is_empty() || *cuts.get_or_insert(part.cuts) != part.cuts {
                 break;
             }
+            high = high.min(part.next);
             for (place, file) in part.places {
                 let value = block.value(&file, place, next)?;
                 let gathered = record::gather_entry(next, value, &mut entries);
