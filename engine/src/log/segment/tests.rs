@@ -24,9 +24,11 @@ fn open(dir: &Path) -> Result<OpenedLog, Error> {
 /// Every file of a log. A segment that is just being made may be missing.
 type Image = BTreeMap<String, Vec<u8>>;
 
+/// A log may be at work there: a segment that goes loses its name, and then, piece by piece, what is in it.
 fn image(dir: &Path) -> Image {
     let files = std::fs::read_dir(dir.join("log")).unwrap().map(|f| f.unwrap());
-    files.filter_map(|f| Some((f.file_name().into_string().unwrap(), std::fs::read(f.path()).ok()?))).collect()
+    let read = |path: PathBuf| std::fs::read(&path).ok().filter(|_| path.exists());
+    files.filter_map(|f| Some((f.file_name().into_string().unwrap(), read(f.path())?))).collect()
 }
 
 fn put(image: &Image) -> tempfile::TempDir {
