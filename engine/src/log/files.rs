@@ -201,6 +201,11 @@ impl NumberFile {
         log_dir.join(CLEAN_FILE)
     }
 
+    /// Of the newest commit that was durable, as far as the two files know.
+    pub(crate) fn newest(log_dir: &Path) -> Option<u64> {
+        Self::read(&Self::durable(log_dir)).max(Self::read(&Self::clean(log_dir)))
+    }
+
     /// `None`: no such file, or no number in it.
     pub(crate) fn read(path: &Path) -> Option<u64> {
         let bytes = std::fs::read(path).ok()?;

@@ -31,31 +31,13 @@ struct Held<const N: usize> {
     slots: [Slot; N],
 }
 
-/// Nobody else of this process changes what is held until this is dropped.
-pub(super) struct Turn(Here<'static>);
-
-impl Turn {
-    pub(super) fn wait() -> Self {
-        Turn(DIRECTORIES.wait(std::process::id()))
-    }
-
-    pub(super) fn holds(&self, key: DirectoryKey) -> bool {
-        self.0.find(key).is_some()
-    }
-
-    /// False if there is no room for another.
-    #[must_use]
-    pub(super) fn add(&mut self, key: DirectoryKey) -> bool {
-        self.0.add(key)
-    }
-
-    pub(super) fn remove(&mut self, key: DirectoryKey) {
-        self.0.remove(key);
-    }
+/// Waits for a turn of this process.
+pub(super) fn turn() -> Turn<'static> {
+    DIRECTORIES.wait(std::process::id())
 }
 
-/// A turn, seen from one process.
-struct Here<'a> {
+/// Nobody else of its process changes what is held until this is dropped.
+pub(super) struct Turn<'a> {
     turn: &'a AtomicU32,
     slots: &'a [Slot],
     process: u32,
@@ -68,7 +50,7 @@ impl<const N: usize> Held<N> {
         Held { turn: AtomicU32::new(NOBODY), slots }
     }
 
-    fn wait(&self, process: u32) -> Here<'_> {
+    fn wait(&self, process: u32) -> Turn<'_> {
         let mut seen = NOBODY;
         // Taken from nobody, or from the process that this one was forked from.
         while let Err(now) = self.turn.compare_exchange(seen, process, Ordering::Acquire, Ordering::Relaxed) {
@@ -78,11 +60,11 @@ impl<const N: usize> Held<N> {
                 seen = NOBODY;
             }
         }
-        Here { turn: &self.turn, slots: &self.slots, process }
+        Turn { turn: &self.turn, slots: &self.slots, process }
     }
 }
 
-impl Here<'_> {
+impl Turn<'_> {
     fn find(&self, (device, inode): DirectoryKey) -> Option<&Slot> {
         self.slots.iter().find(|slot| {
             slot.process.load(Ordering::Relaxed) == self.process
@@ -91,7 +73,13 @@ impl Here<'_> {
         })
     }
 
-    fn add(&mut self, (device, inode): DirectoryKey) -> bool {
+    pub(super) fn holds(&self, key: DirectoryKey) -> bool {
+        self.find(key).is_some()
+    }
+
+    /// False if there is no room for another.
+    #[must_use]
+    pub(super) fn add(&mut self, (device, inode): DirectoryKey) -> bool {
         let Some(slot) = self.slots.iter().find(|slot| slot.process.load(Ordering::Relaxed) != self.process) else {
             return false;
         };
@@ -102,14 +90,14 @@ impl Here<'_> {
         true
     }
 
-    fn remove(&mut self, key: DirectoryKey) {
+    pub(super) fn remove(&mut self, key: DirectoryKey) {
         if let Some(slot) = self.find(key) {
             slot.process.store(NOBODY, Ordering::Relaxed);
         }
     }
 }
 
-impl Drop for Here<'_> {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.turn.store(NOBODY, Ordering::Release);
     }
@@ -127,9 +115,9 @@ mod tests {
         let held = Held::<2>::new();
         let mut turn = held.wait(PARENT);
         assert!(turn.add((1, 2)) && turn.add((1, 3)) && !turn.add((1, 4)));
-        assert!(turn.find((1, 2)).is_some() && turn.find((1, 3)).is_some() && turn.find((1, 4)).is_none());
+        assert!(turn.holds((1, 2)) && turn.holds((1, 3)) && !turn.holds((1, 4)));
         turn.remove((1, 2));
-        assert!(turn.find((1, 2)).is_none() && turn.add((1, 4)) && turn.find((1, 4)).is_some());
+        assert!(!turn.holds((1, 2)) && turn.add((1, 4)) && turn.holds((1, 4)));
     }
 
     #[test]
@@ -140,8 +128,8 @@ mod tests {
         // The fork copies the memory in the middle of the turn, which here never ends.
         std::mem::forget(parent);
         let mut child = held.wait(CHILD);
-        assert!(child.find((1, 2)).is_none());
-        assert!(child.add((1, 2)) && child.find((1, 2)).is_some());
+        assert!(!child.holds((1, 2)));
+        assert!(child.add((1, 2)) && child.holds((1, 2)));
     }
 
     #[test]
@@ -153,7 +141,7 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..200 {
                         let mut turn = held.wait(PARENT);
-                        assert!(turn.find((0, 0)).is_none(), "round {round} of thread {thread} is not alone");
+                        assert!(!turn.holds((0, 0)), "round {round} of thread {thread} is not alone");
                         assert!(turn.add((0, 0)));
                         std::thread::yield_now();
                         turn.remove((0, 0));

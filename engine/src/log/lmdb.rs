@@ -4,7 +4,7 @@
 //! newest durable commit, and only then let LMDB map it. Nothing is deleted or repaired on the way, but a commit that nobody believed.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use raft::eraftpb::HardState;
 
@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::log::batching::Batching;
 use crate::log::draft::Draft;
 use crate::log::files::{self, corrupt, NumberFile};
+use crate::log::lmdb_bounds::RecentBounds;
 use crate::log::lmdb_env::{self, translate};
 use crate::log::lmdb_format::PageFile;
 use crate::log::lmdb_proof::{Newest, Prover};
@@ -28,28 +29,8 @@ pub(crate) struct Shared {
     pub db: lmdb_env::Opened,
     pub data_path: PathBuf,
     pub log_dir: PathBuf,
-    pub bounds: Mutex<RecentBounds>,
+    pub bounds: RecentBounds,
     _lock: DirectoryLock,
-}
-
-/// What the two newest commits hold, by LMDB's numbers: a reader sees one of them.
-pub(crate) struct RecentBounds([(u64, Bounds); 2]);
-
-impl RecentBounds {
-    fn new(txn: u64, bounds: Bounds) -> Self {
-        RecentBounds([(txn, bounds); 2])
-    }
-
-    /// To be said before the commit: whoever sees it must find its bounds.
-    pub(crate) fn add(&mut self, txn: u64, bounds: Bounds) {
-        let [_, newest] = self.0;
-        self.0 = [newest, (txn, bounds)];
-    }
-
-    /// `None`: that commit is an older one by now.
-    pub(crate) fn of(&self, txn: u64) -> Option<Bounds> {
-        self.0.iter().rev().find(|(number, _)| *number == txn).map(|(_, bounds)| *bounds)
-    }
 }
 
 /// Makes a log of `records` in the empty directory `fresh`; durable when this returns, but for the directory itself.
@@ -85,7 +66,7 @@ pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) 
     // Its block exists from now on, so that writing it cannot fail for want of space.
     durable.write(loaded.bounds.number)?;
     let draft = Draft::new(&loaded);
-    let bounds = Mutex::new(RecentBounds::new(root.txn, loaded.bounds));
+    let bounds = RecentBounds::new(root.txn, loaded.bounds);
     let shared = Arc::new(Shared { db, data_path, log_dir, bounds, _lock: lock });
     let writer = LmdbWriter::new(shared.clone(), draft, Prover::new(pages, root), durable, options.disk_quota);
     Ok(EngineLog {
@@ -135,7 +116,6 @@ fn must_be_the_last(newest: &Newest, pages: &PageFile, durable: Option<u64>) -> 
 pub(crate) fn check(log_dir: &Path) -> Result<LogState> {
     let pages = PageFile::open(&log_dir.join(files::DATA_FILE))?;
     let newest = Newest::find(&pages)?;
-    let durable = NumberFile::read(&NumberFile::durable(log_dir)).max(NumberFile::read(&NumberFile::clean(log_dir)));
-    must_be_the_last(&newest, &pages, durable)?;
+    must_be_the_last(&newest, &pages, NumberFile::newest(log_dir))?;
     Ok(load::load(&pages, &newest, true)?.state)
 }

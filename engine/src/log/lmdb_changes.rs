@@ -12,11 +12,9 @@ use std::collections::{HashMap, HashSet};
 
 use crate::checksum;
 use crate::error::Result;
-use crate::log::lmdb_format::{Links, PageFile, Root, Tree, PAGE_HEADER};
+use crate::log::lmdb_format::{Links, PageFile, Root, Tree, MAX_DEPTH, PAGE_HEADER};
 use crate::log::record::{self, ENTRY_HEADER};
 
-/// LMDB's own limit on the depth of a tree.
-pub(crate) const MAX_DEPTH: u16 = 32;
 /// Pages of a height that are gone, beside as many as came: beyond that they are not looked at.
 const GONE: usize = 1024;
 /// Pages whose links are kept for the next commit, at most.
@@ -105,7 +103,7 @@ impl Walk<'_> {
     }
 
     fn read(&mut self, number: u64, height: u16) -> Result<Links> {
-        self.pages.read_pages(number, self.page)?;
+        self.pages.read_at(self.page, number)?;
         let links = self.pages.links(number, self.page)?;
         if links.children.is_empty() != (height == 1) {
             return Err(self.pages.fault(number, "stands at the wrong depth of its tree"));
@@ -116,7 +114,7 @@ impl Walk<'_> {
     /// An entry on pages of its own proves itself: its header, with the checksum of its payload, stands for it.
     fn far(&mut self, first: u64, numbers: bool) -> Result<()> {
         let mut head = [0; PAGE_HEADER + ENTRY_HEADER];
-        self.pages.read_pages(first, &mut head)?;
+        self.pages.read_at(&mut head, first)?;
         let count = self.pages.far_length(first, &head)?;
         self.meet(count, first)?;
         let value = head.get(PAGE_HEADER..).unwrap_or_default();
@@ -147,7 +145,7 @@ impl Walk<'_> {
         while done < count {
             let part = per_piece.min(count - done);
             piece.resize(part as usize * self.page.len(), 0);
-            self.pages.read_pages(first + done, &mut piece)?;
+            self.pages.read_at(&mut piece, first + done)?;
             self.crc = checksum::crc32c_append(self.crc, &piece);
             done += part;
         }

@@ -19,6 +19,9 @@ pub(crate) const WORD: usize = size_of::<usize>();
 /// Bytes before the content of a page.
 pub(crate) const PAGE_HEADER: usize = WORD + 8;
 
+/// LMDB's own limit on the depth of a tree.
+pub(crate) const MAX_DEPTH: u16 = 32;
+
 const MAGIC: u32 = 0xBEEF_C0DE;
 const DATA_VERSION: u32 = 1;
 /// The only flag of the free tree: integer keys. The main tree has none.
@@ -30,6 +33,7 @@ const NODE_HEADER: usize = 8;
 const SECTOR: usize = 512;
 const PROOF_AT: usize = 192;
 const TXN_AT: usize = PAGE_HEADER + META_SIZE - WORD;
+const _: () = assert!(PAGE_HEADER + META_SIZE <= PROOF_AT, "the proof would lie in what LMDB writes");
 const BIG_DATA: u16 = 0x01;
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -191,7 +195,8 @@ impl PageFile {
         corrupt(&self.path, format_args!("page {page}: {what}"))
     }
 
-    fn read_at(&self, buffer: &mut [u8], page: u64) -> Result<()> {
+    /// Fills the buffer from the beginning of a page on.
+    pub(crate) fn read_at(&self, buffer: &mut [u8], page: u64) -> Result<()> {
         // The system refuses places that no file can have, instead of calling them the end.
         let possible =
             |offset: &u64| offset.checked_add(buffer.len() as u64).is_some_and(|end| i64::try_from(end).is_ok());
@@ -206,11 +211,6 @@ impl PageFile {
 
     pub(crate) fn page_size(&self) -> usize {
         self.page_size
-    }
-
-    /// Reads whole pages from `number` on.
-    pub(crate) fn read_pages(&self, number: u64, buffer: &mut [u8]) -> Result<()> {
-        self.read_at(buffer, number)
     }
 
     /// What lies in our part of the meta page that belongs to `txn`; empty if nothing does.

@@ -9,8 +9,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use crate::error::Result;
-use crate::log::lmdb_changes::MAX_DEPTH;
-use crate::log::lmdb_format::{compare_keys, word_at, PageFile, PageKind, Root, Tree, Value, WORD};
+use crate::log::lmdb_format::{compare_keys, word_at, PageFile, PageKind, Root, Tree, Value, MAX_DEPTH, WORD};
 
 /// Called for each key of the main tree, in order.
 pub(crate) type Visit<'v> = dyn FnMut(&[u8], Value<'_>) -> Result<ControlFlow<()>> + 'v;

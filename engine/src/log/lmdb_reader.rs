@@ -1,7 +1,7 @@
 //! The reading half of the LMDB log: one short read transaction a call, so that no old page is kept from being reused.
 
 use std::ops::Bound;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use crate::entry::{Entries, Entry};
 use crate::error::Result;
@@ -29,9 +29,8 @@ impl LogReader for LmdbReader {
         let records = &self.shared.db.records;
         let (txn, bounds) = loop {
             let txn = self.shared.db.env.read_txn().map_err(failed)?;
-            let recent = self.shared.bounds.lock().unwrap_or_else(PoisonError::into_inner).of(txn.id() as u64);
             // `None` after two commits between these lines: there is a newer state to read.
-            if let Some(bounds) = recent {
+            if let Some(bounds) = self.shared.bounds.of(txn.id() as u64) {
                 break (txn, bounds);
             }
         };

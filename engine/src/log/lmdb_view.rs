@@ -39,11 +39,7 @@ impl View for LmdbView {
         let (newest, Records { identity, cluster, snapshot }) = consistent(&self.0, small_records)?;
         let Newest { hard_state, bounds, .. } = newest;
         let (Some(identity), Some(cluster)) = (identity, cluster) else {
-            return Err(Error::storage(
-                ErrorCode::WrongDirectory,
-                self.0.path(),
-                "an LMDB database, but not of this library: its own records are not in it",
-            ));
+            return Err(corrupt(self.0.path(), "one of the log's own records is missing"));
         };
         Ok(Small { identity, hard_state, cluster, snapshot, first: bounds.first, last: bounds.last })
     }

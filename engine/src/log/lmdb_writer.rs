@@ -4,7 +4,7 @@
 //! stored commit index is never below what is compacted, named by a snapshot or applied to the cluster record (S7).
 //! A write that contradicts the log is a fault of the caller's and stops the log too: it would break a promise.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use heed::{PutFlags, RwTxn};
 
@@ -82,8 +82,7 @@ impl LmdbWriter {
             // LMDB makes no commit of nothing, and a vote is nothing to it.
             self.put(&mut txn, Meta::Identity, &record::encode_identity(&draft.identity))?;
         }
-        let recent = self.shared.bounds.lock();
-        recent.unwrap_or_else(PoisonError::into_inner).add(txn.id() as u64, draft.bounds);
+        self.shared.bounds.add(txn.id() as u64, draft.bounds);
         txn.commit().map_err(|e| self.failed("write the log", e))?;
         self.prover.prove(draft.bounds, &draft.hard_state).map_err(files::outcome_unknown)?;
         self.buffer = buffer;

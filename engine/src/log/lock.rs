@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use rustix::process::{fcntl_getlk, Flock, FlockType};
 
-use super::held::{DirectoryKey, Turn};
+use super::held::{turn, DirectoryKey};
 use crate::descriptors::Inherited;
 use crate::error::{Error, ErrorCode, Result};
 
@@ -33,7 +33,7 @@ impl DirectoryLock {
         let meta = std::fs::metadata(directory).map_err(|e| Error::io(directory, "look at the directory", &e))?;
         let key = (meta.dev(), meta.ino());
         let path = directory.join(LOCK_FILE);
-        let mut turn = Turn::wait();
+        let mut turn = turn();
         if turn.holds(key) {
             return Err(in_use(directory, "by another node of this process"));
         }
@@ -70,7 +70,7 @@ impl DirectoryLock {
 
 impl Drop for DirectoryLock {
     fn drop(&mut self) {
-        let mut turn = Turn::wait();
+        let mut turn = turn();
         // Closed before the next one is let in: closing it later would give up *their* lock.
         self.file = None;
         turn.remove(self.key);

@@ -14,6 +14,7 @@ pub(crate) mod files;
 mod held;
 mod inspect;
 mod lmdb;
+mod lmdb_bounds;
 mod lmdb_changes;
 mod lmdb_env;
 mod lmdb_format;

@@ -163,8 +163,7 @@ impl Found {
 /// Everything that can be checked; the caller holds the directory's lock.
 pub(crate) fn check(log_dir: &Path) -> Result<LogState> {
     let found = read(log_dir, false, true)?;
-    let durable = NumberFile::read(&NumberFile::durable(log_dir)).max(NumberFile::read(&NumberFile::clean(log_dir)));
-    found.must_end_here(log_dir, durable, true)?;
+    found.must_end_here(log_dir, NumberFile::newest(log_dir), true)?;
     Ok(found.loaded.state)
 }
 
