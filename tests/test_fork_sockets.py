@@ -48,7 +48,7 @@ def test_a_forked_child_keeps_no_socket_of_its_parent_alive(tmp_path: Path) -> N
                 assert stdin is not None
                 stdin.write("fork\n")
                 stdin.flush()
-                child = int(process.wait_for_line("child ", PATIENCE).removeprefix("child "))
+                child = int(process.wait_for_line("forked ", PATIENCE).removeprefix("forked "))
                 try:
                     process.wait_for_line("closed", PATIENCE)
                     socket.create_server(("127.0.0.1", port)).close()

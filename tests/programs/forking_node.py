@@ -1,4 +1,4 @@
-"""An initial member of two that forks a child, without an exec, on the first line of its input (`child PID`), then closes (`closed`).
+"""An initial member of two that forks a child, without an exec, on the first line of its input (`forked PID`), then closes (`closed`).
 
 forking_node.py DIRECTORY ADDRESS PEER
 """
@@ -29,7 +29,7 @@ async def main() -> None:
             time.sleep(600)
         finally:
             os._exit(0)
-    print(f"child {child}", flush=True)
+    print(f"forked {child}", flush=True)
     await raft.close()
     print("closed", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
