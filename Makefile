@@ -36,7 +36,7 @@ demo: $(INSTALLED) ## a cluster of three processes, shown live; Ctrl-C ends it
 test: rust-fmt py-lint wheel symbols py-types rust-lint rust-test sim known-bugs memcheck py-test ## everything CI runs
 	@echo "make test: all passed"
 
-bench: $(INSTALLED) ## proposals per second, as a ratio to what this disk can sync (BENCH_HOME: compare with other libraries)
+bench: $(INSTALLED) ## proposals per second beside other libraries, which it builds, in windows that take turns
 	@BENCH_PYTHON=$(BIN)/python $(BIN)/python benches/run.py $(BENCH)
 
 bench-stress: $(INSTALLED) ## latency, failover, catching up, starting, idling under stress, beside their goals (BENCH="--full": the long forms)
@@ -134,7 +134,7 @@ py-types: $(INSTALLED) ## mypy --strict: the source, the wheel as a user sees it
 	$(BIN)/mypy --strict
 	cd $(VENV) && $(BIN)/mypy --strict -p raftify_ffi
 	cd examples/python && $(BIN)/mypy --strict main.py demo.py
-	cd benches && $(BIN)/mypy --strict --ignore-missing-imports *.py stress raftify_ffi_python/many.py
+	cd benches && $(BIN)/mypy --strict --ignore-missing-imports *.py stress raftify_ffi_python/many.py peers/pysyncobj/node.py
 
 py-test: $(INSTALLED) ## pytest against the installed wheel: nodes, processes, examples (C too), packaging
 	RAFTIFY_TEST_PROFILE=release $(BIN)/pytest tests

@@ -8,6 +8,7 @@ import queue
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,15 +17,31 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "out"
-#: Which program is the node, and what builds it.
+
+
+def make(folder: str, *targets: str) -> list[str]:
+    return ["make", "--silent", "-C", str(HERE / folder), *targets]
+
+
+RUST = ["cargo", "build", "--release", "--locked", "-p", "raftify-engine", "--example", "bench_node"]
+C = make("raftify_c")
+UVLOOP = ["pip", "install", "--quiet", "--disable-pip-version-check", "uvloop>=0.21"]
+#: The folder whose program `node` is the node, and what builds it. Ours, in several ways, then the other libraries.
 DRIVERS: dict[str, tuple[str, list[str]]] = {
     "python": ("raftify_ffi_python", []),
-    "rust": (
-        "raftify_engine_rust",
-        ["cargo", "build", "--release", "--locked", "-p", "raftify-engine", "--example", "bench_node"],
-    ),
-    "c": ("raftify_c", ["make", "--silent", "-C", str(HERE / "raftify_c")]),
+    "python-async": ("variants/python-async", []),
+    "python-many": ("variants/python-many", []),
+    "python-uvloop": ("variants/python-uvloop", [os.environ.get("BENCH_PYTHON", sys.executable), "-m", *UVLOOP]),
+    "rust": ("raftify_engine_rust", RUST),
+    "rust-futures": ("variants/rust-futures", RUST),
+    "c": ("raftify_c", C),
+    "c-lmdb": ("variants/c-lmdb", C),
+    "hraft-wal": ("peers/hraft-wal", make("peers", "hashicorp")),
+    "hraft-boltdb": ("peers/hraft-boltdb", make("peers", "hashicorp")),
+    "etcd": ("peers/etcd", make("peers", "etcd")),
+    "pysyncobj": ("peers/pysyncobj", make("peers", "pysyncobj")),
 }
+PEERS = [name for name, (folder, _) in DRIVERS.items() if folder.startswith("peers/")]
 #: Where nodes have their directories; goes when a run ends.
 DATA = Path(os.environ.get("BENCH_DATA") or OUT) / "data"
 START_TIMEOUT = 60.0
@@ -32,10 +49,16 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def build(driver: str) -> Path:
-    """The folder of a driver, whose program is built now (`BENCH_BUILT=1`: it is already)."""
+    """The folder of a driver, whose program is built now (`BENCH_BUILT=1`: it is already). A folder's path stands for itself."""
+    if driver not in DRIVERS:
+        if not os.access(Path(driver) / "node", os.X_OK):
+            raise SystemExit(
+                f"bench: {driver} is no driver: name one of {', '.join(DRIVERS)}, or a folder with a program `node`"
+            )
+        return Path(driver).resolve()
     folder, command = DRIVERS[driver]
-    if command and not os.environ.get("BENCH_BUILT"):
-        subprocess.run(command, cwd=HERE.parent, check=True)
+    if command and not os.environ.get("BENCH_BUILT") and subprocess.run(command, cwd=HERE.parent).returncode != 0:
+        raise SystemExit(f"bench: {driver} could not be built, see above")
     return HERE / folder
 
 
@@ -48,6 +71,19 @@ def free_ports(count: int) -> list[int]:
     finally:
         for listener in held:
             listener.close()
+
+
+def device_flushes(path: Path) -> int:
+    """Flushes that the disk under this path has completed, whoever asked for them; 0 where the system does not say."""
+    device = path.stat().st_dev
+    about = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    if (about / "partition").exists():
+        about = about.parent
+    try:
+        fields = (about / "stat").read_text().split()
+    except OSError:
+        return 0
+    return int(fields[15]) if len(fields) > 15 else 0
 
 
 def syncs_per_second(directory: Path, seconds: float) -> float:
@@ -137,10 +173,10 @@ class Node:
         return (int(fields[11]) + int(fields[12])) / TICKS
 
     def cpu_seconds_exact(self) -> float:
-        """As the scheduler counts it, in nanoseconds: what a process that mostly sleeps needs. Threads that ended are left out."""
+        """The same in nanoseconds, as the scheduler counts it: what a process that mostly sleeps needs."""
         try:
-            tasks = list(Path(f"/proc/{self._process.pid}/task").iterdir())
-            return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+            # The clock that clock_getcpuclockid(3) names: of all its threads, also those that have ended.
+            return time.clock_gettime((~self._process.pid << 3) | 2)
         except OSError:
             return self.cpu_seconds()
 
@@ -151,14 +187,19 @@ class Node:
     def threads(self) -> int:
         return self._proc_status("Threads")
 
-    def switches(self) -> int:
-        """How often the scheduler took a core from its threads, or they gave it back. Threads that ended are left out."""
+    def switches(self) -> dict[str, int]:
+        """By thread, how often the scheduler took a core from it, or it gave it back."""
         try:
-            tasks = list(Path(f"/proc/{self._process.pid}/task").iterdir())
-            lines = [line for task in tasks for line in (task / "status").read_text().splitlines()]
+            return {
+                task.name: sum(
+                    int(line.split()[1])
+                    for line in (task / "status").read_text().splitlines()
+                    if "ctxt_switches" in line
+                )
+                for task in Path(f"/proc/{self._process.pid}/task").iterdir()
+            }
         except OSError:
-            return 0
-        return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+            return {}
 
     def _proc_status(self, field: str) -> int:
         try:

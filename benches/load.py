@@ -60,6 +60,33 @@ class Map:
         return {"applied": self.applied, "keys": len(self.values), "digest": digest}
 
 
+def commands_of(payload: int) -> list[bytes]:
+    """Made beforehand, one after the other in memory: what is measured is the library."""
+    value = os.urandom(payload - 8)
+    # The state stays at 16 MiB or below, whatever the payload.
+    keys = 10_000 if payload <= 4096 else max(1, min(1024, (16 << 20) // payload))
+    return [struct.pack(">Q", key) + value for key in range(keys)]
+
+
+def figures(latencies: list[float], errors: int, took: float, sample: str, drained: bool) -> dict[str, object]:
+    """The answer to BENCH. Latencies in seconds."""
+    ordered = sorted(latencies)
+
+    def quantile(q: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1e3, 3) if ordered else 0.0
+
+    return {
+        "n": len(ordered),
+        "errors": errors,
+        "secs": took,
+        "p50_ms": quantile(0.5),
+        "p99_ms": quantile(0.99),
+        "max_ms": quantile(1.0),
+        "err_sample": sample,
+        "drained": drained,
+    }
+
+
 class Run:
     """One workload: warm-up, window, drain. Only what completes inside the window counts."""
 
@@ -68,12 +95,7 @@ class Run:
         self._propose = propose
         self._propose_many = propose_many
         self._many = many
-        value = os.urandom(payload - 8)
-        # The state stays at 16 MiB or below, whatever the payload.
-        keys = 10_000 if payload <= 4096 else max(1, min(1024, (16 << 20) // payload))
-        commands = [struct.pack(">Q", key) + value for key in range(keys)]
-        #: Made beforehand, one after the other in memory: what is measured is the library.
-        self._commands = itertools.cycle(commands)
+        self._commands = itertools.cycle(commands_of(payload))
         self._latencies: list[float] = []
         self._errors = 0
         self._sample = ""
@@ -133,24 +155,7 @@ class Run:
         _, pending = await asyncio.wait(workers, timeout=DRAIN)
         for worker in pending:
             worker.cancel()
-        return self._result(took, drained=not pending)
-
-    def _result(self, took: float, drained: bool) -> dict[str, object]:
-        ordered = sorted(self._latencies)
-
-        def quantile(q: float) -> float:
-            return round(ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1e3, 3) if ordered else 0.0
-
-        return {
-            "n": len(ordered),
-            "errors": self._errors,
-            "secs": took,
-            "p50_ms": quantile(0.5),
-            "p99_ms": quantile(0.99),
-            "max_ms": quantile(1.0),
-            "err_sample": self._sample,
-            "drained": drained,
-        }
+        return figures(self._latencies, self._errors, took, self._sample, drained=not pending)
 
 
 async def serve(

@@ -1,0 +1,76 @@
+"""`make bench`: ours beside other libraries, from what package registries offer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHES = Path(__file__).resolve().parent.parent / "benches"
+#: Their packages have to be fetched and compiled first.
+PATIENCE = 600.0
+
+
+def run(arguments: list[str], data: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=BENCHES,
+        env={**os.environ, "BENCH_PYTHON": sys.executable, "BENCH_DATA": str(data), **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["pysyncobj"],
+        pytest.param(
+            ["hraft-wal", "hraft-boltdb", "etcd"],
+            marks=pytest.mark.skipif(shutil.which("go") is None, reason="they are built with Go"),
+        ),
+    ],
+)
+def test_each_library_is_measured_and_ends_with_the_same_state_on_all_nodes(others: list[str], tmp_path: Path) -> None:
+    done = run(["run.py", "--only", "128x16,16384x4", "--windows", "1", "python", *others], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for cell in done.stdout.split(" B, ")[1:]:
+        rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in cell.splitlines() if line.startswith("| ")}
+        for name in ["python", *others]:
+            assert float(rows[name][0].split()[0]) > 0, cell
+    assert "the nodes of each hold the same state" in done.stdout
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_cannot_be_built_is_left_out_unless_it_was_named(tmp_path: Path) -> None:
+    for tool in ("make", "sh", "mkdir"):
+        found = shutil.which(tool)
+        assert found is not None
+        (tmp_path / tool).symlink_to(found)
+    asked = "import run, sys; print(run.standing(['hraft-wal'], sys.argv[1] == 'left out', 3))"
+    done = run(["-c", asked, "left out"], tmp_path, PATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+    assert "need Go" in done.stderr and "hraft-wal could not be built, see above: left out" in done.stderr
+    done = run(["-c", asked, "named"], tmp_path, PATH=str(tmp_path))
+    assert done.returncode != 0
+    assert "need Go" in done.stderr and "hraft-wal could not be built, see above" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nosuch"], "nosuch is no driver: name one of python, python-async"),
+        (["--only", "128", "python"], "'128': bytes of a command (8 or more) x proposals in flight, as in 128x256"),
+        (["--only", "128x1,7x1", "python"], "'7x1'"),
+        (["--reads", "python"], "reads are measured with the driver c: name it"),
+    ],
+)
+def test_a_wrong_word_is_named(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = run(["run.py", *arguments], tmp_path)
+    assert done.returncode != 0
+    assert said in done.stderr
