@@ -14,10 +14,11 @@
 use super::deadlines::Micros;
 use super::Core;
 
-/// Microseconds from the first of them on: as long as a commit index may wait for the next entries (`lone_commits`).
-const PATIENCE: Micros = 2000;
-/// Entries next to which waking a thread is little.
-const ENTRIES: u64 = 64;
+/// Microseconds from the first of them on: two rounds of a busy Python program. A replica that is looked at without asking is older by so
+/// much; it would be by the way of a message in any case.
+const PATIENCE: Micros = 5000;
+/// Entries next to which waking a thread is little, also one that runs Python.
+const ENTRIES: u64 = 512;
 /// Bytes of log behind the first of them, coarsely: they stay in memory meanwhile.
 const BYTES: u64 = 256 << 10;
 
