@@ -105,11 +105,20 @@ def syncs_per_second(directory: Path, seconds: float) -> float:
 class Node:
     """One process. Its directory may be there already: then it starts again in it."""
 
-    def __init__(self, driver: Path, node_id: int, peers: str, directory: Path, options: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        driver: Path,
+        node_id: int,
+        peers: str,
+        directory: Path,
+        options: Iterable[str] = (),
+        label: str = "node",
+    ) -> None:
+        """What it says on stderr goes to `OUT/LABEL-ID.err`."""
         self.id = node_id
         directory.mkdir(parents=True, exist_ok=True)
         OUT.mkdir(exist_ok=True)
-        self._log = (OUT / f"node-{node_id}.err").open("w")
+        self._log = (OUT / f"{label}-{node_id}.err").open("w")
         command = [str(driver / "node"), "--id", str(node_id), "--peers", peers, "--dir", str(directory), *options]
         self.begun = time.perf_counter()
         self._process = subprocess.Popen(

@@ -91,4 +91,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("bench: interrupted")

@@ -70,7 +70,7 @@ class Side:
     def start(cls, name: str, folder: Path, size: int, directory: Path) -> Side:
         ports = free_pairs(size)
         peers = ",".join(f"{i}=127.0.0.1:{port}" for i, port in enumerate(ports, 1))
-        nodes = [Node(folder, i, peers, directory / str(i)) for i in range(1, size + 1)]
+        nodes = [Node(folder, i, peers, directory / str(i), label=name) for i in range(1, size + 1)]
         try:
             leader = max(int(node.hear_word("READY", START_TIMEOUT)) for node in nodes) or 1
         except BaseException:
