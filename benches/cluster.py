@@ -45,7 +45,6 @@ PEERS = [name for name, (folder, _) in DRIVERS.items() if folder.startswith("pee
 #: Where nodes have their directories; goes when a run ends.
 DATA = Path(os.environ.get("BENCH_DATA") or OUT) / "data"
 START_TIMEOUT = 60.0
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def build(driver: str) -> Path:
@@ -60,6 +59,21 @@ def build(driver: str) -> Path:
     if command and not os.environ.get("BENCH_BUILT") and subprocess.run(command, cwd=HERE.parent).returncode != 0:
         raise SystemExit(f"bench: {driver} could not be built, see above")
     return HERE / folder
+
+
+def drivers(named: list[str], default: list[str]) -> list[tuple[str, Path]]:
+    """Name and folder of each driver that was named, or else of the default ones: then another library that cannot be built is left out."""
+    found = []
+    for name in dict.fromkeys(named or default):
+        try:
+            folder = build(name)
+        except SystemExit as error:
+            if named or name not in PEERS:
+                raise
+            print(f"{error}: left out\n", file=sys.stderr)
+        else:
+            found.append((name if name in DRIVERS else folder.name, folder))
+    return found
 
 
 def free_ports(count: int) -> list[int]:
@@ -174,20 +188,12 @@ class Node:
         return answer
 
     def cpu_seconds(self) -> float:
-        """User and system time so far; 0 where there is no /proc."""
-        try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return 0.0
-        return (int(fields[11]) + int(fields[12])) / TICKS
-
-    def cpu_seconds_exact(self) -> float:
-        """The same in nanoseconds, as the scheduler counts it: what a process that mostly sleeps needs."""
+        """User and system time so far, to the nanosecond; 0 where the system does not say."""
         try:
             # The clock that clock_getcpuclockid(3) names: of all its threads, also those that have ended.
             return time.clock_gettime((~self._process.pid << 3) | 2)
         except OSError:
-            return self.cpu_seconds()
+            return 0.0
 
     def resident_mb(self) -> float:
         """Resident memory now, in megabytes; 0 where there is no /proc."""

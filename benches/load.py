@@ -60,47 +60,61 @@ class Map:
         return {"applied": self.applied, "keys": len(self.values), "digest": digest}
 
 
-def commands_of(payload: int) -> list[bytes]:
-    """Made beforehand, one after the other in memory: what is measured is the library."""
-    value = os.urandom(payload - 8)
-    # The state stays at 16 MiB or below, whatever the payload.
-    keys = 10_000 if payload <= 4096 else max(1, min(1024, (16 << 20) // payload))
-    return [struct.pack(">Q", key) + value for key in range(keys)]
+class Window:
+    """What every workload has, however it proposes. Only what completes inside the window counts."""
 
-
-def figures(latencies: list[float], errors: int, took: float, sample: str, drained: bool) -> dict[str, object]:
-    """The answer to BENCH. Latencies in seconds."""
-    ordered = sorted(latencies)
-
-    def quantile(q: float) -> float:
-        return round(ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1e3, 3) if ordered else 0.0
-
-    return {
-        "n": len(ordered),
-        "errors": errors,
-        "secs": took,
-        "p50_ms": quantile(0.5),
-        "p99_ms": quantile(0.99),
-        "max_ms": quantile(1.0),
-        "err_sample": sample,
-        "drained": drained,
-    }
-
-
-class Run:
-    """One workload: warm-up, window, drain. Only what completes inside the window counts."""
-
-    def __init__(self, payload: int, propose: Propose, propose_many: ProposeMany | None = None, many: int = 0) -> None:
-        """`many`: so many commands a call of `propose_many`; 0: a call of `propose` for each."""
-        self._propose = propose
-        self._propose_many = propose_many
-        self._many = many
-        self._commands = itertools.cycle(commands_of(payload))
+    def __init__(self, payload: int) -> None:
+        value = os.urandom(payload - 8)
+        # The state stays at 16 MiB or below, whatever the payload.
+        keys = 10_000 if payload <= 4096 else max(1, min(1024, (16 << 20) // payload))
+        commands = [struct.pack(">Q", key) + value for key in range(keys)]
+        #: Made beforehand, one after the other in memory: what is measured is the library.
+        self._commands = itertools.cycle(commands)
         self._latencies: list[float] = []
         self._errors = 0
         self._sample = ""
         self._measuring = False
         self._over = False
+        self._begun = self._took = 0.0
+
+    def _begin(self) -> None:
+        self._measuring = True
+        say("MEASURE")
+        self._begun = time.perf_counter()
+
+    def _end(self) -> None:
+        self._measuring, self._over = False, True
+        self._took = time.perf_counter() - self._begun
+        say("END")
+
+    def _result(self, drained: bool) -> dict[str, object]:
+        """The answer to BENCH."""
+        ordered = sorted(self._latencies)
+
+        def quantile(q: float) -> float:
+            return round(ordered[min(len(ordered) - 1, int(q * len(ordered)))] * 1e3, 3) if ordered else 0.0
+
+        return {
+            "n": len(ordered),
+            "errors": self._errors,
+            "secs": self._took,
+            "p50_ms": quantile(0.5),
+            "p99_ms": quantile(0.99),
+            "max_ms": quantile(1.0),
+            "err_sample": self._sample,
+            "drained": drained,
+        }
+
+
+class Run(Window):
+    """One workload of an asyncio program: warm-up, window, drain."""
+
+    def __init__(self, payload: int, propose: Propose, propose_many: ProposeMany | None = None, many: int = 0) -> None:
+        """`many`: so many commands a call of `propose_many`; 0: a call of `propose` for each."""
+        super().__init__(payload)
+        self._propose = propose
+        self._propose_many = propose_many
+        self._many = many
 
     async def _worker(self) -> None:
         commands, propose, now = self._commands, self._propose, time.perf_counter
@@ -145,17 +159,13 @@ class Run:
     async def run(self, inflight: int, seconds: float, warmup: float) -> dict[str, object]:
         workers = self._start(inflight)
         await asyncio.sleep(warmup)
-        self._measuring = True
-        say("MEASURE")
-        start = time.perf_counter()
+        self._begin()
         await asyncio.sleep(seconds)
-        self._measuring, self._over = False, True
-        took = time.perf_counter() - start
-        say("END")
+        self._end()
         _, pending = await asyncio.wait(workers, timeout=DRAIN)
         for worker in pending:
             worker.cancel()
-        return figures(self._latencies, self._errors, took, self._sample, drained=not pending)
+        return self._result(drained=not pending)
 
 
 async def serve(

@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from pathlib import Path
 
-from cluster import DATA, DRIVERS, PEERS, build, syncs_per_second
-from turns import Cell, Row, Side, table, take_turns
+from cluster import DATA, drivers, syncs_per_second
+from turns import Cell, Row, Side, positive, table, take_turns
 
 WORK = [Cell(128, 1), Cell(128, 16), Cell(128, 64), Cell(128, 256), Cell(128, 1024), Cell(16384, 64)]
 #: The one that is measured against, if it can be built, and ours.
@@ -36,20 +37,11 @@ def rows_of(side: Side, cell: Cell, reads: bool) -> list[Row]:
     return rows
 
 
-def standing(names: list[str], left_out: bool, size: int) -> list[Side]:
-    """`left_out`: another library's driver that cannot be built is left out."""
-    folders = {}
-    for name in names:
-        try:
-            folders[name] = build(name)
-        except SystemExit as error:
-            if not (left_out and name in PEERS):
-                raise
-            print(f"{error}: left out\n", file=sys.stderr)
+def standing(drivers: list[tuple[str, Path]], size: int) -> list[Side]:
     sides: list[Side] = []
     try:
-        for number, (name, folder) in enumerate(folders.items()):
-            sides.append(Side.start(name if name in DRIVERS else folder.name, folder, size, DATA / str(number)))
+        for number, (name, folder) in enumerate(drivers):
+            sides.append(Side.start(name, folder, size, DATA / str(number)))
     except BaseException:
         for side in sides:
             side.stop()
@@ -77,23 +69,22 @@ def main() -> int:
         metavar="CELLS",
         help="for instance 128x1,128x64: bytes x in flight",
     )
-    parser.add_argument("--windows", type=int, default=5, help="of each driver and cell")
-    parser.add_argument("--secs", type=int, default=1, help="of a window")
+    parser.add_argument("--windows", type=positive, default=5, help="of each driver and cell")
+    parser.add_argument("--secs", type=positive, default=1, help="of a window")
     parser.add_argument("--warm", type=int, default=0, help="seconds before each window")
-    parser.add_argument("--nodes", type=int, default=3, help="of each cluster: 1, 3, 5 or 7")
+    parser.add_argument("--nodes", type=positive, default=3, help="of each cluster: 1, 3, 5 or 7")
     parser.add_argument(
         "--reads", action="store_true", help="linearizable reads as well, on leader and follower (driver c)"
     )
     parser.add_argument("drivers", nargs="*", metavar="DRIVER", help=f"by default: {' '.join(DEFAULT)}")
     args = parser.parse_args()
-    names = list(dict.fromkeys(args.drivers)) or DEFAULT
-    if args.reads and "c" not in names:
+    if args.reads and "c" not in (args.drivers or DEFAULT):
         parser.error("reads are measured with the driver c: name it")
     shutil.rmtree(DATA, ignore_errors=True)
     DATA.mkdir(parents=True)
     try:
         print(f"this disk: {syncs_per_second(DATA, 2.0):.0f} appends of 4 KiB made durable a second", flush=True)
-        sides = standing(names, not args.drivers, args.nodes)
+        sides = standing(drivers(args.drivers, DEFAULT), args.nodes)
         try:
             measure(sides, args.only, args)
             # A cluster that left a node behind looks fast.

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import DATA, OUT, build
-from turns import Side
+from cluster import DATA, OUT, drivers
+from turns import Side, positive
 
 NODES = [1, 3, 5, 7]
 PAYLOADS = [128, 1 << 10, 16 << 10, 128 << 10, 1 << 20]
@@ -68,17 +68,17 @@ def run(name: str, driver: Path, point: Point, args: argparse.Namespace) -> dict
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", action="append", choices=["nodes", "payload", "inflight"])
-    parser.add_argument("--secs", type=int, default=3)
+    parser.add_argument("--secs", type=positive, default=3)
     parser.add_argument("--warm", type=int, default=1)
     parser.add_argument("drivers", nargs="*", metavar="DRIVER", help=f"by default: {' '.join(DEFAULT)}")
     args = parser.parse_args()
-    drivers = {Path(name).name: build(name) for name in args.drivers or DEFAULT}
+    measured = drivers(args.drivers, DEFAULT)
     print("| | nodes | payload B | in flight | a second | p50 ms | p99 ms | CPU us, all nodes | errors |")
     print("|---|---|---|---|---|---|---|---|---|")
     with (OUT / "scale.jsonl").open("a") as file:
         for sweep in args.sweep or ["nodes", "payload", "inflight"]:
             for point in points(sweep):
-                for name, driver in drivers.items():
+                for name, driver in measured:
                     seen = run(name, driver, point, args)
                     line = {"at": round(time.time()), "sweep": sweep, "driver": name, **vars(point), **seen}
                     file.write(json.dumps(line) + "\n")

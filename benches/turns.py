@@ -6,7 +6,7 @@ import argparse
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,13 @@ class Cell:
     @classmethod
     def parse_all(cls, text: str) -> list[Cell]:
         return [cls.parse(cell) for cell in text.split(",")]
+
+
+def positive(text: str) -> int:
+    """For the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 on")
+    return int(text)
 
 
 def free_pairs(count: int) -> list[int]:
@@ -90,7 +97,7 @@ class Side:
 
         def heard(line: str) -> None:
             if line in ("MEASURE", "END"):
-                cpu = sum(node.cpu_seconds_exact() for node in self.nodes)
+                cpu = sum(node.cpu_seconds() for node in self.nodes)
                 switches = {thread: count for node in self.nodes for thread, count in node.switches().items()}
                 marks[line] = cpu, device_flushes(DATA), switches
 
@@ -134,8 +141,8 @@ class Row:
     def window(self, seconds: int, warmup: int) -> None:
         at = self.side.leader % len(self.side.nodes) + 1 if self.on_follower else None
         seen = self.side.ask(self.command(seconds, warmup), seconds + warmup, at)
-        if seen["errors"] or not seen["n"]:
-            raise SystemExit(f"bench: {self.name}: proposals failed: {seen}")
+        if seen["errors"] or not seen["n"] or not seen["drained"]:
+            raise SystemExit(f"bench: {self.name}: proposals failed, or did not come back: {seen}")
         done = seen["n"]
         self.windows.append(
             {
@@ -172,7 +179,6 @@ def take_turns(rows: list[Row], rounds: int, seconds: int, warmup: int) -> None:
             row.window(seconds, warmup)
 
 
-def table(rows: Iterable[Row]) -> str:
-    rows = list(rows)
+def table(rows: list[Row]) -> str:
     head = ["| | " + " | ".join(FIGURES) + " |", "|---|" + "---|" * len(FIGURES)]
     return "\n".join(head + [row.line(rows[0]) for row in rows])

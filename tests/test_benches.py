@@ -29,7 +29,7 @@ def run(arguments: list[str], data: Path, **environment: str) -> subprocess.Comp
 @pytest.mark.parametrize(
     "others",
     [
-        ["pysyncobj"],
+        ["python-async", "python-many", "pysyncobj"],
         pytest.param(
             ["hraft-wal", "hraft-boltdb", "etcd"],
             marks=pytest.mark.skipif(shutil.which("go") is None, reason="they are built with Go"),
@@ -52,11 +52,10 @@ def test_what_cannot_be_built_is_left_out_unless_it_was_named(tmp_path: Path) ->
         found = shutil.which(tool)
         assert found is not None
         (tmp_path / tool).symlink_to(found)
-    asked = "import run, sys; print(run.standing(['hraft-wal'], sys.argv[1] == 'left out', 3))"
-    done = run(["-c", asked, "left out"], tmp_path, PATH=str(tmp_path))
+    done = run(["-c", "import cluster; print(cluster.drivers([], ['hraft-wal']))"], tmp_path, PATH=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
     assert "need Go" in done.stderr and "hraft-wal could not be built, see above: left out" in done.stderr
-    done = run(["-c", asked, "named"], tmp_path, PATH=str(tmp_path))
+    done = run(["-c", "import cluster; print(cluster.drivers(['hraft-wal'], []))"], tmp_path, PATH=str(tmp_path))
     assert done.returncode != 0
     assert "need Go" in done.stderr and "hraft-wal could not be built, see above" in done.stderr
 
@@ -67,6 +66,7 @@ def test_what_cannot_be_built_is_left_out_unless_it_was_named(tmp_path: Path) ->
         (["nosuch"], "nosuch is no driver: name one of python, python-async"),
         (["--only", "128", "python"], "'128': bytes of a command (8 or more) x proposals in flight, as in 128x256"),
         (["--only", "128x1,7x1", "python"], "'7x1'"),
+        (["--windows", "0", "python"], "'0': a whole number from 1 on"),
         (["--reads", "python"], "reads are measured with the driver c: name it"),
     ],
 )

@@ -6,7 +6,6 @@ With its journal, which it never syncs: a machine that loses power may lose what
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from load import DRAIN, Map, commands_of, figures, say
+from load import DRAIN, Map, Window, say
 from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf, replicated
 
 
@@ -38,17 +37,12 @@ class Node(SyncObj):  # type: ignore[misc]
         return str(getattr(leader, "address", leader or ""))
 
 
-class Run:
-    """One workload: warm-up, window, drain. Only what completes inside the window counts."""
+class Run(Window):
+    """One workload: warm-up, window, drain."""
 
     def __init__(self, node: Node, payload: int) -> None:
+        super().__init__(payload)
         self._node = node
-        self._commands = itertools.cycle(commands_of(payload))
-        self._latencies: list[float] = []
-        self._errors = 0
-        self._sample = ""
-        self._measuring = False
-        self._over = False
         #: Proposals without an answer; the library's thread counts them down once the run is over.
         self._open = 0
         self._drained = threading.Event()
@@ -79,14 +73,10 @@ class Run:
         for _ in range(inflight):
             self._propose()
         time.sleep(warmup)
-        self._measuring = True
-        say("MEASURE")
-        begun = time.perf_counter()
+        self._begin()
         time.sleep(seconds)
-        self._measuring, self._over = False, True
-        took = time.perf_counter() - begun
-        say("END")
-        return figures(self._latencies, self._errors, took, self._sample, self._drained.wait(DRAIN))
+        self._end()
+        return self._result(self._drained.wait(DRAIN))
 
 
 def main() -> None:
