@@ -19,7 +19,6 @@ use std::time::{Duration, Instant, SystemTime};
 use sim::profile::Profile;
 use sim::record::{Failure, Script};
 use sim::shrink::Shrinker;
-use sim::world::SECOND;
 
 fn number(name: &str) -> Option<f64> {
     std::env::var(name).ok().and_then(|v| v.parse().ok())
@@ -30,14 +29,6 @@ fn base() -> u64 {
         Ok("time") => SystemTime::UNIX_EPOCH.elapsed().map_or(1, |t| t.as_secs() * 1000),
         Ok(text) => text.parse().expect("RAFTIFY_SIM_BASE is a number or \"time\""),
         Err(_) => 1,
-    }
-}
-
-/// Longer runs of middle-sized clusters, when that is asked for.
-fn stretch(profile: &mut Profile) {
-    if let Some(seconds) = number("RAFTIFY_SIM_SECONDS") {
-        profile.turmoil = (seconds * SECOND as f64) as u64;
-        profile.nodes = 3 + profile.nodes % 3;
     }
 }
 
@@ -56,7 +47,9 @@ fn keep(failure: &Failure) -> PathBuf {
         failure.script.steps.len()
     );
     eprintln!("replay: cargo run -p raftify-engine --example sim -- --script {}", path.display());
-    eprintln!("or:     cargo run -p raftify-engine --example sim -- --seed {seed}");
+    let seconds =
+        std::env::var("RAFTIFY_SIM_SECONDS").map_or_else(|_| String::new(), |s| format!("RAFTIFY_SIM_SECONDS={s} "));
+    eprintln!("or:     {seconds}cargo run -p raftify-engine --example sim -- --seed {seed}");
     path
 }
 
@@ -80,7 +73,7 @@ fn seeds_keep_every_promise() {
                 if until.is_some() && seed % 1000 == 0 {
                     eprintln!("seed {seed}");
                 }
-                if let Err(failure) = sim::record::try_seed(seed, stretch) {
+                if let Err(failure) = sim::record::try_seed(seed, Profile::stretch) {
                     stopped.store(until.is_some(), Ordering::Relaxed);
                     failed.push((seed, keep(&failure)));
                 }

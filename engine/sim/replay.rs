@@ -1,4 +1,5 @@
-//! Tells the story of one seed: `cargo run -p raftify-engine --example sim -- --seed N [--quiet]`; with `--count M` what happened in so many.
+//! Tells the story of one seed: `cargo run -p raftify-engine --example sim -- --seed N [--quiet]`; with `--count M` what happened in so many;
+//! `RAFTIFY_SIM_SECONDS=t` for the longer runs of the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[allow(dead_code)]
@@ -25,7 +26,7 @@ fn main() {
             let summary = sim::run(seed, !quiet);
             println!("seed {seed} in {:?}: {summary:?}", started.elapsed());
         } else {
-            match sim::record::try_seed(seed, |_| ()) {
+            match sim::record::try_seed(seed, sim::profile::Profile::stretch) {
                 Ok(summary) => {
                     summary.counts.into_iter().for_each(|(what, of)| *counts.entry(what).or_insert(0) += of);
                 }

@@ -25,7 +25,7 @@ pub mod writing;
 
 use draws::Draws;
 use raftify_engine::status::Role;
-use world::{Event, Profile, World, SECOND};
+use world::{Event, Profile, World, MILLI, SECOND};
 
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,7 +41,8 @@ pub struct Summary {
 /// One whole run; panics with `VIOLATION` when a promise is broken.
 pub fn run(seed: u64, told: bool) -> Summary {
     let mut draws = Draws::new(seed);
-    let profile = Profile::drawn(&mut draws);
+    let mut profile = Profile::drawn(&mut draws);
+    profile.stretch();
     run_with(seed, profile, draws, told)
 }
 
@@ -99,6 +100,14 @@ impl World {
         (!members.is_empty() && members.iter().all(follow)).then_some(members)
     }
 
+    /// Entries that some node has and some node has not applied yet.
+    fn backlog(&self) -> u64 {
+        let stays = self.hosts.values().filter(|h| !h.retired && !h.lost);
+        let at = stays.map(|h| h.life.as_ref().map_or((0, 0), |l| (l.core.positions().last, l.core.applied())));
+        let (newest, slowest) = at.fold((0, u64::MAX), |(n, s), (last, applied)| (last.max(n), applied.min(s)));
+        newest.saturating_sub(slowest)
+    }
+
     pub fn describe(&self) -> String {
         let mut out = String::new();
         for (id, host) in &self.hosts {
@@ -111,7 +120,8 @@ impl World {
 
 /// Faults are over: the cluster must elect, serve on every member, agree, and leave no request without an answer.
 pub fn finish(world: &mut World) {
-    let limit = 60 * SECOND;
+    // Minutes of proposals may wait, and go at one entry a message: each takes a round trip of a calm network and disk.
+    let limit = 60 * SECOND + world.backlog() * 10 * MILLI;
     let ok = world.run_until_so(limit, |w| w.settled().is_some());
     assert!(ok, "VIOLATION: liveness: no leader that all members follow{}", world.describe());
     world.clients.keep = true;

@@ -183,6 +183,14 @@ impl Profile {
         }
     }
 
+    /// A longer run of a middle-sized cluster, when `RAFTIFY_SIM_SECONDS` asks for that.
+    pub fn stretch(&mut self) {
+        if let Some(seconds) = std::env::var("RAFTIFY_SIM_SECONDS").ok().and_then(|v| v.parse::<f64>().ok()) {
+            self.turmoil = (seconds * SECOND as f64) as u64;
+            self.nodes = 3 + self.nodes % 3;
+        }
+    }
+
     pub fn drawn(draws: &mut Draws) -> Self {
         let rng = &mut draws.profile;
         let mut profile = Profile::quiet(pick(rng, &[1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 5, 6, 7]));

@@ -129,7 +129,8 @@ impl Turn {
         }
         let far = self.given_far.get().saturating_add(bytes);
         self.given_far.set(far);
-        if far >= self.measure {
+        // A full measure even where a turn's is smaller: with messages of a kilobyte it would get a kilobyte in 4 ms.
+        if far >= MEASURE {
             self.given_far.set(0);
             let busy = self.now.saturating_sub(self.committed_at) < QUIET;
             let appended = self.standing.appended.saturating_add(far / 2);
@@ -167,5 +168,31 @@ impl Turn {
         }
         let rests = self.rest.get().is_some();
         self.later.pop().or_else(|| if rests { None } else { self.resting.pop() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_messages_bring_one_far_behind_as_many_bytes_until_it_rests() {
+        for limit in [1, 4096, 1 << 20] {
+            let mut turn = Turn::default();
+            turn.limit(limit);
+            let (mut given, low) = (0, 1);
+            turn.begin(1000, Standing { committed: 1, appended: 2 * FAR, far: 100 });
+            while turn.rests_until().is_none() {
+                turn.begin(1000, turn.standing);
+                turn.give(low, 1024);
+                given += 1024;
+                assert!(given <= MEASURE, "limit {limit}: it never rests");
+                // Somebody waits for whatever there is to wait for.
+                if let Some(waiting) = turn.waits_in(low) {
+                    waiting.push(GetEntriesContext::empty(true));
+                }
+            }
+            assert_eq!((given, turn.rests_until()), (MEASURE, Some(1000 + REST)), "limit {limit}");
+        }
     }
 }
