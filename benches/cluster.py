@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import queue
@@ -40,6 +41,7 @@ DRIVERS: dict[str, tuple[str, list[str]]] = {
     "hraft-boltdb": ("peers/hraft-boltdb", make("peers", "hashicorp")),
     "etcd": ("peers/etcd", make("peers", "etcd")),
     "pysyncobj": ("peers/pysyncobj", make("peers", "pysyncobj")),
+    "raftify-py": ("peers/raftify-py", make("peers", "raftify-py")),
 }
 PEERS = [name for name, (folder, _) in DRIVERS.items() if folder.startswith("peers/")]
 #: Where nodes have their directories; goes when a run ends.
@@ -47,8 +49,9 @@ DATA = Path(os.environ.get("BENCH_DATA") or OUT) / "data"
 START_TIMEOUT = 60.0
 
 
+@functools.cache
 def build(driver: str) -> Path:
-    """The folder of a driver, whose program is built now (`BENCH_BUILT=1`: it is already). A folder's path stands for itself."""
+    """The folder of a driver, whose program is built now, once (`BENCH_BUILT=1`: it is already). A folder's path stands for itself."""
     if driver not in DRIVERS:
         if not os.access(Path(driver) / "node", os.X_OK):
             raise SystemExit(
