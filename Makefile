@@ -45,11 +45,12 @@ bench-stress: $(INSTALLED) ## latency, failover, catching up, starting, idling u
 bench-scale: $(INSTALLED) ## speed by nodes, by size of a command, by how many are in flight
 	@BENCH_PYTHON=$(BIN)/python $(BIN)/python benches/scale.py $(BENCH)
 
-bench-parts: $(TOOLS) ## the core alone, without disk and network; the log engines alone
+bench-parts: $(INSTALLED) ## the core alone, without disk and network; the log engines alone; the bridge alone, in C and in Python
 	@cargo build --quiet --release --locked --package raftify-engine --example bench_core --example bench_log
 	@mkdir -p benches/out
 	@$(RELEASE_LIB)/examples/bench_core | tee benches/out/core.jsonl
 	@$(RELEASE_LIB)/examples/bench_log --dir benches/out $(BENCH)
+	@BENCH_PYTHON=$(BIN)/python $(BIN)/python benches/bridge.py $(BENCH)
 
 plots: $(TOOLS) ## curves of what bench-scale and bench-stress measured, in docs/plots
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement benches/requirements.txt

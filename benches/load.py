@@ -77,15 +77,19 @@ class Window:
         self._over = False
         self._begun = self._took = 0.0
 
+    def _tell(self, word: str) -> None:
+        """To whom asked: the window begins or ends."""
+        say(word)
+
     def _begin(self) -> None:
         self._measuring = True
-        say("MEASURE")
+        self._tell("MEASURE")
         self._begun = time.perf_counter()
 
     def _end(self) -> None:
         self._measuring, self._over = False, True
         self._took = time.perf_counter() - self._begun
-        say("END")
+        self._tell("END")
 
     def _result(self, drained: bool) -> dict[str, object]:
         """The answer to BENCH."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 BENCHES = Path(__file__).resolve().parent.parent / "benches"
+#: Compiling it takes minutes: it is measured where somebody has had it built.
+RAFTIFY_PY = ["raftify-py"] if (BENCHES / "out/peers/raftify/.installed").exists() else []
 #: Their packages have to be fetched and compiled first.
 PATIENCE = 600.0
 
@@ -29,7 +32,7 @@ def run(arguments: list[str], data: Path, **environment: str) -> subprocess.Comp
 @pytest.mark.parametrize(
     "others",
     [
-        ["python-async", "python-many", "pysyncobj"],
+        ["python-async", "python-many", "pysyncobj", *RAFTIFY_PY],
         pytest.param(
             ["hraft-wal", "hraft-boltdb", "etcd"],
             marks=pytest.mark.skipif(shutil.which("go") is None, reason="they are built with Go"),
@@ -45,6 +48,15 @@ def test_each_library_is_measured_and_ends_with_the_same_state_on_all_nodes(othe
             assert float(rows[name][0].split()[0]) > 0, cell
     assert "the nodes of each hold the same state" in done.stdout
     assert not (tmp_path / "data").exists()
+
+
+def test_the_bridge_alone_is_measured(tmp_path: Path) -> None:
+    done = run(["bridge.py", "--secs", ".2", "python"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len({(row["side"], row["in_flight"]) for row in rows}) == len(rows) == 4 + 4 + 4 + 3 + 2
+    assert all(row["thread_us"] > 0 and row["a_second"] > 0 for row in rows), rows
+    assert not (tmp_path / "data" / "bridge").exists()
 
 
 def test_what_cannot_be_built_is_left_out_unless_it_was_named(tmp_path: Path) -> None:
