@@ -135,7 +135,7 @@ py-types: $(INSTALLED) ## mypy --strict: the source, the wheel as a user sees it
 	$(BIN)/mypy --strict
 	cd $(VENV) && $(BIN)/mypy --strict -p raftify_ffi
 	cd examples/python && $(BIN)/mypy --strict main.py demo.py
-	cd benches && $(BIN)/mypy --strict --ignore-missing-imports *.py stress raftify_ffi_python/many.py
+	cd benches && $(BIN)/mypy --strict --ignore-missing-imports *.py stress raftify_ffi_python/*.py
 	cd benches && for node in peers/*/node.py; do $(BIN)/mypy --strict --ignore-missing-imports $$node || exit 1; done
 
 py-test: $(INSTALLED) ## pytest against the installed wheel: nodes, processes, examples (C too), packaging

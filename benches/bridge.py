@@ -20,7 +20,8 @@ from operator import itemgetter
 from pathlib import Path
 
 from cluster import DATA, build, free_ports
-from load import Map, Run
+from load import Run
+from store import AsyncStore, Store
 
 from raftify_ffi import Config, Raft
 
@@ -32,22 +33,6 @@ IN_FLIGHT = (1, 64, 256, 1024)
 MANY = 64
 #: Entries of the log that a node replays, as a follower applies what others propose.
 REPLAYED = 200_000
-
-
-class Store(Map):
-    def apply(self, command: bytes) -> None:
-        self.put(command)
-
-    def snapshot(self) -> bytes:
-        return self.dump()
-
-    def restore(self, snapshot: bytes) -> None:
-        self.load(snapshot)
-
-
-class AsyncStore(Store):
-    async def apply(self, command: bytes) -> None:  # type: ignore[override]
-        self.put(command)
 
 
 class Nothing:

@@ -10,25 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from load import Map, serve
+from load import serve
+from store import AsyncStore, Store
 
 from raftify_ffi import Config, Raft
-
-
-class Store(Map):
-    def apply(self, command: bytes) -> None:
-        self.put(command)
-
-    def snapshot(self) -> bytes:
-        return self.dump()
-
-    def restore(self, snapshot: bytes) -> None:
-        self.load(snapshot)
-
-
-class AsyncStore(Store):
-    async def apply(self, command: bytes) -> None:  # type: ignore[override]
-        self.put(command)
 
 
 async def main() -> None:
