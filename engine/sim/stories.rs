@@ -1,6 +1,7 @@
 //! Named scenarios of what operators live through: disks that go bad, members that are wiped, moved, removed and come again.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use raftify_engine::request::{Reply, Request};
 use raftify_engine::status::Role;
@@ -322,6 +323,29 @@ fn members_take_their_snapshots_at_different_indexes() {
     }
 }
 
+/// Several each, and the newest ones of any two members an eighth of what lies between two of one member apart.
+fn apart(taken: &BTreeMap<u64, Vec<u64>>) {
+    assert!(taken.values().all(|indexes| indexes.len() > 3), "{taken:?}");
+    let newest: Vec<(u64, u64)> = taken.values().map(|t| (t[t.len() - 2], t[t.len() - 1])).collect();
+    for (n, (before, last)) in newest.iter().enumerate() {
+        for (_, other) in newest.iter().skip(n + 1) {
+            assert!(last.abs_diff(*other) * 8 > last - before, "{taken:?}");
+        }
+    }
+}
+
+#[test]
+fn members_take_their_snapshots_at_different_times() {
+    for every in [600, 900] {
+        let mut profile = Profile::quiet(3);
+        profile.config.snapshot_interval = Some(Duration::from_millis(every));
+        let mut world = World::scripted(every, profile);
+        let taken = snapshots_taken(&mut world, 150);
+        apart(&taken);
+        finish(&mut world);
+    }
+}
+
 #[test]
 fn members_take_their_snapshots_at_different_indexes_where_bytes_decide() {
     for (seed, entries, bytes) in [(1, 0, 2000), (2, 0, 3000), (3, 10_000, 3000), (4, 1, 0)] {
@@ -331,15 +355,7 @@ fn members_take_their_snapshots_at_different_indexes_where_bytes_decide() {
         profile.config.snapshot_bytes = bytes;
         let mut world = World::scripted(seed, profile);
         let taken = snapshots_taken(&mut world, 400);
-        for indexes in taken.values() {
-            assert!(indexes.len() > 3, "{taken:?}");
-        }
-        let newest: Vec<(u64, u64)> = taken.values().map(|t| (t[t.len() - 2], t[t.len() - 1])).collect();
-        for (n, (before, last)) in newest.iter().enumerate() {
-            for (_, other) in newest.iter().skip(n + 1) {
-                assert!(last.abs_diff(*other) * 8 > last - before, "{entries}, {bytes}: {taken:?}");
-            }
-        }
+        apart(&taken);
         finish(&mut world);
     }
 }

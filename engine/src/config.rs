@@ -62,7 +62,7 @@ pub struct Config {
     /// A snapshot is taken after this many bytes of entries; 0: never by size. Up to twice as many, once, for a member that comes to its
     /// own place between those of the others.
     pub snapshot_bytes: u64,
-    /// A snapshot is taken after this time, if anything was applied.
+    /// A snapshot is taken after at most this time, if anything was applied: by each member at moments of its own.
     pub snapshot_interval: Option<Duration>,
     /// Entries kept before the newest snapshot, for followers that lag; no more of them than make up `snapshot_bytes`, or 64 MiB if that
     /// is more. Where they reach back to the snapshot before it, that one's file is kept too, and stands in for the newest one should it

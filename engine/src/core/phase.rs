@@ -11,9 +11,11 @@
 //! ```
 //!
 //! Where entries decide, that only ever makes a snapshot earlier than its interval says, and never less than half an interval after one that
-//! was asked for or received. Where bytes decide (`snapshot_bytes`, or the size of
-//! the last snapshot, S19) there is nothing to count from that all have in common. There a member comes to its place by being late once,
-//! after its start or after one that it was sent, and again by so much as the interval has grown:
+//! was asked for or received. The same where time does: members that were started together have one clock, and others no moment in common.
+//!
+//! Where bytes decide (`snapshot_bytes`, or the size of the last snapshot, S19) there is nothing to count from that all have in common.
+//! There a member comes to its place by being late once, after its start or after one that it was sent, and again by so much as the interval
+//! has grown:
 //!
 //! ```text
 //! member 1  ───────S───────S───────S──────────S──────────S───
@@ -30,7 +32,8 @@ pub(super) struct Phase {
 
 impl Phase {
     /// Whether a snapshot is due by the number of entries: the last one is at `last`, and the machine has got to `at`. It is at the
-    /// member's own index within each `interval`, but not sooner than half an interval after one that was asked for or received.
+    /// member's own index within each `interval`, but not sooner than half an interval after one that was asked for or received. By time
+    /// likewise.
     pub fn is_due(self, interval: u64, last: u64, at: u64) -> bool {
         let grown = at.saturating_sub(last);
         if interval == 0 || grown < interval.div_ceil(2) {

@@ -130,7 +130,8 @@ impl Core {
         let by_entries = phase.is_due(config.snapshot_entries, present_index, at);
         let by_bytes = config.snapshot_bytes > 0 && bytes >= config.snapshot_bytes;
         let by_time = config.snapshot_interval.is_some_and(|every| {
-            self.now.saturating_sub(self.snapshots.taken_at) >= u64::try_from(every.as_micros()).unwrap_or(u64::MAX)
+            let every = u64::try_from(every.as_micros()).unwrap_or(u64::MAX);
+            phase.is_due(every, self.snapshots.taken_at, self.now)
         });
         let due = by_entries || by_bytes || by_time;
         self.snapshots.put_off |= due && bytes < size;
