@@ -75,14 +75,19 @@ def test_what_cannot_be_built_is_left_out_unless_it_was_named(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nosuch"], "nosuch is no driver: name one of python, python-async"),
-        (["--only", "128", "python"], "'128': bytes of a command (8 or more) x proposals in flight, as in 128x256"),
-        (["--only", "128x1,7x1", "python"], "'7x1'"),
-        (["--windows", "0", "python"], "'0': a whole number from 1 on"),
-        (["--reads", "python"], "reads are measured with the driver c: name it"),
+        (["run.py", "nosuch"], "nosuch is no driver: name one of python, python-async"),
+        (
+            ["run.py", "--only", "128", "python"],
+            "'128': bytes of a command (8 or more) x proposals in flight, as in 128x256",
+        ),
+        (["run.py", "--only", "128x1,7x1", "python"], "'7x1'"),
+        (["run.py", "--windows", "0", "python"], "'0': a whole number from 1 on"),
+        (["run.py", "--reads", "python"], "reads are measured with the driver c: name it"),
+        (["bridge.py", "nosuch"], "nosuch: a side is c or python"),
+        (["bridge.py", "--secs", "0"], "0.0: seconds of a window are more than 0"),
     ],
 )
 def test_a_wrong_word_is_named(arguments: list[str], said: str, tmp_path: Path) -> None:
-    done = run(["run.py", *arguments], tmp_path)
+    done = run(arguments, tmp_path)
     assert done.returncode != 0
     assert said in done.stderr
