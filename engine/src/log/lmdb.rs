@@ -14,7 +14,7 @@ use crate::log::draft::Draft;
 use crate::log::files::{self, corrupt, NumberFile};
 use crate::log::lmdb_bounds::RecentBounds;
 use crate::log::lmdb_env::{self, translate};
-use crate::log::lmdb_format::PageFile;
+use crate::log::lmdb_file::PageFile;
 use crate::log::lmdb_proof::{Newest, Prover};
 use crate::log::lmdb_reader::LmdbReader;
 use crate::log::lmdb_writer::LmdbWriter;

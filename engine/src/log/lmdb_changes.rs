@@ -12,7 +12,10 @@ use std::collections::{HashMap, HashSet};
 
 use crate::checksum;
 use crate::error::Result;
-use crate::log::lmdb_format::{Links, PageFile, Root, Tree, MAX_DEPTH, PAGE_HEADER};
+use crate::log::lmdb_file::PageFile;
+use crate::log::lmdb_format::{MAX_DEPTH, PAGE_HEADER};
+use crate::log::lmdb_meta::{Root, Tree};
+use crate::log::lmdb_page::Links;
 use crate::log::record::{self, ENTRY_HEADER};
 
 /// Pages of a height that are gone, beside as many as came: beyond that they are not looked at.

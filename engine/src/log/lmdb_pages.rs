@@ -9,7 +9,10 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 
 use crate::error::Result;
-use crate::log::lmdb_format::{compare_keys, word_at, PageFile, PageKind, Root, Tree, Value, MAX_DEPTH, WORD};
+use crate::log::lmdb_file::PageFile;
+use crate::log::lmdb_format::{compare_keys, word_at, PageKind, MAX_DEPTH, PAGE_HEADER, WORD};
+use crate::log::lmdb_meta::{Root, Tree};
+use crate::log::lmdb_page::Value;
 
 /// Called for each key of the main tree, in order.
 pub(crate) type Visit<'v> = dyn FnMut(&[u8], Value<'_>) -> Result<ControlFlow<()>> + 'v;
@@ -218,7 +221,7 @@ impl Walker<'_> {
                     let (count, first) = self.pages.overflow_page(far, size)?;
                     self.mark(far, count)?;
                     self.counts.overflow += count;
-                    let first = first.get(crate::log::lmdb_format::PAGE_HEADER..).unwrap_or_default();
+                    let first = first.get(PAGE_HEADER..).unwrap_or_default();
                     let here = usize::try_from(size).unwrap_or(usize::MAX).min(first.len());
                     visit(key, Value::Far { page: far, size, first: first.get(..here).unwrap_or_default() })?
                 }

@@ -23,7 +23,8 @@ use raft::eraftpb::HardState;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files;
 use crate::log::lmdb_changes::Changes;
-use crate::log::lmdb_format::{PageFile, Root, Roots};
+use crate::log::lmdb_file::PageFile;
+use crate::log::lmdb_meta::{Root, Roots};
 use crate::log::record::{self, Bounds, Fault, Proof};
 
 /// The newest commit of a file that may be believed.

@@ -10,7 +10,8 @@ use raft::eraftpb::HardState;
 
 use crate::error::{Error, Result};
 use crate::log::files::{corrupt, too_new};
-use crate::log::lmdb_format::{PageFile, Value};
+use crate::log::lmdb_file::PageFile;
+use crate::log::lmdb_page::Value;
 use crate::log::lmdb_proof::Newest;
 use crate::log::record::{self, Bounds, Fault, Key, Meta};
 use crate::log::{lmdb_pages, ClusterRecord, Identity, LogState, SnapshotMeta};
