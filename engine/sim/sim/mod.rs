@@ -100,10 +100,13 @@ impl World {
         (!members.is_empty() && members.iter().all(follow)).then_some(members)
     }
 
-    /// Entries that some node has and some node has not applied yet.
+    /// Entries that some node has and some node has not applied yet; one that is down, not on its disk.
     fn backlog(&self) -> u64 {
         let stays = self.hosts.values().filter(|h| !h.retired && !h.lost);
-        let at = stays.map(|h| h.life.as_ref().map_or((0, 0), |l| (l.core.positions().last, l.core.applied())));
+        let at = stays.map(|h| {
+            let written = h.disk.synced.last_index();
+            h.life.as_ref().map_or((written, written), |l| (l.core.positions().last, l.core.applied()))
+        });
         let (newest, slowest) = at.fold((0, u64::MAX), |(n, s), (last, applied)| (last.max(n), applied.min(s)));
         newest.saturating_sub(slowest)
     }
