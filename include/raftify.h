@@ -152,7 +152,7 @@
 #define RAFTIFY_ERR_CONNECTION_FAILED -21
 
 /**
- * The TLS handshake or its files failed. Reserved: this version has no TLS.
+ * Certificates: a file of them cannot be used, or one side does not take the other's; the error says which and why.
  */
 #define RAFTIFY_ERR_TLS -22
 
@@ -614,6 +614,11 @@ struct raftify_config *raftify_config_new(void);
  * everything, and has it on its disk. It is then asked to apply what comes after that, without a restore, unless the
  * log begins later: then to restore first. Without it the machine starts empty.
  *
+ * "tls_cert", "tls_key" and "tls_ca", paths of PEM files, go together: with them every connection of the node is TLS
+ * 1.3 in which both sides show a certificate of a CA in tls_ca. That of a node names the host of its raft_addr, or
+ * "tls_server_name" where one name stands for all. The files are read when the node starts, and again before a
+ * connection when they have changed; those that cannot be used then leave the certificates from before in use.
+ *
  * name, value: UTF-8, borrowed for the call. error: optional; receives an error object on failure.
  * Threads: any. Blocks: no. Errors: INVALID_CONFIG (the error names the field), INVALID_ARGUMENT, FORKED. Since: ABI
  *   1.
@@ -747,7 +752,7 @@ raftify_status raftify_queue_free(struct raftify_queue *queue);
  * error: optional; receives an error object on failure.
  * Threads: any; not inside a callback. Blocks: while the directory is opened and read through.
  * Errors: INVALID_CONFIG, INVALID_ARGUMENT, STORAGE, DISK_FULL, CORRUPT_DATA, WRONG_DIRECTORY, DIRECTORY_IN_USE,
- *   FORMAT_TOO_NEW, CLOSED (the runtime has ended), REENTRANT, FORKED, INTERNAL. Since: ABI 1.
+ *   FORMAT_TOO_NEW, TLS, CLOSED (the runtime has ended), REENTRANT, FORKED, INTERNAL. Since: ABI 1.
  */
 raftify_status raftify_node_start(struct raftify_runtime *runtime,
                                   struct raftify_queue *queue,
@@ -1169,6 +1174,23 @@ raftify_status raftify_client_new(struct raftify_runtime *runtime,
                                   size_t len,
                                   struct raftify_client **out,
                                   struct raftify_error **error);
+
+/**
+ * As raftify_client_new, with settings: "tls_cert", "tls_key", "tls_ca" and "tls_server_name" where the cluster's
+ * nodes have certificates, and "request_timeout", which RAFTIFY_TIMEOUT_DEFAULT then stands for. The others are not
+ * looked at.
+ *
+ * config: borrowed for the call; the client has its own copy. The rest as for raftify_client_new.
+ * Threads: any. Blocks: while the files of certificates are read. Errors: as of raftify_client_new, and TLS (a file
+ *   cannot be used; the error names field and path). Since: ABI 1.
+ */
+raftify_status raftify_client_new_with(struct raftify_runtime *runtime,
+                                       struct raftify_queue *queue,
+                                       const struct raftify_config *config,
+                                       const char *addrs,
+                                       size_t len,
+                                       struct raftify_client **out,
+                                       struct raftify_error **error);
 
 /**
  * The number that records of this client carry as `source`; unique among all nodes and clients of this process.

@@ -7,8 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use raftify_engine::client::Client;
 use raftify_engine::request::Request;
-use raftify_engine::{Result, Runtime};
+use raftify_engine::transport::TlsFiles;
+use raftify_engine::{Config, Result, Runtime};
 
+use crate::config::ConfigHandle;
 use crate::error::{left_behind, raftify_status, ErrorObject};
 use crate::fork::Owner;
 use crate::panic::catch;
@@ -72,28 +74,69 @@ pub unsafe extern "C" fn raftify_client_new(
     out: *mut *mut ClientHandle,
     error: *mut *mut ErrorObject,
 ) -> raftify_status {
-    let made = || -> Result<()> {
-        // SAFETY: NULL or writable (preface of the header).
-        let out = unsafe { place(out, "out") }?;
-        // SAFETY: each is NULL or a live handle (preface of the header).
-        let (runtime, queue) = unsafe { (live(runtime)?, live(queue)?) };
-        // SAFETY: NULL or `len` bytes (preface of the header).
-        let addrs = unsafe { text(addrs, len, "addrs") }?;
-        let addrs: Vec<String> =
-            addrs.split(',').map(str::trim).filter(|addr| !addr.is_empty()).map(str::to_owned).collect();
-        if addrs.is_empty() {
-            return Err(invalid("addrs name nobody; name at least one member as host:port"));
-        }
-        let (runtime, queue, number) = (runtime.share(), queue.share(), next_number());
-        let ending = Arc::new(Ending::new(Arc::clone(&queue), number, false));
-        let sink = Arc::new(OutsideSink { queue, number, ending: Arc::clone(&ending) });
-        let client = Client::new(&runtime, addrs, DEFAULT, sink)?;
-        let handle = ClientHandle { owner: Owner::here(), number, client, ending, _runtime: runtime };
-        *out = Box::into_raw(Box::new(handle));
-        Ok(())
+    // SAFETY: passed on to our caller.
+    let made = || unsafe { make(runtime, queue, None, addrs, len, out) };
+    // SAFETY: `error` is NULL or writable (preface of the header).
+    unsafe { finish(catch(made), error) }
+}
+
+/// As raftify_client_new, with settings: "tls_cert", "tls_key", "tls_ca" and "tls_server_name" where the cluster's
+/// nodes have certificates, and "request_timeout", which RAFTIFY_TIMEOUT_DEFAULT then stands for. The others are not
+/// looked at.
+///
+/// config: borrowed for the call; the client has its own copy. The rest as for raftify_client_new.
+/// Threads: any. Blocks: while the files of certificates are read. Errors: as of raftify_client_new, and TLS (a file
+///   cannot be used; the error names field and path). Since: ABI 1.
+#[no_mangle]
+pub unsafe extern "C" fn raftify_client_new_with(
+    runtime: *mut RuntimeHandle,
+    queue: *mut QueueHandle,
+    config: *const ConfigHandle,
+    addrs: *const c_char,
+    len: usize,
+    out: *mut *mut ClientHandle,
+    error: *mut *mut ErrorObject,
+) -> raftify_status {
+    let made = || {
+        // SAFETY: NULL or a live config (preface of the header).
+        let config = unsafe { live(config) }?.settings().config;
+        // SAFETY: passed on to our caller.
+        unsafe { make(runtime, queue, Some(&config), addrs, len, out) }
     };
     // SAFETY: `error` is NULL or writable (preface of the header).
     unsafe { finish(catch(made), error) }
+}
+
+unsafe fn make(
+    runtime: *mut RuntimeHandle,
+    queue: *mut QueueHandle,
+    config: Option<&Config>,
+    addrs: *const c_char,
+    len: usize,
+    out: *mut *mut ClientHandle,
+) -> Result<()> {
+    // SAFETY: NULL or writable (preface of the header).
+    let out = unsafe { place(out, "out") }?;
+    // SAFETY: each is NULL or a live handle (preface of the header).
+    let (runtime, queue) = unsafe { (live(runtime)?, live(queue)?) };
+    // SAFETY: NULL or `len` bytes (preface of the header).
+    let addrs = unsafe { text(addrs, len, "addrs") }?;
+    let addrs: Vec<String> =
+        addrs.split(',').map(str::trim).filter(|addr| !addr.is_empty()).map(str::to_owned).collect();
+    if addrs.is_empty() {
+        return Err(invalid("addrs name nobody; name at least one member as host:port"));
+    }
+    let (tls, default_timeout) = match config {
+        Some(config) => (config.tls.clone(), config.request_timeout),
+        None => (TlsFiles::default(), DEFAULT),
+    };
+    let (runtime, queue, number) = (runtime.share(), queue.share(), next_number());
+    let ending = Arc::new(Ending::new(Arc::clone(&queue), number, false));
+    let sink = Arc::new(OutsideSink { queue, number, ending: Arc::clone(&ending) });
+    let client = Client::new(&runtime, addrs, &tls, default_timeout, sink)?;
+    let handle = ClientHandle { owner: Owner::here(), number, client, ending, _runtime: runtime };
+    *out = Box::into_raw(Box::new(handle));
+    Ok(())
 }
 
 /// The number that records of this client carry as `source`; unique among all nodes and clients of this process.

@@ -73,6 +73,11 @@ pub extern "C" fn raftify_config_new() -> *mut ConfigHandle {
 /// everything, and has it on its disk. It is then asked to apply what comes after that, without a restore, unless the
 /// log begins later: then to restore first. Without it the machine starts empty.
 ///
+/// "tls_cert", "tls_key" and "tls_ca", paths of PEM files, go together: with them every connection of the node is TLS
+/// 1.3 in which both sides show a certificate of a CA in tls_ca. That of a node names the host of its raft_addr, or
+/// "tls_server_name" where one name stands for all. The files are read when the node starts, and again before a
+/// connection when they have changed; those that cannot be used then leave the certificates from before in use.
+///
 /// name, value: UTF-8, borrowed for the call. error: optional; receives an error object on failure.
 /// Threads: any. Blocks: no. Errors: INVALID_CONFIG (the error names the field), INVALID_ARGUMENT, FORKED. Since: ABI
 ///   1.

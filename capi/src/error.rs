@@ -54,7 +54,7 @@ pub const RAFTIFY_ERR_DIRECTORY_IN_USE: i32 = -19;
 pub const RAFTIFY_ERR_FORMAT_TOO_NEW: i32 = -20;
 /// Nobody could be reached.
 pub const RAFTIFY_ERR_CONNECTION_FAILED: i32 = -21;
-/// The TLS handshake or its files failed. Reserved: this version has no TLS.
+/// Certificates: a file of them cannot be used, or one side does not take the other's; the error says which and why.
 pub const RAFTIFY_ERR_TLS: i32 = -22;
 /// The other side belongs to another cluster.
 pub const RAFTIFY_ERR_CLUSTER_MISMATCH: i32 = -23;

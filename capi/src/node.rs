@@ -107,7 +107,7 @@ unsafe fn peers(peers: *const Peer, count: usize, given: i32) -> Result<Option<B
 /// error: optional; receives an error object on failure.
 /// Threads: any; not inside a callback. Blocks: while the directory is opened and read through.
 /// Errors: INVALID_CONFIG, INVALID_ARGUMENT, STORAGE, DISK_FULL, CORRUPT_DATA, WRONG_DIRECTORY, DIRECTORY_IN_USE,
-///   FORMAT_TOO_NEW, CLOSED (the runtime has ended), REENTRANT, FORKED, INTERNAL. Since: ABI 1.
+///   FORMAT_TOO_NEW, TLS, CLOSED (the runtime has ended), REENTRANT, FORKED, INTERNAL. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_node_start(
     runtime: *mut RuntimeHandle,

@@ -77,6 +77,7 @@ fn every_function_that_takes_a_handle_takes_null_for_a_mistake_and_not_for_a_cra
         raftify_queue_new(0, None, null_mut(), None, null_mut(), e);
         raftify_node_start(null_mut(), null_mut(), null(), 1, a, 1, null(), 0, 0, null(), null_mut(), e);
         raftify_client_new(null_mut(), null_mut(), a, 1, null_mut(), e);
+        raftify_client_new_with(null_mut(), null_mut(), null(), a, 1, null_mut(), e);
         raftify_inspect(a, 1, 0, 1, null_mut(), &mut size, e);
         raftify_inspect(null(), 1, 0, 1, &mut text, &mut size, e);
         raftify_import(a, 1, a, 1, 1, a, 1, a, 1, null(), 0, null_mut(), &mut size, e);
@@ -286,6 +287,9 @@ fn a_client_needs_somebody_to_ask() {
     });
     refused("queue is NULL", |e| unsafe {
         raftify_client_new(runtime, null_mut(), c"a:1".as_ptr(), 3, &mut client, e)
+    });
+    refused("config is NULL", |e| unsafe {
+        raftify_client_new_with(runtime, queue, null(), c"a:1".as_ptr(), 3, &mut client, e)
     });
     assert!(client.is_null());
     unsafe { assert_eq!((raftify_queue_free(queue), raftify_runtime_free(runtime)), (0, 0)) };

@@ -22,6 +22,8 @@ use crate::transport::address;
 use crate::transport::ask::{ask, changes_nothing, Sent};
 use crate::transport::dial::{connect, jitter, Patience};
 use crate::transport::tame::Tame;
+use crate::transport::tls::{Dialling, Tls};
+use crate::transport::{TlsFiles, Unreachable};
 
 /// Requests waiting in one client; past it they are `Overloaded`.
 const MAX_PENDING: usize = 100_000;
@@ -71,10 +73,14 @@ fn weight(request: &Request) -> usize {
 
 impl Client {
     /// Connects lazily: nothing need be reachable yet. `addrs`: host:port of any nodes of the cluster, asked in turn until one knows
-    /// the leader. Errors: `InvalidConfig` for a list that is empty or holds what is no address; `Closed` if the runtime is.
+    /// the leader. `tls`: certificates, where the nodes have them; read here, which blocks, and again when they change.
+    ///
+    /// Errors: `InvalidConfig` for a list that is empty or holds what is no address; `Tls` for files that cannot be used; `Closed` if
+    /// the runtime is.
     pub fn new(
         runtime: &Runtime,
         addrs: Vec<String>,
+        tls: &TlsFiles,
         default_timeout: Duration,
         sink: Arc<dyn ClientSink>,
     ) -> Result<Client> {
@@ -84,10 +90,11 @@ impl Client {
         for addr in &addrs {
             address::dialable("addrs", addr, false)?;
         }
+        let tls = Tls::of_client(tls)?;
         let (commands, inbox) = mpsc::unbounded_channel();
         let pending = Arc::new(Pending::default());
         let held = Arc::clone(&pending);
-        runtime.spawn(run(addrs, default_timeout, inbox, held, sink))?;
+        runtime.spawn(run(addrs, tls, default_timeout, inbox, held, sink))?;
         Ok(Client { commands, pending })
     }
 
@@ -128,12 +135,12 @@ impl Pending {
 /// Asks one node once, without following anybody: a waiting node that joins, or a look at one node. Runs on the runtime.
 ///
 /// Errors: what the node answered; `ConnectionFailed` or `Timeout`, `Committed::No` if the request never left.
-pub async fn call(addr: &str, request: Request, timeout: Duration) -> Result<Reply> {
+pub async fn call(addr: &str, tls: Option<&Arc<Tls>>, request: Request, timeout: Duration) -> Result<Reply> {
     address::dialable("addr", addr, false)?;
     let sent = Sent::default();
     let deadline = Instant::now() + timeout;
     let asked = async {
-        let channel = connect(addr, PATIENCE).await.map_err(unreachable_node)?;
+        let channel = connect(addr, PATIENCE, dialling(tls).await).await.map_err(unreachable_node)?;
         ask(channel, &request, Some(for_the_node(deadline)), &sent).await
     };
     match tokio::time::timeout_at(deadline, asked).await {
@@ -142,8 +149,12 @@ pub async fn call(addr: &str, request: Request, timeout: Duration) -> Result<Rep
     }
 }
 
-fn unreachable_node(reason: String) -> Error {
-    Error::not_done(ErrorCode::ConnectionFailed, format!("cannot connect: {reason}"))
+async fn dialling(tls: Option<&Arc<Tls>>) -> Option<Dialling> {
+    Some(tls?.dialling().await.0)
+}
+
+fn unreachable_node(why: Unreachable) -> Error {
+    Error::not_done(why.code, format!("cannot connect: {}", why.reason))
 }
 
 fn timed_out(after: Duration, doubt: bool) -> Error {
@@ -165,11 +176,12 @@ fn for_the_node(deadline: Instant) -> Duration {
 struct Node {
     channel: tokio::sync::Mutex<Option<(u64, Tame)>>,
     /// When connecting last failed, and why: those who waited for that attempt share its outcome.
-    failed: Mutex<Option<(Instant, String)>>,
+    failed: Mutex<Option<(Instant, Unreachable)>>,
 }
 
 struct Cluster {
     addrs: Vec<String>,
+    tls: Option<Arc<Tls>>,
     /// Which of `addrs` to ask while no leader is known.
     next: AtomicUsize,
     leader: Mutex<Option<String>>,
@@ -222,18 +234,18 @@ impl Cluster {
         if let Some(channel) = &*channel {
             return Ok(channel.clone());
         }
-        if let Some((_, reason)) = lock(&node.failed).as_ref().filter(|(when, _)| *when >= begun) {
-            return Err(unreachable_node(reason.clone()));
+        if let Some((_, why)) = lock(&node.failed).as_ref().filter(|(when, _)| *when >= begun) {
+            return Err(unreachable_node(why.clone()));
         }
-        match connect(addr, PATIENCE).await {
+        match connect(addr, PATIENCE, dialling(self.tls.as_ref()).await).await {
             Ok(made) => {
                 let made = (self.numbers.fetch_add(1, Ordering::Relaxed), made);
                 *channel = Some(made.clone());
                 Ok(made)
             }
-            Err(reason) => {
-                *lock(&node.failed) = Some((Instant::now(), reason.clone()));
-                Err(unreachable_node(reason))
+            Err(why) => {
+                *lock(&node.failed) = Some((Instant::now(), why.clone()));
+                Err(unreachable_node(why))
             }
         }
     }
@@ -261,6 +273,7 @@ struct Progress {
 
 async fn run(
     addrs: Vec<String>,
+    tls: Option<Arc<Tls>>,
     default_timeout: Duration,
     mut inbox: mpsc::UnboundedReceiver<Command>,
     pending: Arc<Pending>,
@@ -268,6 +281,7 @@ async fn run(
 ) {
     let cluster = Arc::new(Cluster {
         addrs,
+        tls,
         next: AtomicUsize::new(0),
         leader: Mutex::default(),
         nodes: Mutex::default(),
@@ -403,6 +417,8 @@ async fn attempts(
         let addr = cluster.pick();
         let error = match attempt(cluster, request, &addr, deadline, progress).await {
             Err(error) if error.retryable() && error.code != ErrorCode::Membership => error,
+            // One node's certificate is not all of theirs; but what is wrong here does not pass by waiting.
+            Err(error) if error.code == ErrorCode::Tls && cluster.addrs.len() > 1 && free > 0 => error,
             result => return result,
         };
         *lock(&progress.sent) = Sent::default();

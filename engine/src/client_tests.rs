@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::config::Config;
 use crate::error::Committed;
+use crate::transport::test_ca::Ca;
 use crate::transport::tests::run as in_runtime;
 use crate::transport::{Incoming, IntakeFile, SnapshotIntake, Transport, TransportConfig};
 use crate::wire::SnapshotHeader;
@@ -30,8 +31,12 @@ struct Scripted {
 type Line = Option<Result<Reply>>;
 
 async fn scripted(lines: Vec<Line>) -> Scripted {
+    scripted_with(lines, None).await
+}
+
+async fn scripted_with(lines: Vec<Line>, tls: Option<Arc<Tls>>) -> Scripted {
     let (tell, mut heard) = mpsc::unbounded_channel();
-    let config = TransportConfig::new(1, "127.0.0.1:0", &Config::default());
+    let config = TransportConfig { tls, ..TransportConfig::new(1, "127.0.0.1:0", &Config::default()) };
     let transport = Transport::bind(config, tell, Arc::new(NoIntake)).await.unwrap();
     let asked = Arc::<Mutex<Vec<Request>>>::default();
     let seen = Arc::clone(&asked);
@@ -77,12 +82,16 @@ struct Asker {
 
 impl Asker {
     fn new(addrs: &[&str]) -> Asker {
+        Self::with(addrs, &TlsFiles::default())
+    }
+
+    fn with(addrs: &[&str], tls: &TlsFiles) -> Asker {
         let runtime = Runtime::new().unwrap();
         let (tell, done) = mpsc::unbounded_channel();
         let closed = Arc::<AtomicBool>::default();
         let sink = Arc::new(Collect { tell, closed: Arc::clone(&closed) });
         let addrs = addrs.iter().map(|a| (*a).to_owned()).collect();
-        let client = Client::new(&runtime, addrs, Duration::from_secs(20), sink).unwrap();
+        let client = Client::new(&runtime, addrs, tls, Duration::from_secs(20), sink).unwrap();
         Asker { client, done, closed, runtime }
     }
 
@@ -189,7 +198,7 @@ fn a_deadline_ends_what_is_never_answered_and_says_what_is_known() {
         assert_eq!((error.code, error.committed), (ErrorCode::Timeout, Committed::Unknown));
         let error = asker.ask(Request::Read, soon()).await.unwrap_err();
         assert_eq!((error.code, error.committed), (ErrorCode::Timeout, Committed::No));
-        let error = call(&node.addr, propose(), Duration::from_secs(1)).await.unwrap_err();
+        let error = call(&node.addr, None, propose(), Duration::from_secs(1)).await.unwrap_err();
         assert_eq!((error.code, error.committed), (ErrorCode::Timeout, Committed::Unknown));
     });
 }
@@ -205,12 +214,12 @@ fn where_nobody_listens_nothing_was_done() {
         let error = asker.ask(Request::Status, soon()).await.unwrap_err();
         assert_eq!((error.code, error.committed), (ErrorCode::ConnectionFailed, Committed::No), "{error}");
         assert!(error.message.contains(&nobody), "{error}");
-        let error = call(&nobody, propose(), Duration::from_secs(5)).await.unwrap_err();
+        let error = call(&nobody, None, propose(), Duration::from_secs(5)).await.unwrap_err();
         assert_eq!((error.code, error.committed), (ErrorCode::ConnectionFailed, Committed::No), "{error}");
         let node = scripted(vec![applied(1)]).await;
         let mut asker = Asker::new(&[&nobody, &node.addr]);
         assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(1).unwrap());
-        assert_eq!(call(&node.addr, Request::Status, Duration::from_secs(5)).await, applied(1).unwrap());
+        assert_eq!(call(&node.addr, None, Request::Status, Duration::from_secs(5)).await, applied(1).unwrap());
     });
 }
 
@@ -289,12 +298,49 @@ fn close_ends_all_that_is_pending_and_then_takes_nothing_more() {
 }
 
 #[test]
+fn s15_one_that_takes_connections_and_never_speaks_was_certainly_not_asked() {
+    in_runtime(async {
+        // As of a process that is stopped: the kernel still accepts.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = silent.local_addr().unwrap().to_string();
+        let node = scripted(vec![applied(3)]).await;
+        let mut asker = Asker::new(&[&addr, &node.addr]);
+        assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(3).unwrap());
+        let mut alone = Asker::new(&[&addr]);
+        let error = alone.ask(propose(), Timeout::After(Duration::from_millis(300))).await.unwrap_err();
+        assert_eq!((error.code, error.committed), (ErrorCode::NoLeader, Committed::No), "{error}");
+    });
+}
+
+#[test]
+fn a_node_without_a_good_certificate_is_passed_over_and_alone_it_is_an_error_at_once() {
+    in_runtime(async {
+        let (ours, theirs) = (Ca::new("ours"), Ca::new("theirs"));
+        let dirs = [(); 3].map(|()| tempfile::tempdir().unwrap());
+        let of = |files| Tls::of_node(&files, "127.0.0.1:0").unwrap();
+        let bad = scripted_with(vec![applied(1)], of(theirs.files(dirs[0].path()))).await;
+        let good = scripted_with(vec![applied(2)], of(ours.files(dirs[1].path()))).await;
+        let files = ours.files(dirs[2].path());
+        let mut asker = Asker::with(&[&bad.addr, &good.addr], &files);
+        assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(2).unwrap());
+        for files in [files, TlsFiles::default()] {
+            let mut asker = Asker::with(&[&bad.addr], &files);
+            let error = asker.ask(propose(), Timeout::None).await.unwrap_err();
+            assert_eq!((error.code, error.committed, error.retryable()), (ErrorCode::Tls, Committed::No, false));
+            assert!(error.message.contains(&bad.addr), "{error}");
+        }
+        assert!(lock(&bad.asked).is_empty());
+    });
+}
+
+#[test]
 fn a_list_that_names_nobody_is_refused() {
     let runtime = Runtime::new().unwrap();
     let (tell, _done) = mpsc::unbounded_channel();
     let sink = Arc::new(Collect { tell, closed: Arc::default() });
     for addrs in [vec![], vec!["nonsense".to_owned()], vec!["a:1".to_owned(), "0.0.0.0:1".to_owned()]] {
-        let error = Client::new(&runtime, addrs, Duration::from_secs(1), sink.clone()).err().unwrap();
+        let error =
+            Client::new(&runtime, addrs, &TlsFiles::default(), Duration::from_secs(1), sink.clone()).err().unwrap();
         assert_eq!((error.code, error.field.as_deref()), (ErrorCode::InvalidConfig, Some("addrs")));
     }
 }

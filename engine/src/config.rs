@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::transport::TlsFiles;
 
 /// Payloads up to this size always work unless `max_proposal_size` says less: 16 MiB.
 pub const DEFAULT_MAX_PROPOSAL_SIZE: u64 = 16 << 20;
@@ -26,6 +27,8 @@ pub struct Config {
     pub cluster_id: String,
     /// Where to listen; empty: `raft_addr`, which is what others dial.
     pub listen_addr: String,
+    /// Certificates of all connections, of members and clients; empty: connections are plain.
+    pub tls: TlsFiles,
     /// Seconds as `Duration`; one tick.
     pub tick_interval: Duration,
     /// Ticks without a leader before an election; at least 2, above `heartbeat_tick`. The timeout is drawn from
@@ -97,6 +100,7 @@ impl Default for Config {
             log_dir: PathBuf::from("./logs"),
             cluster_id: "default".into(),
             listen_addr: String::new(),
+            tls: TlsFiles::default(),
             tick_interval: Duration::from_millis(100),
             election_tick: 10,
             min_election_tick: 0,
@@ -160,6 +164,10 @@ impl Config {
             "log_dir" => self.log_dir = PathBuf::from(value),
             "cluster_id" => self.cluster_id = value.into(),
             "listen_addr" => self.listen_addr = value.into(),
+            "tls_cert" => self.tls.cert = value.into(),
+            "tls_key" => self.tls.key = value.into(),
+            "tls_ca" => self.tls.ca = value.into(),
+            "tls_server_name" => self.tls.server_name = value.into(),
             "tick_interval" => self.tick_interval = seconds(name, value)?,
             "election_tick" => self.election_tick = number(name, value)?,
             "min_election_tick" => self.min_election_tick = number(name, value)?,
@@ -274,7 +282,7 @@ impl Config {
                 return refuse(name, "0 would refuse everything; use 1 or more".into());
             }
         }
-        Ok(())
+        self.tls.check()
     }
 
     /// Ticks from which an election timeout is drawn: at least the first, below the second.

@@ -25,6 +25,7 @@ use crate::machine::{MachineAnswer, MachineRequest};
 use crate::request::{Completion, Reply, Request, Ticket, Timeout, Token};
 use crate::runtime::Aside;
 use crate::status::{Event, Role};
+use crate::transport::tls::Tls;
 use crate::transport::{Incoming, Lane, Transport, TransportConfig};
 
 /// Inputs taken in one turn; the rest waits for the next, so that ticks and messages come between.
@@ -59,6 +60,9 @@ struct Driver {
     joins: HashMap<Token, AbortHandle>,
     /// Lanes that are up: a peer counts as connected when both are.
     lanes: BTreeMap<NodeId, Vec<Lane>>,
+    /// Why nodes and we do not take each other's certificates, where that is so.
+    distrust: BTreeMap<NodeId, String>,
+    tls: Option<Arc<Tls>>,
     /// What the core has to hear of before it is polled again.
     feedback: Vec<Feedback>,
     status_due: bool,
@@ -115,7 +119,10 @@ impl Driver {
     ) -> Result<(Driver, mpsc::UnboundedReceiver<Input>, mpsc::UnboundedReceiver<Incoming>)> {
         let Parts { options, opened, aside, inbox, outbox, shared, sink } = parts;
         let (net, incoming) = mpsc::unbounded_channel();
-        let config = TransportConfig::new(options.node_id, options.raft_addr.clone(), &options.config);
+        let config = TransportConfig {
+            tls: opened.tls.clone(),
+            ..TransportConfig::new(options.node_id, options.raft_addr.clone(), &options.config)
+        };
         let transport = Transport::bind(config, net, shared.files.intake()).await?;
         let addr = transport.local_addr();
         let origin = Instant::now();
@@ -159,6 +166,8 @@ impl Driver {
             next_token: FIRST_INTERNAL_TOKEN,
             joins: HashMap::new(),
             lanes: BTreeMap::new(),
+            distrust: BTreeMap::new(),
+            tls: opened.tls,
             feedback: Vec::new(),
             status_due: true,
             status_at: origin,
@@ -428,26 +437,23 @@ impl Driver {
             directory: self.core.directory().to_bytes(),
             learner: false,
         };
-        let inbox = self.inbox.clone();
+        let (inbox, tls) = (self.inbox.clone(), self.tls.clone());
         let task = tokio::spawn(async move {
+            // So many in a row took no certificate, or showed none that is good here.
+            let mut distrusted = 0usize;
             for addr in addrs.iter().cycle() {
                 // Idempotent: asking again for what is done is answered at once.
-                let asked = client::call(addr, request.clone(), Duration::from_secs(10)).await;
-                match asked {
-                    Ok(_) => return,
-                    // Refused for good. A change that was made and overtaken by another is asked for again.
-                    Err(error)
-                        if error.committed == Committed::No
-                            && matches!(
-                                error.code,
-                                ErrorCode::Membership | ErrorCode::WrongDirectory | ErrorCode::Removed
-                            ) =>
-                    {
-                        let _ = inbox.send(Input::JoinFailed { token, error });
-                        return;
-                    }
-                    Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+                let asked = client::call(addr, tls.as_ref(), request.clone(), Duration::from_secs(10)).await;
+                let Err(error) = asked else { return };
+                distrusted = if error.code == ErrorCode::Tls { distrusted.saturating_add(1) } else { 0 };
+                // Refused for good. A change that was made and overtaken by another is asked for again.
+                let refused = error.committed == Committed::No
+                    && matches!(error.code, ErrorCode::Membership | ErrorCode::WrongDirectory | ErrorCode::Removed);
+                if refused || distrusted >= addrs.len() {
+                    let _ = inbox.send(Input::JoinFailed { token, error });
+                    return;
                 }
+                tokio::time::sleep(Duration::from_millis(200)).await;
             }
         });
         self.joins.insert(token, task.abort_handle());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::NodeOptions;
 use crate::cluster::{NodeId, Uid};
@@ -13,6 +14,7 @@ use crate::log::{open_or_create, Identity, LogOptions, LogReader, LogState, LogW
 use crate::snapshots::SnapshotDir;
 use crate::status::Event;
 use crate::transport::address;
+use crate::transport::tls::Tls;
 
 pub(super) struct Opened {
     pub log: LogState,
@@ -24,6 +26,7 @@ pub(super) struct Opened {
     /// The log's entries above its stored configuration.
     pub entries: Vec<Entry>,
     pub created: bool,
+    pub tls: Option<Arc<Tls>>,
     /// The snapshot that the log names is damaged, and an older one stands in: to be told.
     pub spare_used: Option<Event>,
 }
@@ -114,6 +117,7 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
     if !options.config.listen_addr.is_empty() {
         address::split("listen_addr", &options.config.listen_addr)?;
     }
+    let tls = Tls::of_node(&options.config.tls, &options.raft_addr)?;
     let dir = directory(options);
     let log_options = LogOptions {
         disk_quota: options.config.disk_quota,
@@ -162,6 +166,7 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
         initial,
         entries,
         created: opened.created,
+        tls,
         spare_used,
     })
 }

@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use prost::Message;
 use tokio::sync::{oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
+use tokio_rustls::TlsConnector;
 use tonic::client::Grpc;
 use tonic::transport::Endpoint;
 use tonic::Streaming;
@@ -21,8 +23,12 @@ use super::queue::{LaneBody, LaneQueue};
 use super::service::Shared;
 use super::socket::Socket;
 use super::tame::Tame;
+use super::tcp::Tcp;
+use super::tls::Dialling;
+use super::tls_reason::{handshake, Side};
 use super::{path, Incoming, Lane, TransportConfig, CONTROL_BYTES, SMALL};
 use crate::cluster::NodeId;
+use crate::error::ErrorCode;
 use crate::locks::lock;
 use crate::wire::{Hello, StreamKind, Verdict, Welcome, PROTOCOL_VERSION};
 
@@ -94,10 +100,65 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The one place where connections are opened. Host names are resolved each time.
-pub async fn connect(addr: &str, patience: Patience) -> Result<Tame, String> {
+/// Why somebody cannot be dialled, or is not who was meant: `Tls` or `ConnectionFailed`. Nothing was asked of them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Unreachable {
+    pub code: ErrorCode,
+    pub reason: String,
+}
+
+impl From<String> for Unreachable {
+    fn from(reason: String) -> Self {
+        Unreachable { code: ErrorCode::ConnectionFailed, reason }
+    }
+}
+
+impl From<&str> for Unreachable {
+    fn from(reason: &str) -> Self {
+        reason.to_owned().into()
+    }
+}
+
+impl Unreachable {
+    fn at(addr: &str, error: &std::io::Error) -> Self {
+        match handshake(error, Side::Dialled) {
+            Some(reason) => Unreachable { code: ErrorCode::Tls, reason: format!("{addr}: {reason}") },
+            None => format!("{addr}: {}", chain(error)).into(),
+        }
+    }
+
+    /// Ours, from within one of tonic's.
+    fn within(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if let Some(found) = error.downcast_ref::<Unreachable>() {
+                return Some(found.clone());
+            }
+            cause = error.source();
+        }
+        None
+    }
+}
+
+async fn open_socket(
+    mut tcp: HttpConnector,
+    uri: Uri,
+    addr: &str,
+    tls: Option<&Dialling>,
+) -> Result<Socket, Unreachable> {
+    let connected = tcp.call(uri).await.map_err(|e| Unreachable::from(format!("{addr}: {}", chain(&e))))?;
+    let tcp = Tcp::new(connected.into_inner());
+    let Some(tls) = tls else { return Ok(Socket::plain(tcp)) };
+    let shaken = TlsConnector::from(Arc::clone(&tls.config)).connect(tls.name(addr)?, tcp).await;
+    shaken.map(Socket::secured).map_err(|e| Unreachable::at(addr, &e))
+}
+
+/// The one place where connections are opened. Host names are resolved each time. On return the other side has spoken: it is one of
+/// ours, and each has taken the other's certificate, where there are any.
+pub async fn connect(addr: &str, patience: Patience, tls: Option<Dialling>) -> Result<Tame, Unreachable> {
     let endpoint = Endpoint::from_shared(format!("http://{addr}"))
-        .map_err(|e| format!("{addr}: {}", chain(&e)))?
+        .map_err(|e| Unreachable::from(format!("{addr}: {}", chain(&e))))?
         .connect_timeout(patience.connect)
         .http2_keep_alive_interval(patience.keepalive)
         .keep_alive_timeout(patience.keepalive)
@@ -108,14 +169,34 @@ pub async fn connect(addr: &str, patience: Patience) -> Result<Tame, String> {
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(patience.connect));
+    let to = addr.to_owned();
+    let hears = Arc::new(Mutex::new(None));
+    let heard = Arc::clone(&hears);
     let connector = tower::service_fn(move |uri| {
-        let connected = tcp.call(uri);
-        async move { connected.await.map(|io| TokioIo::new(Socket::dialled(io.into_inner()))) }
+        let (tcp, to, tls, hears) = (tcp.clone(), to.clone(), tls.clone(), Arc::clone(&hears));
+        async move {
+            let socket = open_socket(tcp, uri, &to, tls.as_ref()).await?;
+            let (first_word, heard) = oneshot::channel();
+            *lock(&hears) = Some(heard);
+            Ok::<_, Unreachable>(TokioIo::new(socket.telling(first_word)))
+        }
     });
-    match timeout(patience.connect, endpoint.connect_with_connector(connector)).await {
-        Ok(Ok(channel)) => Ok(Tame(channel)),
-        Ok(Err(e)) => Err(format!("{addr}: {}", chain(&e))),
-        Err(_) => Err(format!("{addr}: no connection within {:?}", patience.connect)),
+    let connected = async {
+        let channel = endpoint
+            .connect_with_connector(connector)
+            .await
+            .map_err(|e| Unreachable::within(&e).unwrap_or_else(|| format!("{addr}: {}", chain(&e)).into()))?;
+        let heard = lock(&heard).take();
+        if let Some(heard) = heard {
+            if let Ok(Err(e)) = heard.await {
+                return Err(Unreachable::at(addr, &e));
+            }
+        }
+        Ok(Tame(channel))
+    };
+    match timeout(patience.connect, connected).await {
+        Ok(connected) => connected,
+        Err(_) => Err(format!("{addr}: no connection within {:?}", patience.connect).into()),
     }
 }
 
@@ -157,18 +238,19 @@ pub async fn keep_dialling(
         let addr = target.borrow_and_update().addr.clone();
         let begun = Instant::now();
         let end = tokio::select! {
-            reason = session(&local, peer, lane, &addr, &slot) => Some(reason),
+            why = session(&local, peer, lane, &addr, &slot) => Some(why),
             changed = target.changed() => changed.is_ok().then(|| "to be dialled anew".into()),
             () = poked_while_connecting(&slot, &poke) => {
                 // A connect to a host that was cut off may hang in its own timers while the peer is back already.
-                finish(&shared, peer, lane, &slot, Some("the peer is there: to be dialled anew"));
+                finish(&shared, peer, lane, &slot, "the peer is there: to be dialled anew".into());
                 backoff = BACKOFF_MIN;
                 continue;
             }
             _ = stop.wait_for(|stop| *stop) => None,
         };
-        let connected = finish(&shared, peer, lane, &slot, end.as_deref());
-        if end.is_none() {
+        let over = end.is_none();
+        let connected = finish(&shared, peer, lane, &slot, end.unwrap_or_else(|| "closing".into()));
+        if over {
             return;
         }
         // One that accepts and drops us at once is not dialled in a circle.
@@ -200,28 +282,27 @@ async fn poked_while_connecting(slot: &Slot, poke: &Notify) {
 }
 
 /// After a session: hands back what never left, then says that the lane is gone. True if it had been connected.
-fn finish(shared: &Shared, peer: NodeId, lane: Lane, slot: &Slot, reason: Option<&str>) -> bool {
+fn finish(shared: &Shared, peer: NodeId, lane: Lane, slot: &Slot, why: Unreachable) -> bool {
     let (items, connected) = lock(slot).take().map(|queue| queue.close()).unwrap_or_default();
-    let reason = reason.unwrap_or("closing").to_owned();
     if !items.is_empty() {
         let _ = shared.incoming.send(Incoming::NotSent { to: peer, lane, items });
     }
     let _ = shared.incoming.send(match connected {
-        true => Incoming::Disconnected { peer, lane, reason },
-        false => Incoming::DialFailed { peer, lane, reason },
+        true => Incoming::Disconnected { peer, lane, reason: why.reason },
+        false => Incoming::DialFailed { peer, lane, why },
     });
     connected
 }
 
 /// One stream from connecting to its end; returns why it ended.
-async fn session(local: &Local, peer: NodeId, lane: Lane, addr: &str, slot: &Slot) -> String {
+async fn session(local: &Local, peer: NodeId, lane: Lane, addr: &str, slot: &Slot) -> Unreachable {
     match greet_and_send(local, peer, lane, addr, slot).await {
         Ok(()) => "the peer ended the stream".into(),
-        Err(reason) => reason,
+        Err(why) => why,
     }
 }
 
-async fn greet_and_send(local: &Local, peer: NodeId, lane: Lane, addr: &str, slot: &Slot) -> Result<(), String> {
+async fn greet_and_send(local: &Local, peer: NodeId, lane: Lane, addr: &str, slot: &Slot) -> Result<(), Unreachable> {
     let shared = &local.shared;
     let config = &shared.config;
     let hello = loop {
@@ -231,7 +312,7 @@ async fn greet_and_send(local: &Local, peer: NodeId, lane: Lane, addr: &str, slo
             None => set.await,
         }
     };
-    let channel = connect(addr, Patience::from(config)).await?;
+    let channel = connect(addr, Patience::from(config), shared.dialling().await).await?;
     let max_bytes = match lane {
         Lane::Control => CONTROL_BYTES,
         Lane::Bulk => config.max_inflight_bytes,
@@ -251,7 +332,7 @@ async fn greet_and_send(local: &Local, peer: NodeId, lane: Lane, addr: &str, slo
             // Nothing else is said on this side; a newer version may.
             Ok(Some(_)) => {}
             Ok(None) => return Ok(()),
-            Err(status) => return Err(chain(&status)),
+            Err(status) => return Err(chain(&status).into()),
         }
     }
 }

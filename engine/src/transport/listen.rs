@@ -11,12 +11,16 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::Sleep;
+use tokio::time::{timeout, Sleep};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Server;
 
 use super::service::{RaftService, Shared};
 use super::socket::Socket;
+use super::tcp::Tcp;
+use super::tls_reason::{handshake, Side};
+use super::turned_away::TurnedAway;
 use super::{address, TransportConfig};
 use crate::descriptors::Inherited;
 use crate::error::{Error, Result};
@@ -74,6 +78,7 @@ pub fn serve(shared: Arc<Shared>, listener: TcpListener) -> Vec<JoinHandle<()>> 
 async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::Sender<io::Result<Socket>>) {
     let room = Arc::new(Semaphore::new(shared.config.max_connections.min(Semaphore::MAX_PERMITS)));
     let mut stop = shared.stop.clone();
+    let turned_away = Arc::new(TurnedAway::default());
     // Dropped before the listener, which came first.
     let _inherited = Inherited::note(&listener);
     loop {
@@ -81,8 +86,8 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::S
             accepted = listener.accept() => accepted,
             _ = stop.wait_for(|stop| *stop) => return,
         };
-        let tcp = match accepted {
-            Ok((tcp, _)) => tcp,
+        let (tcp, from) = match accepted {
+            Ok(accepted) => accepted,
             Err(_) => {
                 // Out of descriptors, mostly: the connection stays in the backlog, trying at once would only burn the thread.
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -92,11 +97,49 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::S
         // Above the limit: closed at once, so that the backlog does not fill with them.
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
         let _ = tcp.set_nodelay(true);
-        let io = Socket::taken(tcp, Guard::new(&shared, permit));
+        let tcp = Tcp::new(tcp);
+        if shared.config.tls.is_some() {
+            let (shared, connections) = (Arc::clone(&shared), connections.clone());
+            let turned_away = Arc::clone(&turned_away);
+            tokio::spawn(async move {
+                if let Err(reason) = secure(&shared, tcp, permit, connections).await {
+                    turned_away.tell(&shared, from, &reason);
+                }
+            });
+            continue;
+        }
+        let io = Socket::plain(tcp).guarded(Guard::new(&shared, permit));
         if connections.send(Ok(io)).await.is_err() {
             return;
         }
     }
+}
+
+/// Hands on a connection once its other side has shown a certificate that is good here.
+async fn secure(
+    shared: &Shared,
+    tcp: Tcp,
+    permit: OwnedSemaphorePermit,
+    connections: mpsc::Sender<io::Result<Socket>>,
+) -> Result<(), String> {
+    let mut stop = shared.stop.clone();
+    let patience = shared.config.hello_timeout;
+    let shake_hands = async {
+        let Some(config) = shared.taking().await else { return Ok(None) };
+        match timeout(patience, TlsAcceptor::from(config).accept(tcp)).await {
+            Ok(Ok(stream)) => Ok(Some(stream)),
+            Ok(Err(e)) => Err(handshake(&e, Side::Taken).unwrap_or_else(|| e.to_string())),
+            Err(_) => Err(format!("it showed no certificate within {patience:?}")),
+        }
+    };
+    let stream = tokio::select! {
+        shaken = shake_hands => shaken?,
+        _ = stop.wait_for(|stop| *stop) => None,
+    };
+    if let Some(stream) = stream {
+        let _ = connections.send(Ok(Socket::secured(stream).guarded(Guard::new(shared, permit)))).await;
+    }
+    Ok(())
 }
 
 /// Ends a connection when the node stops, or when it says nothing at first.

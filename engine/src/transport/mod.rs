@@ -29,8 +29,17 @@ mod service;
 mod snapshot;
 mod socket;
 pub(crate) mod tame;
+mod tcp;
+#[cfg(test)]
+pub(crate) mod test_ca;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod tls;
+mod tls_files;
+mod tls_reason;
+#[cfg(test)]
+mod tls_tests;
+mod turned_away;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -46,11 +55,14 @@ use crate::locks::lock;
 use crate::request::{Reply, Request, Timeout};
 use crate::wire::{Hello, Item, SnapshotHeader, StreamKind, Welcome};
 
+pub use dial::Unreachable;
 use dial::{Local, Slot, Target};
 pub use outgoing::{Outgoing, What};
 pub use raft_message::{decode_message, encode_entries, Encoded};
 use service::Shared;
 pub use snapshot::{IntakeFile, SnapshotIntake, SnapshotSource, CHUNK};
+use tls::Tls;
+pub use tls_files::TlsFiles;
 
 /// Full name of the service.
 pub const SERVICE: &str = "raftify.v1.Raft";
@@ -104,10 +116,12 @@ pub struct TransportConfig {
     pub max_connections: usize,
     /// Streams of peers and snapshots, greeted or not.
     pub max_streams: usize,
+    /// Certificates of all connections; `None`: they are plain.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl TransportConfig {
-    /// The transport's part of a node's settings.
+    /// The transport's part of a node's settings, but for its certificates.
     pub fn new(node_id: NodeId, raft_addr: impl Into<String>, config: &Config) -> Self {
         let proposal = usize::try_from(config.max_proposal_size).unwrap_or(usize::MAX);
         TransportConfig {
@@ -124,6 +138,7 @@ impl TransportConfig {
             snapshot_stall: Duration::from_secs(30),
             max_connections: 1024,
             max_streams: 256,
+            tls: None,
         }
     }
 }
@@ -162,7 +177,12 @@ pub enum Incoming {
     DialFailed {
         peer: NodeId,
         lane: Lane,
-        reason: String,
+        why: Unreachable,
+    },
+    /// For the log: of nobody's lane.
+    Said {
+        level: slog::Level,
+        message: String,
     },
     /// What lies in the channel already still comes after a [`Transport::hang_up`].
     Frame {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch, Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService};
@@ -24,6 +25,7 @@ use super::envelope::{Envelope, OVERHEAD};
 use super::gate::Gate;
 use super::limits;
 use super::snapshot::{self, SnapshotIntake};
+use super::tls::{Dialling, News};
 use super::{path, Incoming, Lane, Permit, TransportConfig, CONTROL_BYTES, SERVICE, SMALL};
 use crate::cluster::NodeId;
 use crate::error::{Error, ErrorCode, Result};
@@ -79,6 +81,32 @@ impl Shared {
             intake,
             stop,
         }
+    }
+
+    pub fn say(&self, level: slog::Level, message: String) {
+        let _ = self.incoming.send(Incoming::Said { level, message });
+    }
+
+    fn tell(&self, news: Option<News>) {
+        match news {
+            Some(Ok(message)) => self.say(slog::Level::Info, message),
+            Some(Err(message)) => self.say(slog::Level::Error, message),
+            None => {}
+        }
+    }
+
+    /// How to dial, when certificates are in use.
+    pub async fn dialling(&self) -> Option<Dialling> {
+        let (dialling, news) = self.config.tls.as_ref()?.dialling().await;
+        self.tell(news);
+        Some(dialling)
+    }
+
+    /// How to take a connection, when certificates are in use.
+    pub async fn taking(&self) -> Option<Arc<ServerConfig>> {
+        let (config, news) = self.config.tls.as_ref()?.taking().await;
+        self.tell(news);
+        Some(config)
     }
 
     /// Ends the streams that this peer has opened to us.

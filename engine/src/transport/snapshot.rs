@@ -98,7 +98,8 @@ pub async fn send(
     let stall = config.snapshot_stall;
     let size = if header.has_file { header.size } else { 0 };
     let hello = local.hello(to, StreamKind::Snapshot).ok_or("not ready to greet")?;
-    let channel = dial::connect(addr, Patience::from(config)).await?;
+    let channel =
+        dial::connect(addr, Patience::from(config), local.shared.dialling().await).await.map_err(|why| why.reason)?;
     let (chunks, body) = mpsc::channel(2);
     let push = |message: Bytes| async {
         match timeout(stall, chunks.send(message)).await {

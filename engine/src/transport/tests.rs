@@ -80,7 +80,7 @@ pub struct Host {
     verdict: Verdict,
 }
 
-fn settings(id: NodeId, addr: &str) -> TransportConfig {
+pub fn settings(id: NodeId, addr: &str) -> TransportConfig {
     TransportConfig::new(id, addr, &Config::default())
 }
 
@@ -93,13 +93,18 @@ impl Host {
         Host { transport, heard, files, verdict: Verdict::Accepted }
     }
 
+    /// What has arrived of a snapshot.
+    pub fn file(&self, index: u64) -> Vec<u8> {
+        self.files.data.lock().unwrap()[&index].clone()
+    }
+
     async fn pair() -> (Host, Host) {
         let a = Host::start(settings(1, "127.0.0.1:0")).await;
         let b = Host::start(settings(2, "127.0.0.1:0")).await;
         (a, b)
     }
 
-    fn dial(&mut self, id: NodeId, addr: &str) {
+    pub fn dial(&mut self, id: NodeId, addr: &str) {
         self.transport.set_peers(&BTreeMap::from([(id, addr.to_owned())]));
     }
 
@@ -124,7 +129,7 @@ impl Host {
     }
 
     /// Goes on until `wanted` gives something.
-    async fn until<T>(&mut self, mut wanted: impl FnMut(Incoming) -> Option<T>) -> T {
+    pub async fn until<T>(&mut self, mut wanted: impl FnMut(Incoming) -> Option<T>) -> T {
         loop {
             let incoming = self.next().await;
             if let Some(found) = wanted(incoming) {
@@ -133,7 +138,7 @@ impl Host {
         }
     }
 
-    async fn connected(&mut self) {
+    pub async fn connected(&mut self) {
         let mut lanes = 0;
         self.until(|i| {
             lanes += i32::from(matches!(i, Incoming::Connected { .. }));
@@ -142,7 +147,7 @@ impl Host {
         .await;
     }
 
-    async fn received(&mut self, n: usize) -> Vec<(Lane, Vec<u8>)> {
+    pub async fn received(&mut self, n: usize) -> Vec<(Lane, Vec<u8>)> {
         let mut got = Vec::new();
         while got.len() < n {
             if let Incoming::Frame { lane, items, .. } = self.next().await {
@@ -153,7 +158,7 @@ impl Host {
     }
 }
 
-fn item(bytes: Vec<u8>) -> Outgoing {
+pub fn item(bytes: Vec<u8>) -> Outgoing {
     Body::Raft(bytes.into()).into()
 }
 
@@ -165,7 +170,7 @@ fn raw(item: Item) -> Vec<u8> {
 }
 
 /// Lets `other` answer greetings while `task` runs.
-async fn beside<T>(other: &mut Host, task: impl Future<Output = T>) -> T {
+pub async fn beside<T>(other: &mut Host, task: impl Future<Output = T>) -> T {
     tokio::select! {
         done = task => done,
         () = async { loop { other.next().await; } } => unreachable!(),
@@ -328,7 +333,7 @@ fn a_refused_greeting_carries_nothing_and_its_reason() {
         b.verdict = Verdict::WrongDirectory;
         a.dial(2, &b.transport.local_addr());
         let wanted = |i| match i {
-            Incoming::DialFailed { reason, .. } => Some(reason),
+            Incoming::DialFailed { why, .. } => Some(why.reason),
             Incoming::Connected { .. } => panic!("refused, yet connected"),
             _ => None,
         };
@@ -442,7 +447,7 @@ fn greeting() -> Bytes {
 async fn stranger(host: &mut Host, method: &'static str, messages: Vec<Bytes>) -> tonic::Code {
     let addr = host.transport.local_addr();
     let talk = async move {
-        let channel = dial::connect(&addr, dial::Patience::from(&settings(7, ""))).await.unwrap();
+        let channel = dial::connect(&addr, dial::Patience::from(&settings(7, "")), None).await.unwrap();
         let (say, body) = mpsc::channel(16);
         let mut grpc = tonic::client::Grpc::new(channel);
         grpc.ready().await.unwrap();
@@ -613,11 +618,11 @@ fn a_listener_with_a_poisoned_header_does_not_end_the_dialling() {
 
 // ---- snapshots ----
 
-fn header(index: u64, size: usize) -> SnapshotHeader {
+pub fn header(index: u64, size: usize) -> SnapshotHeader {
     SnapshotHeader { index, term: 1, size: size as u64, has_file: true, ..Default::default() }
 }
 
-async fn sent(host: &mut Host) -> Result<(), String> {
+pub async fn sent(host: &mut Host) -> Result<(), String> {
     host.until(|i| if let Incoming::SnapshotSent { result, .. } = i { Some(result) } else { None }).await
 }
 

@@ -46,6 +46,7 @@ impl Driver {
                     lanes.push(lane);
                 }
                 let both = lanes.len() == Lane::ALL.len();
+                self.distrust.remove(&peer);
                 self.core.connected(peer, both);
                 self.status_due = true;
                 self.log(slog::Level::Debug, "transport", || format!("connected to node {peer} ({lane:?})"));
@@ -56,9 +57,16 @@ impl Driver {
                 self.status_due = true;
                 self.log(slog::Level::Info, "transport", || format!("lost node {peer} ({lane:?}): {reason}"));
             }
-            Incoming::DialFailed { peer, lane, reason } => {
-                self.log(slog::Level::Debug, "transport", || format!("cannot reach node {peer} ({lane:?}): {reason}"));
+            Incoming::DialFailed { peer, lane, why } => {
+                // Certificates do not mend themselves: that is told, once for as long as it stays so.
+                let news = why.code == ErrorCode::Tls && self.distrust.get(&peer) != Some(&why.reason);
+                let level = if news { slog::Level::Warning } else { slog::Level::Debug };
+                self.log(level, "transport", || format!("cannot reach node {peer} ({lane:?}): {}", why.reason));
+                if news {
+                    self.distrust.insert(peer, why.reason);
+                }
             }
+            Incoming::Said { level, message } => self.log(level, "transport", || message),
             Incoming::NotSent { to, items, .. } => self.not_sent(to, items),
             Incoming::SnapshotHeader { from, header, answer } => {
                 let _ = answer.send(self.core.accepts_snapshot(from, header.index));
