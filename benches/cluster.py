@@ -37,6 +37,7 @@ DRIVERS: dict[str, tuple[str, list[str]]] = {
     "rust-futures": ("variants/rust-futures", RUST),
     "c": ("raftify_c", C),
     "c-lmdb": ("variants/c-lmdb", C),
+    "c-tls": ("variants/c-tls", make("raftify_c", "all", "certificates")),
     "hraft-wal": ("peers/hraft-wal", make("peers", "hashicorp")),
     "hraft-boltdb": ("peers/hraft-boltdb", make("peers", "hashicorp")),
     "etcd": ("peers/etcd", make("peers", "etcd")),

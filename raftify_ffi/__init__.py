@@ -77,6 +77,7 @@ from ._raft_config import RaftConfig, ReadOnlyOption
 from ._status import PeerStatus, Role, SnapshotInfo, Status
 from ._store import Applied, StateMachine
 from ._ticket import ClusterJoinTicket
+from ._tls import TlsConfig
 from ._types import (
     ConfChangeRequest,
     ConfChangeSingle,
@@ -170,6 +171,7 @@ __all__ = [
     "StateMachine",
     "Status",
     "StorageError",
+    "TlsConfig",
     "TlsError",
     "UnknownEvent",
     "WrongDirectory",

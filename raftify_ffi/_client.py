@@ -19,10 +19,12 @@ from ._latch import Latch
 from ._library import call, ffi, lib
 from ._members import Change, MemberChanges, changes_of, native_changes
 from ._pointer import Pointer
+from ._settings import NativeConfig
 from ._status import SnapshotInfo, Status
 from ._store import Buffer, contiguous_bytes
 from ._ticket import ClusterJoinTicket
 from ._timeouts import DEFAULT, Timeout, milliseconds
+from ._tls import TlsConfig
 from ._types import ConfChangeRequest, ConfChangeV2, Message
 
 _CLOSED: Final[int] = lib.RAFTIFY_EVENT_CLOSED
@@ -32,13 +34,14 @@ class RaftServiceClient:
     """`async with RaftServiceClient.connect("a:1", "b:2") as client:` or `client = await RaftServiceClient.build("a:1")`.
 
     Opened on first use, on that loop; connections are made when they are needed. Calls are those of `Raft`, with the same deadlines and
-    errors.
+    errors. `tls`: this client's certificates, where the cluster's nodes have some.
     """
 
-    def __init__(self, *addrs: str) -> None:
+    def __init__(self, *addrs: str, tls: TlsConfig | None = None) -> None:
         if not addrs:
             raise InvalidArgument("no address: give at least one node's host:port")
         self._addrs = [checked_address(addr, "addr") for addr in addrs]
+        self._tls = tls
         self._bridge: Bridge | None = None
         self._pointer: Pointer | None = None
         self._ended: Latch[None] = Latch()
@@ -47,16 +50,16 @@ class RaftServiceClient:
         self._prepared: weakref.WeakKeyDictionary[asyncio.Task[Any], dict[str, Any]] = weakref.WeakKeyDictionary()
 
     @classmethod
-    async def build(cls, addr: str) -> RaftServiceClient:
+    async def build(cls, addr: str, *, tls: TlsConfig | None = None) -> RaftServiceClient:
         """A client that knows one address; the others it learns."""
-        client = cls(addr)
+        client = cls(addr, tls=tls)
         client._open()
         return client
 
     @classmethod
-    def connect(cls, *addrs: str) -> RaftServiceClient:
+    def connect(cls, *addrs: str, tls: TlsConfig | None = None) -> RaftServiceClient:
         """A client of the cluster with these addresses, for `async with`."""
-        return cls(*addrs)
+        return cls(*addrs, tls=tls)
 
     def _open(self) -> tuple[Bridge, Pointer]:
         if self._closed:
@@ -65,7 +68,8 @@ class RaftServiceClient:
             bridge = bridge_of_running_loop()
             text = ",".join(self._addrs).encode()
             slot = ffi.new("raftify_client **")
-            call(lib.raftify_client_new, bridge.runtime, bridge.queue, text, len(text), slot)
+            config = NativeConfig({} if self._tls is None else self._tls.settings())
+            call(lib.raftify_client_new_with, bridge.runtime, bridge.queue, config.raw, text, len(text), slot)
             bridge.enter()
             self._bridge = bridge
             self._pointer = Pointer(slot[0], lib.raftify_client_number(slot[0]), "the client")

@@ -13,6 +13,7 @@ from ._errors import InvalidConfig
 from ._peers import Peers, checked_peers
 from ._raft_config import RaftConfig
 from ._settings import NativeConfig, checked, invalid
+from ._tls import TlsConfig
 
 _log = logging.getLogger("raftify")
 
@@ -49,7 +50,8 @@ class Config:
     Times are seconds, sizes bytes. `None` stands for the default. `log_engine` ("segment" or "lmdb") keeps the log of a directory that is
     made now; one that exists is opened as what it is. A snapshot is taken after `snapshot_entries`, `snapshot_bytes` or
     `snapshot_interval`, whichever comes first (0, `None`: not by that): by each member at indexes of its own, up to half an interval
-    sooner or once up to an interval later, so that they do not all take one at the same time.
+    sooner or once up to an interval later, so that they do not all take one at the same time. Without `tls` connections are plain:
+    whoever reaches the node's port can do everything.
 
     Accepted from earlier releases and without effect, because the library decides what they tuned: `save_compacted_logs`,
     `compacted_log_dir`, `compacted_log_size_threshold` (use `trailing_entries`), `lmdb_map_size` (the map is sparse and large; a limit
@@ -89,9 +91,13 @@ class Config:
         hung_write: float | None = None,
         on_apply_error: str = "reply",
         verify_results: bool = False,
+        tls: TlsConfig | None = None,
     ) -> None:
         if raft_config is not None and not isinstance(raft_config, RaftConfig):
             raise invalid("raft_config", raft_config, "is not a RaftConfig")
+        if tls is not None and not isinstance(tls, TlsConfig):
+            raise invalid("tls", tls, "is not a TlsConfig")
+        self.tls = tls
         self.raft_config = raft_config or RaftConfig()
         self.log_dir = os.fspath(checked("log_dir", "path", log_dir))
         self.save_compacted_logs = save_compacted_logs
@@ -144,7 +150,8 @@ class Config:
             for name, kind in _SETTINGS.items()
             if getattr(self, name) is not None
         }
-        return {**given, **self.raft_config.settings(given.get("tick_interval") or 0.1)}
+        certificates = self.tls.settings() if self.tls is not None else {}
+        return {**given, **certificates, **self.raft_config.settings(given.get("tick_interval") or 0.1)}
 
     def to_native(self) -> NativeConfig:
         return NativeConfig(self.settings())
@@ -159,7 +166,7 @@ class Config:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
-        """From plain data: keyword names as above; the table `raft` (or `raft_config`) holds `RaftConfig`'s."""
+        """From plain data: keyword names as above; the table `raft` (or `raft_config`) holds `RaftConfig`'s, `tls` `TlsConfig`'s."""
         values = dict(settings)
         raft = values.pop("raft", None)
         try:
@@ -167,6 +174,8 @@ class Config:
                 values["raft_config"] = RaftConfig(**raft)
             elif isinstance(values.get("raft_config"), Mapping):
                 values["raft_config"] = RaftConfig(**values["raft_config"])
+            if isinstance(values.get("tls"), Mapping):
+                values["tls"] = TlsConfig.from_dict(values["tls"])
             peers = values.get("initial_peers")
             if isinstance(peers, Mapping):
                 values["initial_peers"] = {int(node_id): addr for node_id, addr in peers.items()}
@@ -177,7 +186,7 @@ class Config:
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Config:
-        """From a TOML file: the settings at top level, `RaftConfig`'s in the table `[raft]`, addresses in `[initial_peers]`."""
+        """From a TOML file: the settings at top level, `RaftConfig`'s in the table `[raft]`, `TlsConfig`'s in `[tls]`, addresses in `[initial_peers]`."""
         toml = _toml_reader(path)
         try:
             with open(path, "rb") as file:

@@ -223,7 +223,7 @@ class ConnectionFailed(RaftError):
 
 
 class TlsError(ConnectionFailed):
-    """The other side's identity could not be established, or ours was refused. Reserved: this version has no TLS."""
+    """A file of certificates cannot be used, or one side does not take the other's: the text says which, and why. Nothing was done."""
 
 
 class ClusterMismatch(ConnectionFailed):

@@ -32,6 +32,7 @@ from ._status import Role, SnapshotInfo, Status
 from ._store import Buffer, contiguous_bytes, inspect_store
 from ._ticket import ClusterJoinTicket
 from ._timeouts import DEFAULT, DEFAULT_MS, Timeout, milliseconds, seconds
+from ._tls import TlsConfig
 from ._types import Message
 
 S = TypeVar("S")
@@ -318,16 +319,17 @@ class Raft(Generic[S]):
         await self._node().request(lib.raftify_leave, milliseconds(timeout))
 
     @staticmethod
-    async def request_id(*addrs: str, timeout: Timeout = DEFAULT) -> ClusterJoinTicket:
+    async def request_id(*addrs: str, timeout: Timeout = DEFAULT, tls: TlsConfig | None = None) -> ClusterJoinTicket:
         """Reserves an id in a cluster: `request_id(peer_addr)`, or `request_id(raft_addr, peer_addr)` with the address the new node
-        will have; a present member's address gives that member's id. Tries a peer that is not up yet until the deadline."""
+        will have; a present member's address gives that member's id. Tries a peer that is not up yet until the deadline. `tls`: the
+        certificates that the node is going to have, in a cluster that has some."""
         from ._client import RaftServiceClient
 
         refuse_inside_store("request_id()")
         if len(addrs) not in (1, 2):
             raise InvalidArgument("request_id takes (peer_addr) or (raft_addr, peer_addr)")
         raft_addr = checked_address(addrs[0], "raft_addr") if len(addrs) == 2 else ""
-        async with RaftServiceClient.connect(addrs[-1]) as client:
+        async with RaftServiceClient.connect(addrs[-1], tls=tls) as client:
             return await client.reserve_id(raft_addr, timeout=timeout)
 
     def prepare_join(self, ticket: ClusterJoinTicket) -> None:
@@ -385,7 +387,7 @@ class Raft(Generic[S]):
         def left() -> float | None:
             return None if deadline is None else max(0.0, deadline - time.monotonic())
 
-        async with RaftServiceClient.connect(*seeds) as client:
+        async with RaftServiceClient.connect(*seeds, tls=config.tls) as client:
             ticket = await client.reserve_id(checked_address(raft_addr, "raft_addr"), timeout=left())
         # Contacts only: with its own address among them an empty directory would count as an initial member's.
         contacts = {node_id: addr for node_id, addr in ticket.peers.items() if node_id != ticket.reserved_id}

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -219,6 +220,39 @@ def test_what_is_shown_beside_the_cluster_runs_beside_it(place: Place, three: li
             place,
             "import asyncio\n" + STORE + "async def main():\n" + wrapped(block.text, 4) + "asyncio.run(main())\n",
         )
+
+
+def local(text: str) -> str:
+    """For the hosts of the guide to certificates, which are not this one."""
+    return re.sub(r"\b10\.0\.0\.\d\b", "127.0.0.1", text)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="the guide makes its certificates with OpenSSL")
+def test_the_guide_to_certificates_works_as_written(place: Place) -> None:
+    made, program, shell = blocks(ROOT / "docs" / "tls.md")
+    directives = ["make certificates", "in a node with certificates", "while it runs"]
+    assert [block.directive for block in (made, program, shell)] == directives
+
+    def run_shell(block: Block) -> None:
+        command = ["bash", "-euo", "pipefail", "-c", place.adapt(local(block.text))]
+        done = run_command(command, place.directory, place.environment())
+        assert done.returncode == 0, f"{block.text}\n{done.stdout}{done.stderr}"
+
+    run_shell(made)
+    save_store(place)
+    (place.directory / "node.py").write_text(
+        "import asyncio\nfrom kv_store import Store\nstore, nodes = Store(), None\n"
+        + "async def main():\n"
+        + wrapped(place.adapt(local(program.text)), 4)
+        + "    async with raft:\n"
+        + "        await raft.wait_for(leader=True, timeout=60)\n"
+        + "        print('up', flush=True)\n"
+        + "        await raft.serve_forever()\n"
+        + "asyncio.run(main())\n"
+    )
+    with Process([sys.executable, "node.py"], place.directory, place.environment()) as node:
+        node.wait_for_line("up", START_TIMEOUT)
+        run_shell(shell)
 
 
 def test_the_repository_has_the_files_the_readme_speaks_of() -> None:

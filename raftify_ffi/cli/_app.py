@@ -76,14 +76,35 @@ offline = _combined(
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="On failure, show the Python traceback too.")
+@click.option("--tls-cert", metavar="FILE", envvar="RAFTIFY_TLS_CERT", help="Certificate to show to nodes, PEM.")
+@click.option("--tls-key", metavar="FILE", envvar="RAFTIFY_TLS_KEY", help="Its private key, PEM.")
+@click.option("--tls-ca", metavar="FILE", envvar="RAFTIFY_TLS_CA", help="CA of the nodes' certificates, PEM.")
+@click.option(
+    "--tls-server-name",
+    metavar="NAME",
+    envvar="RAFTIFY_TLS_SERVER_NAME",
+    help="What the nodes' certificates name, if not their hosts.",
+)
 @click.pass_context
-def app(context: click.Context, debug: bool) -> None:
+def app(
+    context: click.Context,
+    debug: bool,
+    tls_cert: str | None,
+    tls_key: str | None,
+    tls_ca: str | None,
+    tls_server_name: str | None,
+) -> None:
     """Looks into raftify_ffi clusters and changes them.
+
+    Where the nodes have certificates, give it one too, by options before the command or by RAFTIFY_TLS_CERT,
+    RAFTIFY_TLS_KEY, RAFTIFY_TLS_CA and RAFTIFY_TLS_SERVER_NAME.
 
     Exit codes: 0 ok, 1 failure, 2 usage, 3 no connection, 4 rejected, 5 unhealthy, 6 storage corrupt, 7 timeout or
     outcome unknown.
     """
-    context.ensure_object(dict)["debug"] = debug
+    state = context.ensure_object(dict)
+    state["debug"] = debug
+    state["tls"] = {"cert": tls_cert, "key": tls_key, "ca": tls_ca, "server_name": tls_server_name}
 
 
 @app.group()

@@ -10,13 +10,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import click
 from rich.text import Text
 
 from . import _render
 from ._exit import CliError, ExitCode, one_line
 
 if TYPE_CHECKING:
-    from raftify_ffi import RaftServiceClient
+    from raftify_ffi import RaftServiceClient, TlsConfig
 
 T = TypeVar("T")
 Status = Mapping[str, Any]
@@ -38,6 +39,25 @@ def split_addrs(values: Sequence[str]) -> list[str]:
     for addr in addrs:
         parse_addr(addr)
     return addrs
+
+
+#: The options of the program that name certificates, and what they are called in `TlsConfig`.
+TLS_OPTIONS = {"--tls-cert": "cert", "--tls-key": "key", "--tls-ca": "ca", "--tls-server-name": "server_name"}
+
+
+def chosen_tls() -> TlsConfig | None:
+    """The certificates that the command line or the environment names."""
+    context = click.get_current_context(silent=True)
+    named: dict[str, str | None] = (context.find_root().obj or {}).get("tls", {}) if context else {}
+    given = {name: named[name] for name in TLS_OPTIONS.values() if named.get(name)}
+    if not given:
+        return None
+    for option, name in TLS_OPTIONS.items():
+        if name not in given and name != "server_name":
+            raise CliError(f"{option} is missing: --tls-cert, --tls-key and --tls-ca go together", ExitCode.USAGE)
+    from raftify_ffi import TlsConfig
+
+    return TlsConfig.from_dict(given)
 
 
 async def probe(addr: str, timeout: float) -> None:
@@ -75,7 +95,7 @@ async def connected(addrs: Sequence[str], timeout: float) -> AsyncIterator[RaftS
     alive = await first_alive(addrs, timeout)
     from raftify_ffi import RaftServiceClient
 
-    async with RaftServiceClient.connect(*alive) as client:
+    async with RaftServiceClient.connect(*alive, tls=chosen_tls()) as client:
         yield client
 
 

@@ -103,7 +103,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::S
             let turned_away = Arc::clone(&turned_away);
             tokio::spawn(async move {
                 if let Err(reason) = secure(&shared, tcp, permit, connections).await {
-                    turned_away.tell(&shared, from, &reason);
+                    turned_away.tell(&shared, from, reason);
                 }
             });
             continue;
@@ -128,7 +128,8 @@ async fn secure(
         let Some(config) = shared.taking().await else { return Ok(None) };
         match timeout(patience, TlsAcceptor::from(config).accept(tcp)).await {
             Ok(Ok(stream)) => Ok(Some(stream)),
-            Ok(Err(e)) => Err(handshake(&e, Side::Taken).unwrap_or_else(|| e.to_string())),
+            // One who hangs up before that only looked whether somebody listens.
+            Ok(Err(e)) => handshake(&e, Side::Taken).map_or(Ok(None), Err),
             Err(_) => Err(format!("it showed no certificate within {patience:?}")),
         }
     };

@@ -86,7 +86,7 @@ impl AsyncRead for Socket {
         match polled {
             Poll::Ready(read) if this.first_word.is_some() => {
                 let first = this.first(read.map(|()| buf.filled().get(before..).unwrap_or_default()));
-                let copy = first.as_ref().map(|()| ()).map_err(|e| io::Error::new(e.kind(), e.to_string()));
+                let copy = first.as_ref().copied().map_err(|e| io::Error::new(e.kind(), e.to_string()));
                 if let Some(tell) = this.first_word.take() {
                     let _ = tell.send(first);
                 }

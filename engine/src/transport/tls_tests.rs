@@ -281,8 +281,11 @@ fn a_caller_that_says_nothing_holds_its_place_for_a_while_only_and_no_port() {
         assert!(!second.read(&mut [0; 8]).await.is_ok_and(|n| n > 0), "there is room for one");
         assert!(!silent.read(&mut [0; 8]).await.is_ok_and(|n| n > 0), "and that one has to show a certificate");
         assert!(told(&mut host).await.contains("it showed no certificate within 500ms"));
+        // Who only looks whether somebody listens is nobody to speak of.
+        drop(TcpStream::connect(addr).await.unwrap());
         let held = TcpStream::connect(addr).await.unwrap();
-        tokio::task::yield_now().await;
+        let said = tokio::time::timeout(Duration::from_millis(100), told(&mut host)).await;
+        assert!(said.is_err(), "{said:?}");
         host.transport.shutdown().await;
         Host::start(settings(1, &addr.to_string())).await;
         drop(held);
