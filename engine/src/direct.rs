@@ -12,12 +12,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::log_syncs;
+
 /// What memory and places in files are made of here: what page caches and direct writes want, at most, on the systems there are.
 pub(crate) const PAGE: usize = 4096;
 /// What is written at once.
 pub(crate) const PIECE: usize = 256 << 10;
-/// On a slow disk the pieces are far enough apart as it is, and a snapshot of many gigabytes must arrive before its sender loses patience.
-const LONGEST_REST: Duration = Duration::from_millis(1);
+/// 256 KiB so often are 25 MB/s: a snapshot of many gigabytes has to get done, too.
+const LONGEST_REST: Duration = Duration::from_millis(10);
 
 /// Memory of `PIECE` bytes that begins where a direct write may: zeros at first.
 #[derive(Debug)]
@@ -59,9 +61,10 @@ impl Pace {
         self.hurry.store(true, Ordering::Relaxed);
     }
 
-    /// After a piece that took so long: twice that belongs to the others, on a fast disk.
-    fn rest(&self, took: Duration) {
-        self.pause(took.saturating_mul(2).min(LONGEST_REST));
+    /// After a piece that took so long. Twice that belongs to the others, or twice what a log's sync takes, if that is more: the less the
+    /// disk can do besides, the less is asked of it.
+    pub(crate) fn rest(&self, took: Duration) {
+        self.pause(rest_after(took, log_syncs::newest()));
     }
 
     /// So long, unless somebody waits.
@@ -70,6 +73,10 @@ impl Pace {
             std::thread::sleep(span);
         }
     }
+}
+
+fn rest_after(took: Duration, sync: Duration) -> Duration {
+    took.max(sync).saturating_mul(2).min(LONGEST_REST)
 }
 
 /// A file that is written from its beginning to its end.
@@ -214,6 +221,16 @@ mod tests {
         for parts in [1, 16, 200, 10_000, 1 << 20, 1 << 40] {
             let all = pause(parts).saturating_mul(u32::try_from(parts).unwrap_or(u32::MAX));
             assert!(pause(parts) <= PAUSE && all <= PAUSES, "{parts}: {all:?}");
+        }
+    }
+
+    #[test]
+    fn the_slower_the_logs_syncs_the_longer_the_rest() {
+        let micros = Duration::from_micros;
+        for (took, sync, rest) in
+            [(300, 0, 600), (300, 200, 600), (300, 2000, 4000), (300, 20_000, 10_000), (50_000, 0, 10_000)]
+        {
+            assert_eq!(rest_after(micros(took), micros(sync)), micros(rest));
         }
     }
 

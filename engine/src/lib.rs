@@ -17,6 +17,7 @@ pub mod error;
 pub mod gather;
 mod locks;
 pub mod log;
+mod log_syncs;
 pub mod machine;
 pub mod machine_thread;
 mod mailbox;

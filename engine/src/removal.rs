@@ -17,9 +17,9 @@ use std::time::Duration;
 use crate::direct::Pace;
 use crate::own_thread;
 
-/// What is given back at once, and how long until the next.
+/// What is given back at once, and how long that counts as, at least: the rest that follows goes by it.
 const PIECE: u64 = 1 << 20;
-const REST: Duration = Duration::from_millis(1);
+const COUNTS: Duration = Duration::from_micros(500);
 /// Pieces of a very large file are larger: it is gone after some seconds.
 const MOST_PIECES: u64 = 4096;
 /// Less than this is not worth a thread.
@@ -39,7 +39,7 @@ pub(crate) fn give_back(file: &File, pace: &Pace) {
         if file.set_len(left).is_err() {
             return;
         }
-        pace.pause(REST);
+        pace.rest(COUNTS);
     }
 }
 

@@ -26,6 +26,7 @@ use crate::log::lmdb_changes::Changes;
 use crate::log::lmdb_file::PageFile;
 use crate::log::lmdb_meta::{Root, Roots};
 use crate::log::record::{self, Bounds, Fault, Proof};
+use crate::log_syncs;
 
 /// The newest commit of a file that may be believed.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,7 +121,7 @@ impl Prover {
         let pages = self.changes.checksum(&self.pages, &self.last, &root)?;
         let proof = Proof { txn, pages, before: self.last.crc, bounds, hard_state: hard_state.clone() };
         self.pages.write_proof(txn, &record::encode_proof(&proof))?;
-        let synced = self.pages.file().sync_data();
+        let synced = log_syncs::sync_data(self.pages.file());
         synced.map_err(|e| Error::io(self.pages.path(), "sync the log", &e))?;
         self.last = root;
         Ok(())

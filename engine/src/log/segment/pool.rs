@@ -202,6 +202,13 @@ impl Pool {
         self.making = thread.ok().map(|thread| (thread, pace));
     }
 
+    /// The segment in use is half full: if the next one is still being made, that must not take its time any more.
+    pub(crate) fn hurry(&self) {
+        if let Some((_, pace)) = self.making.as_ref().filter(|_| self.ready.len() < AHEAD) {
+            pace.hurry();
+        }
+    }
+
     fn finish_making(&mut self) {
         let Some((thread, pace)) = self.making.take() else { return };
         pace.hurry();

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::direct::{read_no_further, Direct, Pace, Piece};
 use crate::error::{Error, Result};
 use crate::log::files;
+use crate::log_syncs;
 
 const SUFFIX: &str = ".seg";
 const UNFINISHED: &str = ".new";
@@ -118,7 +119,7 @@ impl SegmentFile {
     /// S10).
     pub(crate) fn write_durably(&self, parts: &[&[u8]], at: u64) -> Result<()> {
         write_all_at(&self.file, parts, at)
-            .and_then(|()| self.file.sync_data())
+            .and_then(|()| log_syncs::sync_data(&self.file))
             .map_err(|e| files::write_error(&self.path, "write the log", &e))
     }
 

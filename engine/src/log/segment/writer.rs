@@ -172,6 +172,9 @@ impl Store for SegmentWriter {
         self.durable.write(self.state.bounds.number).map_err(files::outcome_unknown)?;
         free.into_iter().for_each(|file| self.pool.give(file));
         self.pool.clear_surplus();
+        if self.tail.offset > self.tail.file.len() / 2 {
+            self.pool.hurry();
+        }
         Ok(())
     }
 
