@@ -61,6 +61,11 @@ impl Pace {
         self.hurry.store(true, Ordering::Relaxed);
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_hurried(&self) -> bool {
+        self.hurry.load(Ordering::Relaxed)
+    }
+
     /// After a piece that took so long. Twice that belongs to the others, or twice what a log's sync takes, if that is more: the less the
     /// disk can do besides, the less is asked of it.
     pub(crate) fn rest(&self, took: Duration) {

@@ -56,7 +56,7 @@ pub async fn ask(channel: Tame, request: &Request, timeout: Option<Duration>, se
     let message = Some(Bytes::from(encode_call(request, timeout)));
     let failed = |status: Status| failure(&status, sent.get() && !changes_nothing(request));
     let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_REPLY.saturating_add(OVERHEAD));
-    grpc.ready().await.map_err(|e| failed(Status::unavailable(super::dial::chain(&e))))?;
+    grpc.ready().await.map_err(|e| failed(Status::unavailable(super::connect::chain(&e))))?;
     let body = Once { message, sent: sent.clone() };
     let answer =
         grpc.client_streaming(tonic::Request::new(body), path("Call"), Envelope::default()).await.map_err(failed)?;
@@ -84,7 +84,7 @@ fn failure(status: &Status, doubt: bool) -> Error {
     // Not the status' own Display, which is Rust's debug output of everything in it.
     let mut text = format!("the connection failed: {}", status.message());
     if let Some(cause) = std::error::Error::source(status) {
-        text = format!("{text}: {}", super::dial::chain(cause));
+        text = format!("{text}: {}", super::connect::chain(cause));
     }
     if doubt {
         Error::unknown(ErrorCode::ConnectionFailed, text)

@@ -5,30 +5,20 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Uri;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioIo;
 use prost::Message;
 use tokio::sync::{oneshot, watch, Notify};
 use tokio::time::{timeout, Instant};
-use tokio_rustls::TlsConnector;
 use tonic::client::Grpc;
-use tonic::transport::Endpoint;
 use tonic::Streaming;
-use tower::Service as _;
 
+use super::connect::{chain, connect, Patience, Unreachable};
 use super::envelope::{Envelope, Parts, OVERHEAD};
 use super::limits;
 use super::queue::{LaneBody, LaneQueue};
 use super::service::Shared;
-use super::socket::Socket;
 use super::tame::Tame;
-use super::tcp::Tcp;
-use super::tls::Dialling;
-use super::tls_reason::{handshake, Side};
-use super::{path, Incoming, Lane, TransportConfig, CONTROL_BYTES, SMALL};
+use super::{path, Incoming, Lane, CONTROL_BYTES, SMALL};
 use crate::cluster::NodeId;
-use crate::error::ErrorCode;
 use crate::locks::lock;
 use crate::wire::{Hello, StreamKind, Verdict, Welcome, PROTOCOL_VERSION};
 
@@ -71,133 +61,6 @@ pub struct Target {
     pub addr: String,
     /// Raised to have it dialled anew.
     pub dial: u64,
-}
-
-/// Timings of a connection that we open.
-#[derive(Clone, Copy)]
-pub struct Patience {
-    pub connect: Duration,
-    pub keepalive: Duration,
-}
-
-impl From<&TransportConfig> for Patience {
-    fn from(config: &TransportConfig) -> Self {
-        Patience { connect: config.connect_timeout, keepalive: config.keepalive }
-    }
-}
-
-/// An error with its causes, which tonic leaves out.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
-/// Why somebody cannot be dialled, or is not who was meant: `Tls` or `ConnectionFailed`. Nothing was asked of them.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{reason}")]
-pub struct Unreachable {
-    pub code: ErrorCode,
-    pub reason: String,
-}
-
-impl From<String> for Unreachable {
-    fn from(reason: String) -> Self {
-        Unreachable { code: ErrorCode::ConnectionFailed, reason }
-    }
-}
-
-impl From<&str> for Unreachable {
-    fn from(reason: &str) -> Self {
-        reason.to_owned().into()
-    }
-}
-
-impl Unreachable {
-    fn at(addr: &str, error: &std::io::Error) -> Self {
-        match handshake(error, Side::Dialled) {
-            Some(reason) => Unreachable { code: ErrorCode::Tls, reason: format!("{addr}: {reason}") },
-            None => format!("{addr}: {}", chain(error)).into(),
-        }
-    }
-
-    /// Ours, from within one of tonic's.
-    fn within(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
-        let mut cause = Some(error);
-        while let Some(error) = cause {
-            if let Some(found) = error.downcast_ref::<Unreachable>() {
-                return Some(found.clone());
-            }
-            cause = error.source();
-        }
-        None
-    }
-}
-
-async fn open_socket(
-    mut tcp: HttpConnector,
-    uri: Uri,
-    addr: &str,
-    tls: Option<&Dialling>,
-) -> Result<Socket, Unreachable> {
-    let connected = tcp.call(uri).await.map_err(|e| Unreachable::from(format!("{addr}: {}", chain(&e))))?;
-    let tcp = Tcp::new(connected.into_inner());
-    let Some(tls) = tls else { return Ok(Socket::plain(tcp)) };
-    let shaken = TlsConnector::from(Arc::clone(&tls.config)).connect(tls.name(addr)?, tcp).await;
-    shaken.map(Socket::secured).map_err(|e| Unreachable::at(addr, &e))
-}
-
-/// The one place where connections are opened. Host names are resolved each time. On return the other side has spoken: it is one of
-/// ours, and each has taken the other's certificate, where there are any.
-pub async fn connect(addr: &str, patience: Patience, tls: Option<Dialling>) -> Result<Tame, Unreachable> {
-    let endpoint = Endpoint::from_shared(format!("http://{addr}"))
-        .map_err(|e| Unreachable::from(format!("{addr}: {}", chain(&e))))?
-        .connect_timeout(patience.connect)
-        .http2_keep_alive_interval(patience.keepalive)
-        .keep_alive_timeout(patience.keepalive)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20)
-        .http2_max_header_list_size(16 << 10);
-    let mut tcp = HttpConnector::new();
-    tcp.set_nodelay(true);
-    tcp.set_connect_timeout(Some(patience.connect));
-    let to = addr.to_owned();
-    let hears = Arc::new(Mutex::new(None));
-    let heard = Arc::clone(&hears);
-    let connector = tower::service_fn(move |uri| {
-        let (tcp, to, tls, hears) = (tcp.clone(), to.clone(), tls.clone(), Arc::clone(&hears));
-        async move {
-            let socket = open_socket(tcp, uri, &to, tls.as_ref()).await?;
-            let (first_word, heard) = oneshot::channel();
-            *lock(&hears) = Some(heard);
-            Ok::<_, Unreachable>(TokioIo::new(socket.telling(first_word)))
-        }
-    });
-    let connected = async {
-        let channel = endpoint
-            .connect_with_connector(connector)
-            .await
-            .map_err(|e| Unreachable::within(&e).unwrap_or_else(|| format!("{addr}: {}", chain(&e)).into()))?;
-        let heard = lock(&heard).take();
-        if let Some(heard) = heard {
-            if let Ok(Err(e)) = heard.await {
-                return Err(Unreachable::at(addr, &e));
-            }
-        }
-        Ok(Tame(channel))
-    };
-    match timeout(patience.connect, connected).await {
-        Ok(connected) => connected,
-        Err(_) => Err(format!("{addr}: no connection within {:?}", patience.connect).into()),
-    }
 }
 
 /// Between half of `span` and all of it.

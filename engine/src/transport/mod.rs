@@ -17,6 +17,7 @@
 pub mod address;
 pub(crate) mod ask;
 pub mod call;
+pub(crate) mod connect;
 pub(crate) mod dial;
 mod envelope;
 mod gate;
@@ -55,7 +56,7 @@ use crate::locks::lock;
 use crate::request::{Reply, Request, Timeout};
 use crate::wire::{Hello, Item, SnapshotHeader, StreamKind, Welcome};
 
-pub use dial::Unreachable;
+pub use connect::Unreachable;
 use dial::{Local, Slot, Target};
 pub use outgoing::{Outgoing, What};
 pub use raft_message::{decode_message, encode_entries, Encoded};

@@ -13,7 +13,8 @@ use tokio::time::{timeout, Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::dial::{self, Local, Patience};
+use super::connect::{self, Patience};
+use super::dial::{self, Local};
 use super::limits;
 use super::service::{Inbound, Registration};
 use super::Incoming;
@@ -81,7 +82,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 
 async fn answer(answers: &mut Streaming<Bytes>, patience: Duration) -> Result<SnapshotDownBody, String> {
     let message = dial::next(answers, patience).await?;
-    let message = limits::decode::<SnapshotDown>(&message).map_err(|e| dial::chain(&e))?;
+    let message = limits::decode::<SnapshotDown>(&message).map_err(|e| connect::chain(&e))?;
     message.body.ok_or_else(|| "the peer's answer is not known here; it may be of a newer version".into())
 }
 
@@ -98,8 +99,9 @@ pub async fn send(
     let stall = config.snapshot_stall;
     let size = if header.has_file { header.size } else { 0 };
     let hello = local.hello(to, StreamKind::Snapshot).ok_or("not ready to greet")?;
-    let channel =
-        dial::connect(addr, Patience::from(config), local.shared.dialling().await).await.map_err(|why| why.reason)?;
+    let channel = connect::connect(addr, Patience::from(config), local.shared.dialling().await)
+        .await
+        .map_err(|why| why.reason)?;
     let (chunks, body) = mpsc::channel(2);
     let push = |message: Bytes| async {
         match timeout(stall, chunks.send(message)).await {

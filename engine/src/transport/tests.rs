@@ -447,7 +447,7 @@ fn greeting() -> Bytes {
 async fn stranger(host: &mut Host, method: &'static str, messages: Vec<Bytes>) -> tonic::Code {
     let addr = host.transport.local_addr();
     let talk = async move {
-        let channel = dial::connect(&addr, dial::Patience::from(&settings(7, "")), None).await.unwrap();
+        let channel = connect::connect(&addr, connect::Patience::from(&settings(7, "")), None).await.unwrap();
         let (say, body) = mpsc::channel(16);
         let mut grpc = tonic::client::Grpc::new(channel);
         grpc.ready().await.unwrap();

@@ -12,7 +12,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 
 use super::address;
-use super::dial::Unreachable;
+use super::connect::Unreachable;
 use super::tls_files::{server_name, Loaded, TlsFiles};
 use crate::error::{Error, ErrorCode, Result};
 use crate::locks::lock;

@@ -329,6 +329,19 @@ mod tests {
     }
 
     #[test]
+    fn the_next_segment_is_hurried_when_it_is_the_only_one_besides_the_reserve() {
+        let dir = tempfile::tempdir().unwrap();
+        for (ready, hurried) in [(0, true), (1, true), (2, false)] {
+            let mut pool = pool(dir.path(), ready, None);
+            let pace = Arc::new(Pace::default());
+            let made = pool.make(SIZE).unwrap();
+            pool.making = Some((std::thread::spawn(move || Ok(Arc::into_inner(made).unwrap())), Arc::clone(&pace)));
+            pool.hurry();
+            assert_eq!(pace.is_hurried(), hurried, "{ready}");
+        }
+    }
+
+    #[test]
     fn one_segment_stays_ready_for_what_makes_room() {
         let dir = tempfile::tempdir().unwrap();
         let mut pool = pool(dir.path(), 2, Some(2 * SIZE));
