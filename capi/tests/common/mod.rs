@@ -88,6 +88,21 @@ pub fn new_runtime() -> *mut RuntimeHandle {
     runtime
 }
 
+/// The records of a queue that only a client fills, up to the token's completion.
+pub fn completion(queue: *mut QueueHandle, token: u64) -> (i32, String) {
+    loop {
+        ok(unsafe { raftify_queue_wait(queue, 60_000) }, null_mut());
+        let mut event = std::mem::MaybeUninit::<Event>::uninit();
+        assert_eq!(unsafe { raftify_queue_drain(queue, event.as_mut_ptr(), 1) }, 1);
+        let event = unsafe { event.assume_init() };
+        if event.kind == RAFTIFY_EVENT_COMPLETION && event.token == token {
+            let data = if event.len == 0 { &[] } else { unsafe { std::slice::from_raw_parts(event.data, event.len) } };
+            return (event.status, String::from_utf8_lossy(data).into_owned());
+        }
+        assert_ne!(event.kind, RAFTIFY_EVENT_CLOSED);
+    }
+}
+
 pub fn set(config: *mut ConfigHandle, name: &str, value: &str) {
     let mut error = null_mut();
     let ((n, n_len), (v, v_len)) = (text(name), text(value));
