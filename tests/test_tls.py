@@ -9,39 +9,21 @@ import logging
 import os
 import ssl
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from certificates import Authority
-from cluster import free_addrs, leader_of, quick_config
+from cluster import free_addrs, leader_of, nodes_in_one_loop, quick_config
 from processes import run_command
 from stores import KeyValue
 
 from raftify_ffi import Config, InvalidConfig, Raft, RaftServiceClient, TlsConfig, TlsError
 
 
-@asynccontextmanager
-async def three_nodes(ca: Authority, log_dir: Path) -> AsyncIterator[list[Raft[Any]]]:
-    """Three members, each with a certificate of its own."""
-    peers = dict(enumerate(free_addrs(3), start=1))
-    async with AsyncExitStack() as stack:
-        rafts = [
-            Raft.build(id_, addr, KeyValue(), quick_config(log_dir, tls=ca.issue(f"node-{id_}")), peers)
-            for id_, addr in peers.items()
-        ]
-        for raft in rafts:
-            await stack.enter_async_context(raft)
-        for raft in rafts:
-            await raft.wait_for(leader=True, timeout=60)
-        yield rafts
-
-
 async def test_members_clients_and_joiners_with_certificates(tmp_path: Path) -> None:
     ca = Authority(tmp_path / "ca")
-    async with three_nodes(ca, tmp_path) as rafts:
+    async with nodes_in_one_loop(tmp_path, 3, KeyValue, tls=ca.issue("nodes")) as rafts:
         for number, raft in enumerate(rafts):
             await raft.propose(b"k=%d" % number)
         assert await rafts[0].read(lambda store: store.data) == {"k": "2"}
@@ -67,7 +49,7 @@ async def test_who_has_no_good_certificate_gets_nothing_and_is_told_why(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     ca, other = Authority(tmp_path / "ca"), Authority(tmp_path / "other")
-    async with three_nodes(ca, tmp_path) as rafts:
+    async with nodes_in_one_loop(tmp_path, 3, KeyValue, tls=ca.issue("nodes")) as rafts:
         addrs = [raft.addr for raft in rafts]
         plain = "wants TLS; give this side tls_cert"
         distrusted = "is not signed by a CA in tls_ca"
@@ -192,7 +174,7 @@ async def test_the_command_line_takes_certificates(tmp_path: Path) -> None:
         )
         return done.returncode, done.stdout, done.stderr
 
-    async with three_nodes(ca, tmp_path) as rafts:
+    async with nodes_in_one_loop(tmp_path, 3, KeyValue, tls=ca.issue("nodes")) as rafts:
         addr = rafts[0].addr
         assert (await cli(*flags, "propose", addr, "--data", "a=1"))[0] == 0
         code, out, error = await cli(*flags, "propose", addr, "--data", "a=2")

@@ -18,7 +18,9 @@ use crate::log_syncs;
 pub(crate) const PAGE: usize = 4096;
 /// What is written at once.
 pub(crate) const PIECE: usize = 256 << 10;
-/// 256 KiB so often are 25 MB/s: a snapshot of many gigabytes has to get done, too.
+/// Longest rest where no log waits: on a slow disk the pieces are far enough apart as it is.
+const LONGEST_ALONE: Duration = Duration::from_millis(1);
+/// Longest rest ever. 256 KiB so often are 25 MB/s: a snapshot of many gigabytes has to get done, too.
 const LONGEST_REST: Duration = Duration::from_millis(10);
 
 /// Memory of `PIECE` bytes that begins where a direct write may: zeros at first.
@@ -66,8 +68,8 @@ impl Pace {
         self.hurry.load(Ordering::Relaxed)
     }
 
-    /// After a piece that took so long. Twice that belongs to the others, or twice what a log's sync takes, if that is more: the less the
-    /// disk can do besides, the less is asked of it.
+    /// After a piece that took so long. Twice that belongs to the others, on a fast disk; and twice what a log's sync takes, if that is
+    /// more: the less the disk can do besides, the less is asked of it.
     pub(crate) fn rest(&self, took: Duration) {
         self.pause(rest_after(took, log_syncs::newest()));
     }
@@ -81,7 +83,7 @@ impl Pace {
 }
 
 fn rest_after(took: Duration, sync: Duration) -> Duration {
-    took.max(sync).saturating_mul(2).min(LONGEST_REST)
+    took.saturating_mul(2).min(LONGEST_ALONE).max(sync.saturating_mul(2).min(LONGEST_REST))
 }
 
 /// A file that is written from its beginning to its end.
@@ -232,9 +234,14 @@ mod tests {
     #[test]
     fn the_slower_the_logs_syncs_the_longer_the_rest() {
         let micros = Duration::from_micros;
-        for (took, sync, rest) in
-            [(300, 0, 600), (300, 200, 600), (300, 2000, 4000), (300, 20_000, 10_000), (50_000, 0, 10_000)]
-        {
+        for (took, sync, rest) in [
+            (300, 0, 600),
+            (300, 200, 600),
+            (300, 2000, 4000),
+            (300, 20_000, 10_000),
+            (50_000, 0, 1000),
+            (50_000, 2000, 4000),
+        ] {
             assert_eq!(rest_after(micros(took), micros(sync)), micros(rest));
         }
     }

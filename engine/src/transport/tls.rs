@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 
@@ -19,6 +20,8 @@ use crate::locks::lock;
 
 /// The files are looked at before a connection, but not more often.
 const LOOK: Duration = Duration::from_secs(1);
+/// A connection waits so long for that: a disk that hangs must not keep a node from its peers.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Which file lay there: number, bytes, time of its last change. `None`: none.
 type Stamp = [Option<(u64, u64, i64, i64)>; 3];
@@ -115,10 +118,11 @@ impl Tls {
     async fn current(self: &Arc<Self>) -> (Loaded, Option<News>) {
         let due = lock(&self.present).looked.elapsed() >= LOOK;
         let mut news = None;
-        // A disk that hangs holds up one connection, not a thread for each.
+        // A disk that hangs takes one thread, not one for each connection.
         if due && !self.looking.swap(true, Ordering::AcqRel) {
             let looking = Looking(Arc::clone(self));
-            news = tokio::task::spawn_blocking(move || looking.0.look()).await.unwrap_or_default();
+            let look = tokio::task::spawn_blocking(move || looking.0.look());
+            news = timeout(PATIENCE, look).await.map(Result::unwrap_or_default).unwrap_or_default();
         }
         (lock(&self.present).loaded.clone(), news)
     }

@@ -265,6 +265,24 @@ fn certificates_are_replaced_while_the_node_runs_and_broken_ones_are_not_taken()
 }
 
 #[test]
+fn a_disk_that_hangs_under_the_files_does_not_keep_nodes_apart() {
+    run(async {
+        let Two { dirs, mut a, mut b, .. } = two().await;
+        a.dial(2, &b.transport.local_addr());
+        beside(&mut b, a.connected()).await;
+        // Whoever opens a pipe that nobody writes to waits for ever.
+        let ca = dirs[0].path().join("ca.pem");
+        std::fs::remove_file(&ca).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&ca).status().unwrap().success());
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        a.transport.hang_up(2);
+        beside(&mut b, a.connected()).await;
+        // Lets the one who waits go, or the test would not end.
+        std::fs::OpenOptions::new().write(true).open(&ca).unwrap();
+    });
+}
+
+#[test]
 fn a_caller_that_says_nothing_holds_its_place_for_a_while_only_and_no_port() {
     run(async {
         let ca = Ca::new("ours");
