@@ -386,18 +386,7 @@ int main(int argc, char **argv) {
     self.now = clock_now();
     while ((n = raftify_queue_drain(queue, events, EVENTS)) > 0)
       for (i = 0; i < n; i++) handle(&events[i]);
-    if (self.load.running) {
-      load_advance(&self.load, self.now);
-      submit(&self.load);
-      if (load_is_over(&self.load, self.now)) load_finish(&self.load, clock_now());
-    }
-    if (self.leader != 0 && ready_at == 0) ready_at = self.now + 0.3;
-    if (self.leader != 0 && !self.ready && self.now >= ready_at) {
-      char out[64];
-      self.ready = 1;
-      snprintf(out, sizeof out, "READY %" PRIu64, self.leader);
-      say(out);
-    }
+    /* What it asks for begins in this turn: the next one may be a tenth of a second away. */
     if (spoken_to) {
       ssize_t got = read(STDIN_FILENO, line + line_len, sizeof line - 1 - line_len);
       char *end;
@@ -411,6 +400,18 @@ int main(int argc, char **argv) {
         memmove(line, end + 1, line_len + 1);
       }
       if (line_len == sizeof line - 1) line_len = 0;
+    }
+    if (self.load.running) {
+      load_advance(&self.load, self.now);
+      submit(&self.load);
+      if (load_is_over(&self.load, self.now)) load_finish(&self.load, clock_now());
+    }
+    if (self.leader != 0 && ready_at == 0) ready_at = self.now + 0.3;
+    if (self.leader != 0 && !self.ready && self.now >= ready_at) {
+      char out[64];
+      self.ready = 1;
+      snprintf(out, sizeof out, "READY %" PRIu64, self.leader);
+      say(out);
     }
   }
   raftify_node_close(self.raft, 2000);
