@@ -50,17 +50,34 @@ impl Piece {
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     hurry: AtomicBool,
+    /// What can be left out of it is left out.
+    enough: AtomicBool,
 }
 
 impl Pace {
     /// Somebody waits for it from the beginning.
     pub(crate) fn hurried() -> Self {
-        Pace { hurry: AtomicBool::new(true) }
+        Pace { hurry: AtomicBool::new(true), enough: AtomicBool::new(false) }
+    }
+
+    /// Only what has to be is done from the beginning.
+    pub(crate) fn least() -> Self {
+        Pace { hurry: AtomicBool::new(true), enough: AtomicBool::new(true) }
     }
 
     /// Somebody waits for it now.
     pub(crate) fn hurry(&self) {
         self.hurry.store(true, Ordering::Relaxed);
+    }
+
+    /// Somebody waits for it now, and needs no more of it than there has to be.
+    pub(crate) fn enough(&self) {
+        self.enough.store(true, Ordering::Relaxed);
+        self.hurry();
+    }
+
+    pub(crate) fn is_enough(&self) -> bool {
+        self.enough.load(Ordering::Relaxed)
     }
 
     #[cfg(test)]
@@ -84,6 +101,24 @@ impl Pace {
 
 fn rest_after(took: Duration, sync: Duration) -> Duration {
     took.saturating_mul(2).min(LONGEST_ALONE).max(sync.saturating_mul(2).min(LONGEST_REST))
+}
+
+/// Has the file system set aside `len` bytes for a file that is empty, which read as zeros then. `false`: not here, and nothing was done.
+pub(crate) fn allocate(file: &File, len: u64) -> std::io::Result<bool> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        use rustix::io::Errno;
+        match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    {
+        let _ = (file, len);
+        Ok(false)
+    }
 }
 
 /// A file that is written from its beginning to its end.

@@ -4,7 +4,7 @@
 //!  log/00000004.seg     [frame 81: all small records, entries 40..43][frame 82][frame 83]..[old content]
 //!      00000001.seg     [frame 97: all small records, entries 61..61][frame 98][ torn? ][old content]
 //!      00000003.seg     recycled: frames of lower generations and numbers
-//!      00000005.seg     made ahead: zeros
+//!      00000005.seg     made ahead: zeros, written or only allocated
 //!      00000006.new     a segment that is being made; removed at the next open
 //!      durable, clean   as beside every log (see `files`)
 //!

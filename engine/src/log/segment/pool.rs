@@ -27,6 +27,11 @@ const MOST: usize = 6;
 const MOST_EVER: usize = 64;
 /// Ready segments that are made ahead: one to use, one in reserve.
 const AHEAD: usize = 2;
+/// Frames of the size there is lately that a new segment takes, as far as its largest size allows.
+const FRAMES: u64 = 4;
+/// Frames so large are written as fast as the disk takes bytes: writing all of a new segment before costs as much again, and what it saves
+/// each of them is little beside that (measured: half as many 16 KiB commands a second while a log grows).
+const LARGE_FRAME: u64 = 256 << 10;
 /// Of the disk, what a log leaves for snapshots, without which it could not be compacted.
 const DISK_RESERVE: u64 = 8 << 20;
 
@@ -55,6 +60,8 @@ pub(crate) struct Pool {
     /// Taken since segments last came back; and in the fullest time between two compactions, which fades with each that needs less than half.
     taken: usize,
     span: usize,
+    /// Bytes of the frame for which the last one was taken: one into which it would not go is of no use to those that follow.
+    needed: u64,
     /// Bytes of all segments of the directory but those that are being deleted.
     held: u64,
     /// Bytes of those.
@@ -75,6 +82,7 @@ impl Pool {
             next_slot,
             taken: 0,
             span: 0,
+            needed: 0,
             held,
             leaving: 0,
             limit,
@@ -84,6 +92,7 @@ impl Pool {
 
     /// A segment for a frame of `needed` bytes. With `reserve` one stays ready.
     pub(crate) fn take(&mut self, needed: u64, reserve: bool) -> Result<Arc<SegmentFile>, Failure> {
+        self.needed = needed;
         let keep = usize::from(reserve);
         if self.usable(needed).is_none() || self.ready.len() <= keep {
             self.finish_making();
@@ -102,27 +111,44 @@ impl Pool {
         Ok(file)
     }
 
-    /// Bytes of the next new segment: small ones for a small log, so that it takes little more than it holds.
+    /// Bytes of the next new segment: small ones for a small log, so that it takes little more than it holds, and large enough for several
+    /// of its frames.
     fn next_size(&self) -> u64 {
         let ready = self.ready.iter().map(|file| file.len()).fold(0, u64::saturating_add);
         let live = self.held.saturating_sub(ready);
-        (live / 4).next_multiple_of(4096).clamp(FIRST_SIZE.min(self.limit), self.limit)
+        let wished = (live / 4).max(self.needed.saturating_mul(FRAMES)).next_multiple_of(4096);
+        let least = self.needed.next_multiple_of(4096);
+        wished.clamp(FIRST_SIZE.min(self.limit), self.limit).max(least)
+    }
+
+    /// Ready ones that take what is written lately.
+    fn ahead(&self) -> usize {
+        self.ready.iter().filter(|file| file.len() >= self.needed).count()
     }
 
     fn grow(&mut self, needed: u64) -> Result<Arc<SegmentFile>> {
-        let size = self.next_size().max(needed.next_multiple_of(4096));
+        let mut size = self.next_size();
+        if self.may_grow(size).is_err() {
+            // As small as can be.
+            size = needed.next_multiple_of(4096);
+        }
         if self.may_grow(size).is_err() {
             // What is on its way out makes room.
             self.finish_deleting();
             self.may_grow(size)?;
         }
-        self.make(size)
+        // The log stands meanwhile.
+        self.make_at(size, &Pace::least())
     }
 
     /// Makes a new segment here and now, whatever the quota says.
     pub(crate) fn make(&mut self, size: u64) -> Result<Arc<SegmentFile>> {
+        self.make_at(size, &Pace::hurried())
+    }
+
+    fn make_at(&mut self, size: u64, pace: &Pace) -> Result<Arc<SegmentFile>> {
         let slot = self.new_slot();
-        let made = SegmentFile::create(&self.log_dir, slot, size.next_multiple_of(4096), &Pace::hurried())?;
+        let made = SegmentFile::create(&self.log_dir, slot, size.next_multiple_of(4096), pace)?;
         self.held = self.held.saturating_add(made.len());
         Ok(Arc::new(made))
     }
@@ -191,11 +217,11 @@ impl Pool {
     /// Has a segment made, if too few are ready and there is room. What fails shows when it is needed.
     pub(crate) fn prepare(&mut self) {
         let size = self.next_size();
-        if self.ready.len() >= AHEAD || self.making.is_some() || self.may_grow(size).is_err() {
+        if self.ahead() >= AHEAD || self.making.is_some() || self.may_grow(size).is_err() {
             return;
         }
         let (log_dir, slot) = (self.log_dir.clone(), self.new_slot());
-        let pace = Arc::new(Pace::default());
+        let pace = Arc::new(if self.needed < LARGE_FRAME { Pace::default() } else { Pace::least() });
         let its_pace = Arc::clone(&pace);
         let make = move || SegmentFile::create(&log_dir, slot, size, &its_pace);
         let thread = own_thread::spawn("raftify-segment", make);
@@ -204,14 +230,14 @@ impl Pool {
 
     /// The segment in use is half full: if the next one is still being made, that must not take its time any more.
     pub(crate) fn hurry(&self) {
-        if let Some((_, pace)) = self.making.as_ref().filter(|_| self.ready.len() < AHEAD) {
+        if let Some((_, pace)) = self.making.as_ref().filter(|_| self.ahead() < AHEAD) {
             pace.hurry();
         }
     }
 
     fn finish_making(&mut self) {
         let Some((thread, pace)) = self.making.take() else { return };
-        pace.hurry();
+        pace.enough();
         if let Ok(Ok(file)) = thread.join() {
             self.held = self.held.saturating_add(file.len());
             self.ready.push_back(Arc::new(file));
@@ -229,7 +255,7 @@ impl Pool {
         let fits = file.len() >= size && file.len() <= self.limit.saturating_mul(4);
         let within = self.quota.is_none_or(|quota| self.held <= quota);
         // Somewhat smaller than a new one would be is better than a new one.
-        let useful = self.ready.len() < AHEAD || file.len() >= self.next_size() / 2;
+        let useful = self.ahead() < AHEAD || file.len() >= self.next_size() / 2;
         let space = disk_space(&self.log_dir);
         if fits && useful && self.ready.len() < self.most(space) && (within || self.ready.is_empty()) {
             self.ready.push_back(file);
@@ -338,6 +364,27 @@ mod tests {
             pool.making = Some((std::thread::spawn(move || Ok(Arc::into_inner(made).unwrap())), Arc::clone(&pace)));
             pool.hurry();
             assert_eq!(pace.is_hurried(), hurried, "{ready}");
+        }
+    }
+
+    #[test]
+    fn once_frames_are_larger_than_what_is_ready_segments_for_them_are_made_ahead() {
+        for (frame, only_allocated) in [(LARGE_FRAME - 1, false), (LARGE_FRAME, true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut pool = pool(dir.path(), 2, None);
+            let mut made_waiting = 0;
+            for _ in 0..5 {
+                let before = pool.next_slot;
+                assert!(pool.take(frame, true).unwrap().len() >= frame);
+                let (_, pace) = pool.making.as_ref().expect("the next one is on its way");
+                assert_eq!(pace.is_enough(), only_allocated);
+                made_waiting += pool.next_slot - before - 1;
+            }
+            assert_eq!(made_waiting, 1, "the first one alone was waited for");
+            pool.finish_making();
+            let taken = pool.take(frame, false).unwrap();
+            pool.give(taken);
+            assert!(pool.ahead() > 0);
         }
     }
 
