@@ -31,7 +31,10 @@ const AHEAD: usize = 2;
 const FRAMES: u64 = 4;
 /// Frames so large are written as fast as the disk takes bytes: writing all of a new segment before costs as much again, and what it saves
 /// each of them is little beside that (measured: half as many 16 KiB commands a second while a log grows).
-const LARGE_FRAME: u64 = 256 << 10;
+const LARGE_FRAME: u64 = 512 << 10;
+/// Frames smaller than this are so many to a segment, and each is so much dearer in one that is only allocated, that the log rather waits for
+/// the zeros, once.
+const SMALL_FRAME: u64 = 64 << 10;
 /// Of the disk, what a log leaves for snapshots, without which it could not be compacted.
 const DISK_RESERVE: u64 = 8 << 20;
 
@@ -138,7 +141,7 @@ impl Pool {
             self.may_grow(size)?;
         }
         // The log stands meanwhile.
-        self.make_at(size, &Pace::least())
+        self.make_at(size, &if needed < SMALL_FRAME { Pace::hurried() } else { Pace::least() })
     }
 
     /// Makes a new segment here and now, whatever the quota says.
@@ -237,7 +240,11 @@ impl Pool {
 
     fn finish_making(&mut self) {
         let Some((thread, pace)) = self.making.take() else { return };
-        pace.enough();
+        if self.needed < SMALL_FRAME {
+            pace.hurry();
+        } else {
+            pace.enough();
+        }
         if let Ok(Ok(file)) = thread.join() {
             self.held = self.held.saturating_add(file.len());
             self.ready.push_back(Arc::new(file));
@@ -319,6 +326,9 @@ fn delete(files: &[Arc<SegmentFile>], pace: &Pace) -> (u64, u64) {
 impl Drop for Pool {
     fn drop(&mut self) {
         // The directory must not change any more once its lock is given up.
+        if let Some((_, pace)) = &self.making {
+            pace.enough();
+        }
         self.finish_making();
         self.finish_deleting();
     }
@@ -329,6 +339,7 @@ mod tests {
     use std::fs::File;
 
     use super::*;
+    use crate::log::segment::SEGMENT_SIZE;
 
     const SIZE: u64 = 64 << 10;
 
@@ -372,6 +383,7 @@ mod tests {
         for (frame, only_allocated) in [(LARGE_FRAME - 1, false), (LARGE_FRAME, true)] {
             let dir = tempfile::tempdir().unwrap();
             let mut pool = pool(dir.path(), 2, None);
+            pool.limit = SEGMENT_SIZE;
             let mut made_waiting = 0;
             for _ in 0..5 {
                 let before = pool.next_slot;
@@ -385,6 +397,19 @@ mod tests {
             let taken = pool.take(frame, false).unwrap();
             pool.give(taken);
             assert!(pool.ahead() > 0);
+        }
+    }
+
+    #[test]
+    fn a_log_waits_for_zeros_only_if_many_frames_have_something_of_them() {
+        for (needed, zeros) in [(SMALL_FRAME - 1, true), (SMALL_FRAME, false)] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut pool = pool(dir.path(), 1, None);
+            let pace = Arc::new(Pace::default());
+            let made = pool.make(SIZE).unwrap();
+            pool.making = Some((std::thread::spawn(move || Ok(Arc::into_inner(made).unwrap())), Arc::clone(&pace)));
+            pool.take(needed, true).unwrap();
+            assert_eq!((pace.is_hurried(), pace.is_enough()), (true, !zeros), "{needed}");
         }
     }
 
