@@ -37,20 +37,20 @@ test: rust-fmt py-lint wheel symbols py-types rust-lint rust-test sim known-bugs
 	@echo "make test: all passed"
 
 bench: $(INSTALLED) ## proposals per second beside other libraries, which it builds, in windows that take turns
-	@BENCH_PYTHON=$(BIN)/python $(BIN)/python benches/run.py $(BENCH)
+	@BENCH_PYTHON="$${BENCH_PYTHON:-$(BIN)/python}" $(BIN)/python benches/run.py $(BENCH)
 
 bench-stress: $(INSTALLED) ## latency, failover, catching up, starting, idling under stress, beside their goals (BENCH="--full": the long forms)
-	@PYTHONPATH=benches BENCH_PYTHON=$(BIN)/python $(BIN)/python -m stress $(BENCH)
+	@PYTHONPATH=benches BENCH_PYTHON="$${BENCH_PYTHON:-$(BIN)/python}" $(BIN)/python -m stress $(BENCH)
 
 bench-scale: $(INSTALLED) ## speed by nodes, by size of a command, by how many are in flight
-	@BENCH_PYTHON=$(BIN)/python $(BIN)/python benches/scale.py $(BENCH)
+	@BENCH_PYTHON="$${BENCH_PYTHON:-$(BIN)/python}" $(BIN)/python benches/scale.py $(BENCH)
 
 bench-parts: $(INSTALLED) ## the core alone, without disk and network; the log engines alone; the bridge alone, in C and in Python
 	@cargo build --quiet --release --locked --package raftify-engine --example bench_core --example bench_log
 	@mkdir -p benches/out
 	@$(RELEASE_LIB)/examples/bench_core | tee benches/out/core.jsonl
 	@$(RELEASE_LIB)/examples/bench_log --dir benches/out $(BENCH)
-	@BENCH_PYTHON=$(BIN)/python $(BIN)/python benches/bridge.py $(BENCH)
+	@BENCH_PYTHON="$${BENCH_PYTHON:-$(BIN)/python}" $(BIN)/python benches/bridge.py $(BENCH)
 
 plots: $(TOOLS) ## curves of what bench-scale and bench-stress measured, in docs/plots
 	@$(BIN)/pip install --quiet --disable-pip-version-check --requirement benches/requirements.txt
