@@ -55,9 +55,12 @@ def measure(sides: list[Side], cells: list[Cell], args: argparse.Namespace) -> N
         # The first window of a cell is not like those that follow.
         take_turns(rows, 1, args.secs, args.warm)
         for row in rows:
-            row.windows.clear()
+            row.clear()
         take_turns(rows, args.windows, args.secs, args.warm)
         print(f"\n{cell.payload} B, {cell.inflight} in flight\n\n{table(rows)}", flush=True)
+        doubts = [doubt for row in rows if (doubt := row.doubt())]
+        if doubts:
+            print("\n" + "\n".join(doubts), flush=True)
 
 
 def main() -> int:

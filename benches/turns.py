@@ -13,6 +13,8 @@ from typing import Any
 
 from cluster import DATA, START_TIMEOUT, Node, device_flushes, free_ports
 
+#: Of a window between MEASURE and END: a driver that begins later than it says has been idle for the rest.
+SHORTEST_SPAN = 0.95
 FIGURES = {
     "a second": "{:.0f}",
     "p50 us": "{:.0f}",
@@ -92,11 +94,13 @@ class Side:
 
     def ask(self, command: str, seconds: float, at: int | None = None) -> dict[str, Any]:
         """One workload on the leader, whoever that is by then, or at one node. Adds what all nodes, and the disk, did in the window: `cpu`
-        in seconds, `switches`, `flushes`. No second node is asked meanwhile."""
+        in seconds, `switches`, `flushes`; and `heard`, how many seconds it was by our clock. No second node is asked meanwhile."""
         marks: dict[str, tuple[float, int, dict[str, int]]] = {}
+        at_marks: dict[str, float] = {}
 
         def heard(line: str) -> None:
             if line in ("MEASURE", "END"):
+                at_marks[line] = time.perf_counter()
                 cpu = sum(node.cpu_seconds() for node in self.nodes)
                 switches = {thread: count for node in self.nodes for thread, count in node.switches().items()}
                 marks[line] = cpu, device_flushes(DATA), switches
@@ -109,7 +113,14 @@ class Side:
                 (cpu, flushes, switches), (cpu_after, flushes_after, switches_after) = marks["MEASURE"], marks["END"]
                 # Those of threads that have ended are not known.
                 switched = sum(count - switches.get(thread, 0) for thread, count in switches_after.items())
-                return {**answer, "cpu": cpu_after - cpu, "flushes": flushes_after - flushes, "switches": switched}
+                span = at_marks["END"] - at_marks["MEASURE"]
+                return {
+                    **answer,
+                    "cpu": cpu_after - cpu,
+                    "flushes": flushes_after - flushes,
+                    "switches": switched,
+                    "heard": span,
+                }
             self.leader = answer.get("leader") or self.leader
             time.sleep(0.2)
         raise SystemExit(f"bench: no leader of {self.name} stays one")
@@ -137,6 +148,8 @@ class Row:
     command: Callable[[int, int], str]
     on_follower: bool = False
     windows: list[dict[str, float]] = field(default_factory=list)
+    #: Of each window, what it was by our clock for each second that the node says.
+    spans: list[float] = field(default_factory=list)
 
     def window(self, seconds: int, warmup: int) -> None:
         at = self.side.leader % len(self.side.nodes) + 1 if self.on_follower else None
@@ -144,6 +157,7 @@ class Row:
         if seen["errors"] or not seen["n"] or not seen["drained"]:
             raise SystemExit(f"bench: {self.name}: proposals failed, or did not come back: {seen}")
         done = seen["n"]
+        self.spans.append(seen["heard"] / seen["secs"])
         self.windows.append(
             {
                 "a second": done / seen["secs"],
@@ -154,6 +168,17 @@ class Row:
                 "switches": seen["switches"] / done,
             }
         )
+
+    def clear(self) -> None:
+        self.windows.clear()
+        self.spans.clear()
+
+    def doubt(self) -> str:
+        """Why its figures do not count; nothing if they do. END may come late, with the answer after the last that counts; MEASURE may not."""
+        span = statistics.median(self.spans)
+        if span > SHORTEST_SPAN:
+            return ""
+        return f"{self.name}: a second of its windows is {span:.2f} s between MEASURE and END, so what it says of a second is not so"
 
     def line(self, first: Row) -> str:
         """Medians; in parentheses the ratios to the first row's windows of the same rounds: their median and the middle half of them."""

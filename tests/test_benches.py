@@ -59,6 +59,36 @@ def test_the_bridge_alone_is_measured(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "bridge").exists()
 
 
+#: Speaks the protocol, does nothing, and says of a window that takes .2 s that it took so many.
+PRETENDER = """#!{python}
+import json, sys, time
+print("READY 1", flush=True)
+for line in sys.stdin:
+    if line.startswith("BENCH"):
+        print("MEASURE", flush=True)
+        time.sleep(.2)
+        print("END", flush=True)
+        latencies = dict(p50_ms=1, p99_ms=1, max_ms=1)
+        print(json.dumps(dict(n=10, errors=0, secs={says}, drained=True, **latencies)), flush=True)
+    elif line.startswith("STATE"):
+        print("{{}}", flush=True)
+"""
+
+
+def test_windows_that_are_shorter_than_their_driver_says_are_told(tmp_path: Path) -> None:
+    for name, says in [("honest", 0.1), ("late", 2.0)]:
+        program = tmp_path / name / "node"
+        program.parent.mkdir()
+        program.write_text(PRETENDER.format(python=sys.executable, says=says))
+        program.chmod(0o755)
+    done = run(
+        ["run.py", "--only", "128x1", "--windows", "3", str(tmp_path / "honest"), str(tmp_path / "late")], tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    doubts = [line for line in done.stdout.splitlines() if "between MEASURE and END" in line]
+    assert [line.partition(":")[0] for line in doubts] == ["late"], done.stdout
+
+
 def test_what_cannot_be_built_is_left_out_unless_it_was_named(tmp_path: Path) -> None:
     for tool in ("make", "sh", "mkdir"):
         found = shutil.which(tool)
