@@ -27,8 +27,9 @@ const MOST: usize = 6;
 const MOST_EVER: usize = 64;
 /// Ready segments that are made ahead: one to use, one in reserve.
 const AHEAD: usize = 2;
-/// Frames of the size there is lately that a new segment takes, as far as its largest size allows.
-const FRAMES: u64 = 4;
+/// Frames of the size there is lately that a new segment takes, as far as its largest size allows. So many of 1 MiB are half of that: it stays
+/// of use when the log has grown.
+const FRAMES: u64 = 8;
 /// Frames so large are written as fast as the disk takes bytes: writing all of a new segment before costs as much again, and what it saves
 /// each of them is little beside that (measured: half as many 16 KiB commands a second while a log grows).
 const LARGE_FRAME: u64 = 512 << 10;
