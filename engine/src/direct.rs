@@ -103,15 +103,17 @@ fn rest_after(took: Duration, sync: Duration) -> Duration {
     took.saturating_mul(2).min(LONGEST_ALONE).max(sync.saturating_mul(2).min(LONGEST_REST))
 }
 
-/// Has the file system set aside `len` bytes for a file that is empty, which read as zeros then. `false`: not here, and nothing was done.
+/// Has the file system set aside `len` bytes for a file that is empty, which read as zeros then. `false`: not here; what else may be wrong
+/// with the file shows when it is written. An error: there is no room for them.
 pub(crate) fn allocate(file: &File, len: u64) -> std::io::Result<bool> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
-        use rustix::io::Errno;
-        match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
+        use rustix::fs::{fallocate, FallocateFlags};
+        use rustix::io::{retry_on_intr, Errno};
+        match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, len)) {
             Ok(()) => Ok(true),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
-            Err(e) => Err(e.into()),
+            Err(full @ (Errno::NOSPC | Errno::DQUOT)) => Err(full.into()),
+            Err(_) => Ok(false),
         }
     }
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -255,6 +257,16 @@ mod tests {
         expected.resize(2 * PIECE, 0);
         expected.resize(2 * PIECE + PAGE, 7);
         assert!(std::fs::read(&path).unwrap() == expected);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_allocated_is_one_that_has_to_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let file = File::create_new(&path).unwrap();
+        assert!(!allocate(&File::open(&path).unwrap(), 1 << 20).unwrap(), "it is open for reading alone");
+        assert!(!allocate(&file, 0).unwrap());
+        assert_eq!(file.metadata().unwrap().len(), 0);
     }
 
     #[test]
