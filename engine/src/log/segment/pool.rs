@@ -27,9 +27,6 @@ const MOST: usize = 6;
 const MOST_EVER: usize = 64;
 /// Ready segments that are made ahead: one to use, one in reserve.
 const AHEAD: usize = 2;
-/// Frames of the size there is lately that a new segment takes, as far as its largest size allows. So many of 1 MiB are half of that: it stays
-/// of use when the log has grown.
-const FRAMES: u64 = 8;
 /// Frames so large are written as fast as the disk takes bytes: writing all of a new segment before costs as much again, and what it saves
 /// each of them is little beside that (measured: half as many 16 KiB commands a second while a log grows).
 const LARGE_FRAME: u64 = 512 << 10;
@@ -115,12 +112,12 @@ impl Pool {
         Ok(file)
     }
 
-    /// Bytes of the next new segment: small ones for a small log, so that it takes little more than it holds, and large enough for several
-    /// of its frames.
+    /// Bytes of the next new segment: small ones for a small log, so that it takes little more than it holds, and large enough for a frame
+    /// like the last.
     fn next_size(&self) -> u64 {
         let ready = self.ready.iter().map(|file| file.len()).fold(0, u64::saturating_add);
         let live = self.held.saturating_sub(ready);
-        let wished = (live / 4).max(self.needed.saturating_mul(FRAMES)).next_multiple_of(4096);
+        let wished = (live / 4).next_multiple_of(4096);
         let least = self.needed.next_multiple_of(4096);
         wished.clamp(FIRST_SIZE.min(self.limit), self.limit).max(least)
     }
