@@ -128,11 +128,7 @@ impl Pool {
     }
 
     fn grow(&mut self, needed: u64) -> Result<Arc<SegmentFile>> {
-        let mut size = self.next_size();
-        if self.may_grow(size).is_err() {
-            // As small as can be.
-            size = needed.next_multiple_of(4096);
-        }
+        let size = self.next_size();
         if self.may_grow(size).is_err() {
             // What is on its way out makes room.
             self.finish_deleting();
