@@ -22,7 +22,8 @@ use super::segment_file::SegmentFile;
 const FIRST_SIZE: u64 = 1 << 20;
 const SMALLEST_SIZE: u64 = 64 << 10;
 const LARGEST_SIZE: u64 = 1 << 30;
-/// Ready segments, at most; more while the log fills more than that from one compaction to the next, since it will need them again.
+/// Ready segments, at most; more while the log fills more than that from one compaction to the next, since it will need them again. With
+/// large frames no more than it fills: each of them is large then, and a new one soon made.
 const MOST: usize = 6;
 const MOST_EVER: usize = 64;
 /// Ready segments that are made ahead: one to use, one in reserve.
@@ -122,9 +123,14 @@ impl Pool {
         wished.clamp(FIRST_SIZE.min(self.limit), self.limit).max(least)
     }
 
-    /// Ready ones that take what is written lately.
-    fn ahead(&self) -> usize {
-        self.ready.iter().filter(|file| file.len() >= self.needed).count()
+    /// Ready ones into which a frame like the last does not go.
+    fn too_small(&self) -> usize {
+        self.ready.iter().filter(|file| file.len() < self.needed).count()
+    }
+
+    /// Enough are ready, and one of them at least takes what is written lately. The others may be smaller: what makes room is small.
+    fn is_ahead(&self) -> bool {
+        self.ready.len() >= AHEAD.max(self.too_small().saturating_add(1))
     }
 
     fn grow(&mut self, needed: u64) -> Result<Arc<SegmentFile>> {
@@ -162,22 +168,27 @@ impl Pool {
         self.ready.iter().position(|file| Arc::strong_count(file) == 1 && file.len() >= needed)
     }
 
-    /// Ready segments to keep. Past [`MOST`] only where the disk has as much free again: a snapshot, without which the log cannot be
+    /// Ready segments to keep. Past the least number only where the disk has as much free again: a snapshot, without which the log cannot be
     /// compacted, needs that room more.
     fn most(&self, space: Option<(u64, u64)>) -> usize {
         let ready = self.ready.iter().map(|file| file.len()).fold(0, u64::saturating_add);
         let ample = space.is_none_or(|(free, _)| free > ready);
+        let most = if self.needed < LARGE_FRAME { MOST } else { AHEAD };
         if ample {
-            self.span.clamp(MOST, MOST_EVER)
+            self.span.clamp(most, MOST_EVER)
         } else {
-            MOST
+            most
         }
     }
 
-    /// The disk has become short of space since they were kept, or the log needs fewer.
+    /// The disk has become short of space since they were kept, or the log needs fewer, or larger ones: of those that are too small the reserve
+    /// is all that is of use.
     fn let_go(&mut self, space: Option<(u64, u64)>) {
-        while self.ready.len() > self.most(space) {
-            let Some(file) = self.ready.pop_back() else { return };
+        loop {
+            let too_many = (self.ready.len() > self.most(space)).then(|| self.ready.len().saturating_sub(1));
+            let too_small =
+                || self.ready.iter().rposition(|file| file.len() < self.needed).filter(|_| self.too_small() > 1);
+            let Some(file) = too_small().or(too_many).and_then(|n| self.ready.remove(n)) else { return };
             self.give_up(file);
         }
     }
@@ -214,7 +225,7 @@ impl Pool {
     /// Has a segment made, if too few are ready and there is room. What fails shows when it is needed.
     pub(crate) fn prepare(&mut self) {
         let size = self.next_size();
-        if self.ahead() >= AHEAD || self.making.is_some() || self.may_grow(size).is_err() {
+        if self.is_ahead() || self.making.is_some() || self.may_grow(size).is_err() {
             return;
         }
         let (log_dir, slot) = (self.log_dir.clone(), self.new_slot());
@@ -227,7 +238,7 @@ impl Pool {
 
     /// The segment in use is half full: if the next one is still being made, that must not take its time any more.
     pub(crate) fn hurry(&self) {
-        if let Some((_, pace)) = self.making.as_ref().filter(|_| self.ahead() < AHEAD) {
+        if let Some((_, pace)) = self.making.as_ref().filter(|_| !self.is_ahead()) {
             pace.hurry();
         }
     }
@@ -256,7 +267,7 @@ impl Pool {
         let fits = file.len() >= size && file.len() <= self.limit.saturating_mul(4);
         let within = self.quota.is_none_or(|quota| self.held <= quota);
         // Somewhat smaller than a new one would be is better than a new one.
-        let useful = self.ahead() < AHEAD || file.len() >= self.next_size() / 2;
+        let useful = !self.is_ahead() || file.len() >= self.next_size() / 2;
         let space = disk_space(&self.log_dir);
         if fits && useful && self.ready.len() < self.most(space) && (within || self.ready.is_empty()) {
             self.ready.push_back(file);
@@ -390,7 +401,8 @@ mod tests {
             pool.finish_making();
             let taken = pool.take(frame, false).unwrap();
             pool.give(taken);
-            assert!(pool.ahead() > 0);
+            assert!(pool.is_ahead());
+            assert_eq!((pool.ready.len(), pool.too_small()), (2, 1), "one to use, and of the small ones the reserve");
         }
     }
 
@@ -456,6 +468,19 @@ mod tests {
         let last = (0..40).map(|_| grow_and_compact(1)).last();
         assert_eq!(last.map(|(kept, _)| kept), Some(MOST), "with little to write it fades");
         assert!(grow_and_compact(2 * MOST_EVER).0 <= MOST_EVER + AHEAD);
+    }
+
+    #[test]
+    fn with_large_frames_no_more_is_kept_than_is_filled_between_compactions() {
+        for (frame, kept) in [(LARGE_FRAME - 1, MOST), (LARGE_FRAME, 1 + AHEAD)] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut pool = pool(dir.path(), 0, None);
+            pool.limit = SEGMENT_SIZE;
+            let taken = pool.take(frame, true).unwrap();
+            let others: Vec<_> = (0..MOST).map(|_| pool.make(FIRST_SIZE).unwrap()).collect();
+            others.into_iter().chain([taken]).for_each(|file| pool.give(file));
+            assert_eq!(pool.ready.len(), kept, "{frame}");
+        }
     }
 
     #[test]
