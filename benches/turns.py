@@ -67,6 +67,32 @@ def free_pairs(count: int) -> list[int]:
     return found
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What all nodes, and the disk, had done at an end of a window, and when that was by our clock."""
+
+    at: float
+    cpu: float
+    flushes: int
+    switches: dict[str, int]
+
+    @classmethod
+    def now(cls, nodes: list[Node]) -> Mark:
+        at = time.perf_counter()
+        cpu = sum(node.cpu_seconds() for node in nodes)
+        switches = {thread: count for node in nodes for thread, count in node.switches().items()}
+        return cls(at, cpu, device_flushes(DATA), switches)
+
+    def since(self, before: Mark) -> dict[str, float]:
+        return {
+            "heard": self.at - before.at,
+            "cpu": self.cpu - before.cpu,
+            "flushes": self.flushes - before.flushes,
+            # Those of threads that have ended are not known.
+            "switches": sum(count - before.switches.get(thread, 0) for thread, count in self.switches.items()),
+        }
+
+
 @dataclass
 class Side:
     """A cluster that waits for its turn."""
@@ -95,32 +121,18 @@ class Side:
     def ask(self, command: str, seconds: float, at: int | None = None) -> dict[str, Any]:
         """One workload on the leader, whoever that is by then, or at one node. Adds what all nodes, and the disk, did in the window: `cpu`
         in seconds, `switches`, `flushes`; and `heard`, how many seconds it was by our clock. No second node is asked meanwhile."""
-        marks: dict[str, tuple[float, int, dict[str, int]]] = {}
-        at_marks: dict[str, float] = {}
+        marks: dict[str, Mark] = {}
 
         def heard(line: str) -> None:
             if line in ("MEASURE", "END"):
-                at_marks[line] = time.perf_counter()
-                cpu = sum(node.cpu_seconds() for node in self.nodes)
-                switches = {thread: count for node in self.nodes for thread, count in node.switches().items()}
-                marks[line] = cpu, device_flushes(DATA), switches
+                marks[line] = Mark.now(self.nodes)
 
         for _ in range(10):
             asked = self.leader if at is None else at
             self.nodes[asked - 1].say(command)
             answer = self.nodes[asked - 1].hear_json(seconds + 90, heard)
             if "error" not in answer:
-                (cpu, flushes, switches), (cpu_after, flushes_after, switches_after) = marks["MEASURE"], marks["END"]
-                # Those of threads that have ended are not known.
-                switched = sum(count - switches.get(thread, 0) for thread, count in switches_after.items())
-                span = at_marks["END"] - at_marks["MEASURE"]
-                return {
-                    **answer,
-                    "cpu": cpu_after - cpu,
-                    "flushes": flushes_after - flushes,
-                    "switches": switched,
-                    "heard": span,
-                }
+                return {**answer, **marks["END"].since(marks["MEASURE"])}
             self.leader = answer.get("leader") or self.leader
             time.sleep(0.2)
         raise SystemExit(f"bench: no leader of {self.name} stays one")

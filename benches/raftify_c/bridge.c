@@ -9,9 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #include <raftify.h>
+
+#include "common.h"
 
 /* What else the machine does only adds to the time of a window: the least of them is nearest to what the calls take. */
 enum { EVENTS = 256, PAYLOAD = 128, MOST = 1024, WINDOWS = 3 };
@@ -23,17 +24,6 @@ static size_t queued, outstanding;
 static uint64_t done;
 static int leads, over, closed;
 static uint8_t command[PAYLOAD];
-
-static void die(const char *what, raftify_error *error) {
-  fprintf(stderr, "%s: %s\n", what, error == NULL ? "failed" : raftify_error_message(error));
-  exit(1);
-}
-
-static double seconds(clockid_t clock) {
-  struct timespec t;
-  clock_gettime(clock, &t);
-  return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 static long switches(void) {
   struct rusage usage;
@@ -104,14 +94,14 @@ static spent window(size_t in_flight, double length) {
   before = done;
   while (done < before + 4 * in_flight) turn();
   before = done;
-  began = seconds(CLOCK_MONOTONIC);
-  cpu = seconds(CLOCK_THREAD_CPUTIME_ID);
+  began = clock_now();
+  cpu = clock_seconds(CLOCK_THREAD_CPUTIME_ID);
   slept = switches();
-  while (seconds(CLOCK_MONOTONIC) < began + length) turn();
+  while (clock_now() < began + length) turn();
   each = 1 / (double)(done - before);
-  s.thread_us = (seconds(CLOCK_THREAD_CPUTIME_ID) - cpu) * each * 1e6;
+  s.thread_us = (clock_seconds(CLOCK_THREAD_CPUTIME_ID) - cpu) * each * 1e6;
   s.waits = (double)(switches() - slept) * each;
-  s.a_second = (double)(done - before) / (seconds(CLOCK_MONOTONIC) - began);
+  s.a_second = (double)(done - before) / (clock_now() - began);
   over = 1;
   queued = 0;
   while (outstanding > 0) turn();
@@ -128,11 +118,6 @@ static void measure(size_t in_flight, double length) {
   printf("{\"part\":\"bridge\",\"side\":\"C\",\"in_flight\":%zu,\"thread_us\":%.3f,\"waits\":%.4f,\"a_second\":%.0f}\n",
          in_flight, least.thread_us, least.waits, least.a_second);
   fflush(stdout);
-}
-
-static void set(raftify_config *config, const char *name, const char *to) {
-  raftify_error *error = NULL;
-  if (raftify_config_set(config, name, strlen(name), to, strlen(to), &error) != RAFTIFY_OK) die("setting", error);
 }
 
 int main(int argc, char **argv) {

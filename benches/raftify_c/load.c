@@ -7,18 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "common.h"
 #include "map.h"
 
 /* Seconds between two bursts of a paced load, and what the last answers may take. */
 static const double BURST = 0.0005, DRAIN = 20;
-
-double clock_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 void say(const char *line) {
   puts(line);

@@ -44,8 +44,6 @@ typedef struct load {
   uint64_t *tokens; /* of the reads among them, on their way down */
 } load;
 
-double clock_now(void);
-
 /* Prints a line at once. */
 void say(const char *line);
 

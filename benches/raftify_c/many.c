@@ -12,10 +12,11 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <raftify.h>
+
+#include "common.h"
 
 enum { EVENTS = 1024, PAYLOAD = 128, INFLIGHT = 16, ADDRESS = 32, SOURCES = 1 << 14 };
 
@@ -37,28 +38,6 @@ static uint64_t done, errors;
 static int working;
 static raftify_queue *queue;
 static uint8_t command[PAYLOAD];
-
-static void die(const char *what, raftify_error *error) {
-  fprintf(stderr, "%s: %s\n", what, error == NULL ? "failed" : raftify_error_message(error));
-  exit(1);
-}
-
-static void *must(void *pointer) {
-  if (pointer == NULL) die("out of memory", NULL);
-  return pointer;
-}
-
-static double clock_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
-static double cpu_now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
-  return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 static void queue_one(member *m, uint64_t token) {
   raftify_proposal *p = &m->queued[m->queued_count++];
@@ -176,11 +155,6 @@ static uint64_t of_process(const char *field) {
   return value;
 }
 
-static void set(raftify_config *config, const char *name, const char *to) {
-  raftify_error *error = NULL;
-  if (raftify_config_set(config, name, strlen(name), to, strlen(to), &error) != RAFTIFY_OK) die(name, error);
-}
-
 static void start_all(raftify_runtime *runtime, size_t clusters, size_t size, const char *directory) {
   unsigned short *ports = must(calloc(count, sizeof *ports));
   raftify_peer *peers = must(calloc(size, sizeof *peers));
@@ -268,16 +242,16 @@ int main(int argc, char **argv) {
   serve(2);
   threads = of_process("Threads:");
   idle_rss = (double)of_process("VmRSS:") * 1.024 / 1e3;
-  cpu = cpu_now();
+  cpu = clock_seconds(CLOCK_PROCESS_CPUTIME_ID);
   serve(seconds);
-  idle_cpu = 100 * (cpu_now() - cpu) / seconds;
+  idle_cpu = 100 * (clock_seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu) / seconds;
   work();
   serve(1);
-  cpu = cpu_now();
+  cpu = clock_seconds(CLOCK_PROCESS_CPUTIME_ID);
   before = done;
   serve(seconds);
   before = done - before;
-  busy_cpu = 100 * (cpu_now() - cpu) / seconds;
+  busy_cpu = 100 * (clock_seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu) / seconds;
   working = 0;
   serve(1);
   closing = clock_now();

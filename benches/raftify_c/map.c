@@ -4,15 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FRAME = MAP_KEY + 4 };
+#include "common.h"
 
-void *must(void *pointer) {
-  if (pointer == NULL) {
-    fprintf(stderr, "out of memory\n");
-    exit(1);
-  }
-  return pointer;
-}
+enum { FRAME = MAP_KEY + 4 };
 
 static map_value *slot_of(map *m, uint64_t key) {
   uint64_t at = (key * UINT64_C(0x9E3779B97F4A7C15)) >> 49;

@@ -20,9 +20,6 @@ typedef struct map {
   uint64_t keys;
 } map;
 
-/* NULL is fatal: a bench without memory has nothing to say. */
-void *must(void *pointer);
-
 /* A command: its first MAP_KEY bytes are the key. */
 void map_apply(map *m, const uint8_t *command, size_t len);
 

@@ -15,6 +15,7 @@
 
 #include <raftify.h>
 
+#include "common.h"
 #include "load.h"
 #include "map.h"
 
@@ -40,11 +41,6 @@ typedef struct node {
 } node;
 
 static node self;
-
-static void die(const char *what, raftify_error *error) {
-  fprintf(stderr, "%s: %s\n", what, error == NULL ? "failed" : raftify_error_message(error));
-  exit(1);
-}
 
 static void submit(load *l) {
   raftify_error *error = NULL;
@@ -293,11 +289,6 @@ static int command(char *line) {
 
 /* ---- the program ---- */
 
-static void set(raftify_config *config, const char *name, size_t name_len, const char *to) {
-  raftify_error *error = NULL;
-  if (raftify_config_set(config, name, name_len, to, strlen(to), &error) != RAFTIFY_OK) die("setting", error);
-}
-
 static void usage(void) {
   fprintf(stderr,
           "usage: node --id N --peers 1=host:port,... --dir DIRECTORY [--set name=value]... [--ballast BYTES] [--tell]\n");
@@ -312,7 +303,7 @@ static raftify_node *start(raftify_runtime *runtime, raftify_queue *queue, int a
   raftify_config *config = must(raftify_config_new());
   const char *engine = getenv("BENCH_LOG_ENGINE"), *rest = "";
   int i;
-  if (engine != NULL) set(config, "log_engine", strlen("log_engine"), engine);
+  if (engine != NULL) set(config, "log_engine", engine);
   for (i = 1; i < argc; i++) {
     if (strcmp(argv[i], "--tell") == 0) {
       self.tells = 1;
@@ -324,12 +315,13 @@ static raftify_node *start(raftify_runtime *runtime, raftify_queue *queue, int a
     } else if (strcmp(argv[i], "--peers") == 0) {
       rest = argv[++i];
     } else if (strcmp(argv[i], "--dir") == 0) {
-      set(config, "log_dir", strlen("log_dir"), argv[++i]);
+      set(config, "log_dir", argv[++i]);
     } else if (strcmp(argv[i], "--ballast") == 0) {
       self.ballast = strtoull(argv[++i], NULL, 10);
     } else if (strcmp(argv[i], "--set") == 0 && strchr(argv[i + 1], '=') != NULL) {
-      const char *equals = strchr(argv[++i], '=');
-      set(config, argv[i], (size_t)(equals - argv[i]), equals + 1);
+      char *equals = strchr(argv[++i], '=');
+      *equals = '\0';
+      set(config, argv[i], equals + 1);
     } else {
       usage();
     }

@@ -9,7 +9,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::log_syncs;
@@ -46,43 +46,44 @@ impl Piece {
     }
 }
 
-/// How eagerly a file is written.
+/// How eagerly a file is written. It only ever becomes more urgent.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
-    hurry: AtomicBool,
-    /// What can be left out of it is left out.
-    enough: AtomicBool,
-}
+pub(crate) struct Pace(AtomicU8);
+
+/// Nobody waits: with rests between the pieces.
+const AT_LEISURE: u8 = 0;
+/// Somebody waits for all of it.
+const HURRIED: u8 = 1;
+/// Somebody waits, and what can be left out of it is left out.
+const CUT_SHORT: u8 = 2;
 
 impl Pace {
     /// Somebody waits for it from the beginning.
     pub(crate) fn hurried() -> Self {
-        Pace { hurry: AtomicBool::new(true), enough: AtomicBool::new(false) }
+        Pace(AtomicU8::new(HURRIED))
     }
 
     /// Only what has to be is done from the beginning.
     pub(crate) fn least() -> Self {
-        Pace { hurry: AtomicBool::new(true), enough: AtomicBool::new(true) }
+        Pace(AtomicU8::new(CUT_SHORT))
     }
 
     /// Somebody waits for it now.
     pub(crate) fn hurry(&self) {
-        self.hurry.store(true, Ordering::Relaxed);
+        self.0.fetch_max(HURRIED, Ordering::Relaxed);
     }
 
     /// Somebody waits for it now, and needs no more of it than there has to be.
-    pub(crate) fn enough(&self) {
-        self.enough.store(true, Ordering::Relaxed);
-        self.hurry();
+    pub(crate) fn cut_short(&self) {
+        self.0.fetch_max(CUT_SHORT, Ordering::Relaxed);
     }
 
-    pub(crate) fn is_enough(&self) -> bool {
-        self.enough.load(Ordering::Relaxed)
-    }
-
-    #[cfg(test)]
     pub(crate) fn is_hurried(&self) -> bool {
-        self.hurry.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) != AT_LEISURE
+    }
+
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == CUT_SHORT
     }
 
     /// After a piece that took so long. Twice that belongs to the others, on a fast disk; and twice what a log's sync takes, if that is
@@ -93,7 +94,7 @@ impl Pace {
 
     /// So long, unless somebody waits.
     pub(crate) fn pause(&self, span: Duration) {
-        if !self.hurry.load(Ordering::Relaxed) {
+        if !self.is_hurried() {
             std::thread::sleep(span);
         }
     }

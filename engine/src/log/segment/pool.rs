@@ -248,7 +248,7 @@ impl Pool {
         if self.needed < SMALL_FRAME {
             pace.hurry();
         } else {
-            pace.enough();
+            pace.cut_short();
         }
         if let Ok(Ok(file)) = thread.join() {
             self.held = self.held.saturating_add(file.len());
@@ -332,7 +332,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         // The directory must not change any more once its lock is given up.
         if let Some((_, pace)) = &self.making {
-            pace.enough();
+            pace.cut_short();
         }
         self.finish_making();
         self.finish_deleting();
@@ -394,7 +394,7 @@ mod tests {
                 let before = pool.next_slot;
                 assert!(pool.take(frame, true).unwrap().len() >= frame);
                 let (_, pace) = pool.making.as_ref().expect("the next one is on its way");
-                assert_eq!(pace.is_enough(), only_allocated);
+                assert_eq!(pace.is_cut_short(), only_allocated);
                 made_waiting += pool.next_slot - before - 1;
             }
             assert_eq!(made_waiting, 1, "the first one alone was waited for");
@@ -415,7 +415,7 @@ mod tests {
             let made = pool.make(SIZE).unwrap();
             pool.making = Some((std::thread::spawn(move || Ok(Arc::into_inner(made).unwrap())), Arc::clone(&pace)));
             pool.take(needed, true).unwrap();
-            assert_eq!((pace.is_hurried(), pace.is_enough()), (true, !zeros), "{needed}");
+            assert_eq!((pace.is_hurried(), pace.is_cut_short()), (true, !zeros), "{needed}");
         }
     }
 

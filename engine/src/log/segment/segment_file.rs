@@ -54,7 +54,7 @@ impl SegmentFile {
         let piece = Piece::new();
         let mut at = 0;
         let allocated = allocate(direct.file(), len).map_err(failed)?;
-        while at < len && !(allocated && pace.is_enough()) {
+        while at < len && !(allocated && pace.is_cut_short()) {
             let zeros = piece.bytes();
             let zeros = zeros.get(..usize::try_from(len - at).unwrap_or(usize::MAX)).unwrap_or(zeros);
             direct.write(zeros, at, pace).map_err(failed)?;
