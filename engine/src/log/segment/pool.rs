@@ -1,8 +1,8 @@
 //! Segments ready to be used: recycled ones first, new ones made ahead of need on a thread of their own.
 //!
 //! Invariants: a write with entries leaves one ready segment behind, so that a full disk or quota can still be compacted;
-//! a segment that somebody still reads is not handed out; the pool is bounded, what is too much is deleted, on another thread of its own. A refusal is
-//! found before anything is written and changes nothing.
+//! a segment that somebody still reads is not handed out; the pool is bounded, what is too much is deleted, on another thread of its own. What is
+//! ready holds up no frame that does not go into it: it makes room. A refusal is found before anything is written and changes nothing.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -102,7 +102,7 @@ impl Pool {
         let recycled = self.usable(needed).filter(|_| self.ready.len() > keep).and_then(|n| self.ready.remove(n));
         let file = match recycled {
             Some(file) => file,
-            None => self.grow(needed).map_err(|error| match error.code {
+            None => self.grow(needed, reserve).map_err(|error| match error.code {
                 ErrorCode::DiskFull => Failure::Refused(error),
                 _ => Failure::Broken(error),
             })?,
@@ -133,11 +133,12 @@ impl Pool {
         self.ready.len() >= AHEAD.max(self.too_small().saturating_add(1))
     }
 
-    fn grow(&mut self, needed: u64) -> Result<Arc<SegmentFile>> {
+    fn grow(&mut self, needed: u64, reserve: bool) -> Result<Arc<SegmentFile>> {
         let size = self.next_size();
         if self.may_grow(size).is_err() {
-            // What is on its way out makes room.
+            // What is on its way out makes room, and then what is ready and too small.
             self.finish_deleting();
+            self.make_room(self.lack(size, disk_space(&self.log_dir)), needed, reserve);
             self.may_grow(size)?;
         }
         // The log stands meanwhile.
@@ -182,13 +183,15 @@ impl Pool {
     }
 
     /// The disk has become short of space since they were kept, or the log needs fewer, or larger ones: of those that are too small the reserve
-    /// is all that is of use.
+    /// is all that is of use, best one that nobody reads.
     fn let_go(&mut self, space: Option<(u64, u64)>) {
         loop {
             let too_many = (self.ready.len() > self.most(space)).then(|| self.ready.len().saturating_sub(1));
-            let too_small =
-                || self.ready.iter().rposition(|file| file.len() < self.needed).filter(|_| self.too_small() > 1);
-            let Some(file) = too_small().or(too_many).and_then(|n| self.ready.remove(n)) else { return };
+            let small = |file: &Arc<SegmentFile>| file.len() < self.needed;
+            let read = |file: &Arc<SegmentFile>| small(file) && Arc::strong_count(file) > 1;
+            let too_small = self.ready.iter().rposition(read).or_else(|| self.ready.iter().rposition(small));
+            let too_small = too_small.filter(|_| self.too_small() > 1);
+            let Some(file) = too_small.or(too_many).and_then(|n| self.ready.remove(n)) else { return };
             self.give_up(file);
         }
     }
@@ -200,9 +203,43 @@ impl Pool {
         self.surplus.push(file);
     }
 
-    fn may_grow(&self, by: u64) -> Result<()> {
+    /// Deletes ready segments into which this frame does not go, the smallest first, until `lack` bytes are free. If all of them would not do, none.
+    fn make_room(&mut self, lack: u64, needed: u64, reserve: bool) {
+        // As in `usable`: one that is still read makes no room before its last reader is done.
+        let idle = self.ready.iter().filter(|file| file.len() < needed && Arc::strong_count(file) == 1);
+        let mut idle: Vec<(u64, u64)> = idle.map(|file| (file.len(), file.slot())).collect();
+        idle.sort_unstable();
+        let (mut room, mut gone) = (0u64, Vec::new());
+        // The smallest is enough of a reserve: what makes room is small.
+        for (len, slot) in idle.into_iter().skip(usize::from(reserve)) {
+            if room >= lack {
+                break;
+            }
+            room = room.saturating_add(len);
+            gone.push(slot);
+        }
+        if room < lack || gone.is_empty() {
+            return;
+        }
+        let ready = std::mem::take(&mut self.ready).into_iter();
+        let (gone, ready): (VecDeque<_>, _) = ready.partition(|file| gone.contains(&file.slot()));
+        self.ready = ready;
+        gone.into_iter().for_each(|file| self.give_up(file));
+        self.finish_deleting();
+    }
+
+    /// Bytes that a segment of that size would take beyond what the quota and the disk (bytes free, of how many) have left.
+    fn lack(&self, size: u64, space: Option<(u64, u64)>) -> u64 {
+        self.over_quota(size).max(space.map_or(0, |space| short(size, space)))
+    }
+
+    fn over_quota(&self, by: u64) -> u64 {
         let after = self.held.saturating_add(self.leaving).saturating_add(by);
-        if let Some(quota) = self.quota.filter(|quota| after > *quota) {
+        self.quota.map_or(0, |quota| after.saturating_sub(quota))
+    }
+
+    fn may_grow(&self, by: u64) -> Result<()> {
+        if let Some(quota) = self.quota.filter(|_| self.over_quota(by) > 0) {
             return Err(Error::storage(
                 ErrorCode::DiskFull,
                 &self.log_dir,
@@ -213,7 +250,7 @@ impl Pool {
             ));
         }
         match disk_space(&self.log_dir) {
-            Some((free, size)) if by.saturating_add(DISK_RESERVE.min(size / 8)) > free => Err(Error::storage(
+            Some((free, size)) if short(by, (free, size)) > 0 => Err(Error::storage(
                 ErrorCode::DiskFull,
                 &self.log_dir,
                 format_args!("{free} bytes are free on this disk and a segment of {by} does not fit; free space, or take a snapshot so that the log is compacted"),
@@ -312,6 +349,11 @@ impl Pool {
         self.leaving = self.leaving.saturating_sub(gone.saturating_add(left));
         self.held = self.held.saturating_add(left);
     }
+}
+
+/// What a disk with so many bytes free, of so many, lacks for `by` bytes more.
+fn short(by: u64, (free, size): (u64, u64)) -> u64 {
+    by.saturating_add(DISK_RESERVE.min(size / 8)).saturating_sub(free)
 }
 
 /// Bytes that are free now, and those that are not.
@@ -432,6 +474,84 @@ mod tests {
         assert!(matches!(pool.take(100, false), Err(Failure::Refused(_))));
         pool.give(first);
         pool.take(100, false).unwrap();
+    }
+
+    #[test]
+    fn what_is_ready_but_too_small_for_a_frame_makes_room_for_it() {
+        // Ready, still read, quota, larger by; with a reserve; how many stay, of a frame that has room in the end.
+        for (ready, read, quota, larger, reserve, stay) in [
+            (6, 0, 7 * SIZE, 1, true, Some(1)),
+            (6, 0, 7 * SIZE, 5 * SIZE, true, Some(1)),
+            (6, 0, 7 * SIZE, 5 * SIZE + 1, true, None),
+            (6, 0, 7 * SIZE, 6 * SIZE, false, Some(0)),
+            (6, 0, 7 * SIZE, 6 * SIZE + 1, false, None),
+            (6, 2, 7 * SIZE, 3 * SIZE, true, Some(1)),
+            (6, 2, 7 * SIZE, 3 * SIZE + 1, true, None),
+            (1, 0, SIZE, 1, true, None),
+            (1, 1, SIZE, 1, false, None),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut pool = pool(dir.path(), ready, Some(quota));
+            let readers: Vec<Arc<SegmentFile>> = pool.ready.iter().take(read).cloned().collect();
+            let case = format!("{ready} {read} {quota} {larger} {reserve}");
+            match (pool.take(SIZE + larger, reserve), stay) {
+                (Ok(taken), Some(stay)) => {
+                    assert!(taken.len() >= SIZE + larger, "{case}");
+                    // Of those that are still read the pool lets go as well, once it has the segment.
+                    assert_eq!(pool.ready.len(), stay, "{case}");
+                    assert!(pool.ready.iter().all(|file| Arc::strong_count(file) == 1), "{case}");
+                    assert_eq!(pool.held, taken.len() + stay as u64 * SIZE, "{case}");
+                }
+                (Err(Failure::Refused(error)), None) => {
+                    assert_eq!(error.code, ErrorCode::DiskFull, "{case}");
+                    let lie_there = std::fs::read_dir(dir.path()).unwrap().count();
+                    assert_eq!(
+                        (pool.ready.len(), lie_there, pool.leaving),
+                        (ready, ready, 0),
+                        "{case}: nothing changed"
+                    );
+                    assert_eq!(pool.held, ready as u64 * SIZE, "{case}");
+                }
+                (other, _) => panic!("{case}: {other:?}"),
+            }
+            drop(readers);
+        }
+    }
+
+    #[test]
+    fn what_is_ready_makes_room_on_a_full_disk_too_and_only_as_much_as_is_needed() {
+        const MIB: u64 = 1 << 20;
+        for (size, space, lack) in [
+            (MIB, (9 * MIB, 100 * MIB), 0),
+            (MIB, (9 * MIB - 1, 100 * MIB), 1),
+            (MIB, (0, 8 * MIB), 2 * MIB),
+            (u64::MAX, (0, u64::MAX), u64::MAX),
+        ] {
+            let pool = Pool::new(Path::new("."), 1, 0, SIZE, None);
+            assert_eq!(pool.lack(size, Some(space)), lack, "{size} {space:?}");
+        }
+        for (lack, reserve, gone) in [
+            (0, true, 0),
+            (1, true, 2),
+            (2 * SIZE, true, 2),
+            (2 * SIZE + 1, true, 5),
+            (5 * SIZE, true, 5),
+            (5 * SIZE + 1, true, 0),
+            (1, false, 1),
+            (6 * SIZE, false, 6),
+            (6 * SIZE + 1, false, 0),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut pool = pool(dir.path(), 0, None);
+            for size in [3, 1, 2, 4] {
+                let file = pool.make(size * SIZE).unwrap();
+                pool.ready.push_back(file);
+            }
+            pool.make_room(lack, 4 * SIZE, reserve);
+            let ready: u64 = pool.ready.iter().map(|file| file.len()).sum();
+            assert_eq!((ready, pool.held, pool.leaving), (ready, ready, 0));
+            assert_eq!(10 - ready / SIZE, gone, "{lack} {reserve}");
+        }
     }
 
     #[test]
