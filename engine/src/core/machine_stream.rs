@@ -25,15 +25,10 @@ enum Outstanding {
         /// (index, term, request) of those whose proposer waits here.
         wanted: Vec<(u64, u64, u64)>,
     },
-    Restore {
-        id: u64,
-        index: u64,
-        outcomes: Option<u64>,
-    },
+    /// It keeps what names the file: the log may name another snapshot before this one is restored.
+    Restore { id: u64, meta: Arc<SnapshotMeta> },
     /// Entries the machine need not hear of.
-    Skip {
-        last_index: u64,
-    },
+    Skip { last_index: u64 },
 }
 
 pub(super) struct MachineStream {
@@ -43,7 +38,7 @@ pub(super) struct MachineStream {
     next_index: u64,
     applied: u64,
     /// The snapshot to restore before anything else.
-    start_from: Option<SnapshotMeta>,
+    start_from: Option<Arc<SnapshotMeta>>,
     /// The machine has a state: none is to be restored, or the first one is. Before that `applied` is where it will stand.
     begun: bool,
     told_restored: bool,
@@ -69,7 +64,7 @@ impl MachineStream {
             applied,
             start_from: snapshot
                 .filter(|s| s.has_file && durable.is_none() && !bugs::on(Bug::DoesNotRestoreAtStart))
-                .cloned(),
+                .map(|s| Arc::new(s.clone())),
             begun: durable.is_some() || !snapshot.is_some_and(|s| s.has_file),
             told_restored: false,
             overtaken: false,
@@ -103,9 +98,9 @@ impl MachineStream {
     }
 
     /// The machine has to take this state before anything that comes later.
-    pub fn restore(&mut self, index: u64, outcomes: Option<u64>) -> u64 {
-        let id = self.next_id();
-        self.outstanding.push_back(Outstanding::Restore { id, index, outcomes });
+    fn restore(&mut self, meta: Arc<SnapshotMeta>) -> u64 {
+        let (id, index) = (self.next_id(), meta.index);
+        self.outstanding.push_back(Outstanding::Restore { id, meta });
         let replayed = if bugs::on(Bug::ReplaysOverTheSnapshot) { 1 } else { 0 };
         self.next_index = index.saturating_add(1).saturating_sub(replayed);
         self.fetched = Arc::default();
@@ -138,7 +133,7 @@ impl MachineStream {
     }
 
     fn restores_below(&self, limit: u64) -> bool {
-        self.outstanding.iter().any(|o| matches!(o, Outstanding::Restore { index, .. } if *index < limit))
+        self.outstanding.iter().any(|o| matches!(o, Outstanding::Restore { meta, .. } if meta.index < limit))
     }
 
     fn restoring(&self) -> bool {
@@ -149,7 +144,7 @@ impl MachineStream {
 impl Core {
     pub(super) fn pump_machine(&mut self) {
         if let Some(meta) = self.machine.start_from.take() {
-            self.restore_machine(&meta);
+            self.restore_machine(meta);
         }
         let mut gathers = false;
         while !self.machine.restoring()
@@ -182,15 +177,18 @@ impl Core {
         self.raw.mut_store().evict(free, super::snapshotting::TAIL_BYTES);
     }
 
-    pub(super) fn restore_machine(&mut self, meta: &SnapshotMeta) {
-        let id = self.machine.restore(meta.index, meta.outcomes);
-        self.out.machine.push(MachineRequest::Restore {
-            id,
-            index: meta.index,
-            term: meta.term,
-            path: Default::default(),
-            size: meta.size,
-        });
+    pub(super) fn restore_machine(&mut self, meta: Arc<SnapshotMeta>) {
+        let (index, term, size) = (meta.index, meta.term, meta.size);
+        let id = self.machine.restore(meta);
+        self.out.machine.push(MachineRequest::Restore { id, index, term, path: Default::default(), size });
+    }
+
+    /// The snapshot that this request, which is not answered yet, tells the machine to restore. Its file stays until then (S6).
+    pub fn snapshot_to_restore(&self, request: u64) -> Option<Arc<SnapshotMeta>> {
+        self.machine.outstanding.iter().find_map(|o| match o {
+            Outstanding::Restore { id, meta } if *id == request => Some(Arc::clone(meta)),
+            _ => None,
+        })
     }
 
     /// Makes one batch from memory, or asks the disk for it. False when it has to wait.
@@ -279,10 +277,10 @@ impl Core {
             MachineAnswer::Applied { id, outcomes } => self.batch_applied(id, outcomes, false),
             MachineAnswer::AppliedAndTold { id, outcomes } => self.batch_applied(id, outcomes, true),
             MachineAnswer::Restored { id } => match self.machine.outstanding.front() {
-                Some(Outstanding::Restore { id: expected, index, outcomes }) if *expected == id => {
-                    self.machine.applied = *index;
+                Some(Outstanding::Restore { id: expected, meta }) if *expected == id => {
+                    self.machine.applied = meta.index;
                     self.machine.begun = true;
-                    self.outcomes.restored(*index, *outcomes);
+                    self.outcomes.restored(meta.index, meta.outcomes);
                     self.machine.outstanding.pop_front();
                     self.reads_applied();
                 }

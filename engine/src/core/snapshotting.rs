@@ -385,7 +385,7 @@ impl Core {
         // One that came later is durable already, or on its way there: the machine waits, and takes that one.
         if meta.index == self.snapshot_index() {
             if meta.has_file {
-                self.restore_machine(&meta);
+                self.restore_machine(Arc::clone(&meta));
             }
             self.machine.resume_after(meta.index);
         }

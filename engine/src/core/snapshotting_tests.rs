@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use raft::eraftpb::MessageType;
+use raft::eraftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
 
 use crate::cluster::ClusterState;
-use crate::core::test_cores::{command, follow, founders, log, options, snapshot};
+use crate::core::test_cores::{command, follow, founders, log, message, options, snapshot};
 use crate::core::{Actions, Body, Core, CoreOptions};
+use crate::error::ErrorCode;
 use crate::log::SnapshotMeta;
-use crate::machine::MachineRequest;
+use crate::machine::{MachineAnswer, MachineRequest};
+use crate::request::Request;
 use crate::status::Event;
 use crate::Config;
 
@@ -78,4 +80,65 @@ fn s19_a_leader_whose_snapshot_is_too_old_hears_how_far_this_node_is() {
         _ => None,
     });
     assert_eq!(acknowledged, Some((2, 20, false)), "otherwise it sends the same snapshot for ever");
+}
+
+#[test]
+fn a_snapshot_that_failed_is_told_to_who_asked_and_tried_again_later() {
+    let mut core = replaying();
+    let fetch = core.poll().fetches.first().copied().unwrap();
+    core.fetched(fetch.id, (11..=20).map(command).collect());
+    core.submit(5, Request::Snapshot, None);
+    let (id, index) = asked_for_snapshot(&core.poll()).unwrap();
+    core.snapshot_failed(id, "no thread".into());
+    let told = core.poll();
+    assert_eq!(asked_for_snapshot(&told), None, "not at once");
+    let failed = told.completions.iter().find(|c| c.token == 5).and_then(|c| c.result.as_ref().err());
+    assert_eq!(failed.map(|error| (error.code, error.index)), Some((ErrorCode::SnapshotFailed, Some(index))));
+    core.begin_turn(10_000_001, 1);
+    let (again, index_again) = asked_for_snapshot(&core.poll()).unwrap();
+    assert!(again > id && index_again == index);
+}
+
+/// Request and index.
+fn asked_to_restore(actions: &Actions) -> Vec<(u64, u64)> {
+    let restore = |request: &MachineRequest| match request {
+        MachineRequest::Restore { id, index, .. } => Some((*id, *index)),
+        _ => None,
+    };
+    actions.machine.iter().filter_map(restore).collect()
+}
+
+/// Node 2, which leads, has sent this snapshot whole.
+fn receive(core: &mut Core, index: u64) {
+    let meta = snapshot(index, 3, core.cluster());
+    let metadata = SnapshotMetadata { index, term: 3, conf_state: Some(meta.cluster.conf_state()) };
+    let sent = Snapshot { metadata: Some(metadata), ..Snapshot::default() };
+    core.receive_snapshot(2, Message { snapshot: Some(sent), ..message(MessageType::MsgSnapshot, 2, 3) }, meta);
+}
+
+#[test]
+fn s6_a_snapshot_that_is_overtaken_before_the_machine_hears_of_it_is_still_the_one_it_restores() {
+    let mut core = replaying();
+    follow(&mut core, 20);
+    receive(&mut core, 30);
+    let write = core.poll().writes.last().map(|write| write.number).unwrap();
+    // In one turn: the next one comes, and the write that names this one is done.
+    receive(&mut core, 40);
+    core.written(write);
+    let actions = core.poll();
+    let restores = asked_to_restore(&actions);
+    assert_eq!(restores.iter().map(|(_, index)| *index).collect::<Vec<_>>(), [30]);
+    assert_eq!(core.snapshot().map(|meta| meta.index), Some(40));
+    let (first, _) = restores[0];
+    assert_eq!(core.snapshot_to_restore(first).map(|meta| meta.index), Some(30));
+    assert_eq!(actions.prune.map(|meta| meta.index), Some(30));
+    // The log names the one at 40 durably, and the file at 30 stays until the machine has it.
+    core.written(actions.writes.last().map(|write| write.number).unwrap());
+    let actions = core.poll();
+    let (second, _) = asked_to_restore(&actions)[0];
+    assert_eq!(core.snapshot_to_restore(second).map(|meta| meta.index), Some(40));
+    assert!(core.snapshot_to_restore(first).is_some() && actions.prune.is_none());
+    core.machine_answer(MachineAnswer::Restored { id: first });
+    assert_eq!(core.poll().prune.map(|meta| meta.index), Some(40));
+    assert!(core.snapshot_to_restore(first).is_none());
 }

@@ -20,7 +20,6 @@ use crate::client;
 use crate::cluster::NodeId;
 use crate::core::{Actions, Core, CoreOptions, Micros};
 use crate::error::{Committed, Error, ErrorCode, Result};
-use crate::log::SnapshotMeta;
 use crate::machine::{MachineAnswer, MachineRequest};
 use crate::request::{Completion, Reply, Request, Ticket, Timeout, Token};
 use crate::runtime::Aside;
@@ -506,7 +505,7 @@ impl Driver {
     fn ask_machine(&mut self, request: MachineRequest) {
         let request = match request {
             MachineRequest::Restore { id, index, term, size, .. } => {
-                let meta = self.snapshot_to_restore(index);
+                let meta = self.core.snapshot_to_restore(id);
                 let path = meta.map(|meta| self.shared.files.name_restore(id, meta)).unwrap_or_default();
                 MachineRequest::Restore { id, index, term, path, size }
             }
@@ -519,10 +518,6 @@ impl Driver {
             apply => apply,
         };
         self.sink.machine(request);
-    }
-
-    fn snapshot_to_restore(&self, index: u64) -> Option<Arc<SnapshotMeta>> {
-        self.core.snapshot().filter(|meta| meta.index == index)
     }
 
     fn complete(&mut self, completions: Vec<Completion>) {
