@@ -14,6 +14,8 @@ pub mod descriptors;
 mod direct;
 pub mod entry;
 pub mod error;
+#[cfg(test)]
+mod faults;
 pub mod gather;
 mod locks;
 pub mod log;

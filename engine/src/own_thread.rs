@@ -34,6 +34,8 @@ pub(crate) fn spawn<T: Send + 'static>(
     name: impl Into<String>,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
+    #[cfg(test)]
+    crate::faults::due(crate::faults::Fault::Thread)?;
     Builder::new().name(name.into()).spawn(move || {
         let mut blocked = SigSet::all();
         NOT_BLOCKED.into_iter().for_each(|signal| blocked.remove(signal));

@@ -33,6 +33,29 @@ pub(crate) struct SnapshotFiles {
     reading: Arc<Mutex<HashMap<u64, Reading>>>,
 }
 
+/// Size and checksum of a completed file, or why there is none.
+type Completed = Result<(u64, u32), String>;
+
+/// Tells once how completing a snapshot ended. Dropped untold, as when no thread could be started or the one that was broke down, it
+/// tells of a failure: otherwise the core would wait for this snapshot, and take no other, for ever.
+struct Outcome<F: FnOnce(Completed)>(Option<F>);
+
+impl<F: FnOnce(Completed)> Outcome<F> {
+    fn tell(mut self, completed: Completed) {
+        if let Some(done) = self.0.take() {
+            done(completed);
+        }
+    }
+}
+
+impl<F: FnOnce(Completed)> Drop for Outcome<F> {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            done(Err("the thread that completes the file could not be started, or broke down".into()));
+        }
+    }
+}
+
 fn not_asked(id: u64) -> Error {
     Error::not_done(
         ErrorCode::InvalidArgument,
@@ -80,16 +103,17 @@ impl SnapshotFiles {
         }
     }
 
-    /// Completes the file on a thread of its own: its sync may take long.
+    /// Completes the file on a thread of its own: its sync may take long. `done` hears how that ended, whatever happens, unless this request
+    /// is not open.
     pub fn finish(
         &self,
         id: u64,
         result: Result<(), String>,
-        done: impl FnOnce(Result<(u64, u32), String>) + Send + 'static,
+        done: impl FnOnce(Completed) + Send + 'static,
     ) -> Result<()> {
         let making = lock(&self.making).remove(&id).ok_or_else(|| not_asked(id))?;
         let files = self.clone();
-        let complete = move || -> Result<(u64, u32), String> {
+        let complete = move || -> Completed {
             result?;
             let (making, started) = files.advance(making, |_| Ok(()));
             started.map_err(|e| e.message)?;
@@ -99,9 +123,10 @@ impl SnapshotFiles {
                 Making::Announced { .. } => Err("nothing was written".into()),
             }
         };
-        own_thread::spawn("raftify-snapshot", move || done(complete()))
-            .map(drop)
-            .map_err(|e| Error::not_done(ErrorCode::Internal, format!("cannot start a thread: {e}")))
+        let outcome = Outcome(Some(done));
+        // Without a thread it is dropped, and the unfinished file goes with it.
+        let _ = own_thread::spawn("raftify-snapshot", move || outcome.tell(complete()));
+        Ok(())
     }
 
     /// The machine is about to be told to restore this snapshot. It may still be reading an earlier one, which stays open until it has
@@ -203,5 +228,43 @@ impl IntakeFile for Received {
 
     fn finish(self: Box<Self>) -> Result<()> {
         self.0.finish().map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::faults::{fail_next, Fault};
+
+    #[test]
+    fn a_snapshot_that_no_thread_completes_has_failed() {
+        let root = tempfile::tempdir().unwrap();
+        let files = SnapshotFiles::new(SnapshotDir::open(root.path()).unwrap());
+        for (id, fails) in [(1, false), (2, true), (3, false)] {
+            files.announce(id, 5, 2, ClusterState::default());
+            files.write_chunk(id, b"state", false).unwrap();
+            if fails {
+                fail_next(Fault::Thread);
+            }
+            let (tell, told) = mpsc::channel();
+            files.finish(id, Ok(()), move |result| tell.send(result).unwrap()).unwrap();
+            let result = told.recv_timeout(Duration::from_secs(60)).expect("it is always told");
+            assert_eq!(result.is_err(), fails, "{result:?}");
+        }
+        assert_eq!(std::fs::read_dir(root.path().join("snapshots")).unwrap().count(), 1, "the failed one left nothing");
+    }
+
+    #[test]
+    fn how_a_snapshot_ended_is_told_once_also_by_a_thread_that_panics() {
+        for (panics, told) in [(false, [Ok((3, 4))]), (true, [Err(())])] {
+            let (tell, heard) = mpsc::channel();
+            let outcome = Outcome(Some(move |completed: Completed| tell.send(completed.map_err(drop)).unwrap()));
+            let thread = std::thread::spawn(move || outcome.tell(if panics { panic!("a disk") } else { Ok((3, 4)) }));
+            assert_eq!(thread.join().is_err(), panics);
+            assert!(heard.iter().eq(told), "{panics}");
+        }
     }
 }

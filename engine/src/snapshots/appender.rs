@@ -37,6 +37,8 @@ impl Appender {
 
     /// After an error nothing more is to be appended.
     pub(super) fn append(&mut self, mut bytes: &[u8]) -> Result<()> {
+        #[cfg(test)]
+        crate::faults::due(crate::faults::Fault::Write)?;
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at_checked(PIECE.saturating_sub(self.filled)).unwrap_or((bytes, &[]));
             let end = self.filled.saturating_add(now.len());
@@ -58,6 +60,11 @@ impl Appender {
         Ok(())
     }
 
+    /// What it holds is not given to the file any more.
+    pub(super) fn forget(&mut self) {
+        self.filled = 0;
+    }
+
     /// Gives the file what is left.
     fn flush(&mut self) -> Result<()> {
         let rest = self.piece.bytes().get(..self.filled).unwrap_or_default();
@@ -66,6 +73,8 @@ impl Appender {
 
     /// Makes everything durable. Nothing is appended afterwards.
     pub(super) fn sync(&mut self) -> Result<()> {
+        #[cfg(test)]
+        crate::faults::due(crate::faults::Fault::Sync)?;
         self.flush()?;
         self.filled = 0;
         if self.through_cache {

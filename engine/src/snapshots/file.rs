@@ -192,6 +192,11 @@ impl ChunkWriter {
         self.out.through_cache();
     }
 
+    /// The file gets nothing more of what is held here.
+    pub(super) fn forget(&mut self) {
+        self.out.forget();
+    }
+
     pub(super) fn size(&self) -> u64 {
         self.size
     }

@@ -2,22 +2,25 @@
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::checksum;
 use crate::error::{Error, ErrorCode, Result};
-use crate::log::files::sync_directory;
+use crate::locks::lock;
 use crate::log::SnapshotMeta;
 use crate::snapshots::file::{chunk_offset, read_chunk, Body, ChunkWriter, CHUNK};
 use crate::snapshots::{remove, SnapshotDir, PART};
 use crate::wire::SnapshotHeader;
 
 /// Takes a peer's snapshot in order. Dropped before [`finish`](Self::finish), it leaves a `.part` file, from which the next
-/// [`SnapshotDir::receive`] of the same snapshot goes on.
+/// [`SnapshotDir::receive`] of the same snapshot goes on. Once another has been begun, this one writes nothing any more.
 #[derive(Debug)]
 pub struct IncomingSnapshot {
     dir: SnapshotDir,
     meta: SnapshotMeta,
     path: PathBuf,
+    /// Of this transfer.
+    number: u64,
     /// `None`: there is nothing to receive.
     chunks: Option<ChunkWriter>,
 }
@@ -34,34 +37,20 @@ impl IncomingSnapshot {
             outcomes: header.outcomes,
         };
         let path = dir.part_path(header);
+        let transfer = Arc::clone(&dir.transfer);
+        let mut newest = lock(&transfer);
+        *newest = newest.saturating_add(1);
         for (other, _) in dir.files(PART)? {
             if other != path {
                 remove(&other)?;
             }
         }
-        let mut incoming = IncomingSnapshot { dir, meta, path, chunks: None };
         // It may have arrived whole before a crash, with no log to name it yet.
-        if header.has_file && incoming.dir.verify(&incoming.meta).is_err() {
-            incoming.chunks = Some(incoming.open_part()?);
-        }
-        Ok(incoming)
-    }
-
-    /// Goes on with what is there, up to its first chunk that is cut off or damaged; or begins anew.
-    fn open_part(&self) -> Result<ChunkWriter> {
-        let path = &self.path;
-        let body = Body { index: self.meta.index, term: self.meta.term, cluster: Some(self.meta.cluster.clone()) };
-        let failed = |e: &std::io::Error| Error::io(path, "receive the snapshot", e);
-        if let Ok(file) = OpenOptions::new().read(true).write(true).open(path) {
-            if let Some((size, crc, header_len)) = arrived(&file, path, &body, self.meta.size) {
-                let end = chunk_offset(header_len, size / CHUNK as u64).unwrap_or(header_len);
-                file.set_len(end).map_err(|e| failed(&e))?;
-                return ChunkWriter::at(file, path.clone(), end, size, crc);
-            }
-        }
-        remove(path)?;
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(|e| failed(&e))?;
-        ChunkWriter::begin(file, path.clone(), &body)
+        let chunks = match header.has_file && dir.verify(&meta).is_err() {
+            true => Some(open_part(&path, &meta).inspect_err(|_| drop(remove(&path)))?),
+            false => None,
+        };
+        Ok(IncomingSnapshot { dir, meta, path, number: *newest, chunks })
     }
 
     /// Bytes of the state that have arrived: where the sender goes on.
@@ -70,8 +59,11 @@ impl IncomingSnapshot {
     }
 
     /// Takes state bytes that begin at `offset`. What has arrived already is skipped; a gap, or more than was announced, is
-    /// `SnapshotFailed` and changes nothing.
+    /// `SnapshotFailed` and changes nothing, as is anything once another transfer has been begun.
     pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let transfer = Arc::clone(&self.dir.transfer);
+        let newest = lock(&transfer);
+        self.check_turn(*newest)?;
         let arrived = self.offset();
         let end = offset.checked_add(bytes.len() as u64);
         if offset > arrived || end.is_none_or(|end| end > self.meta.size) {
@@ -79,34 +71,94 @@ impl IncomingSnapshot {
             return Err(self.refused(format_args!("{what}; {arrived} of {} have arrived", self.meta.size)));
         }
         let known = usize::try_from(arrived.saturating_sub(offset)).unwrap_or(usize::MAX);
-        match (&mut self.chunks, bytes.get(known..)) {
+        let written = match (&mut self.chunks, bytes.get(known..)) {
             (Some(chunks), Some(fresh)) => chunks.write(fresh),
             _ => Ok(()),
-        }
+        };
+        written.inspect_err(|_| drop(self.throw_away()))
     }
 
     /// Makes the snapshot durable under its final name (S6), when all of it has arrived as announced; otherwise
     /// `SnapshotFailed`. What arrived damaged is thrown away.
     pub fn finish(mut self) -> Result<SnapshotMeta> {
-        let Some(chunks) = &mut self.chunks else { return Ok(self.meta) };
-        let footer = chunks.footer();
-        if footer.size != self.meta.size {
-            return Err(self.refused(format_args!("{} of {} bytes have arrived", footer.size, self.meta.size)));
+        self.complete()?;
+        Ok(self.meta.clone())
+    }
+
+    fn complete(&mut self) -> Result<()> {
+        let transfer = Arc::clone(&self.dir.transfer);
+        let newest = lock(&transfer);
+        self.check_turn(*newest)?;
+        if let Some(chunks) = &mut self.chunks {
+            let footer = chunks.footer();
+            if footer.size != self.meta.size {
+                return Err(self.refused(format_args!("{} of {} bytes have arrived", footer.size, self.meta.size)));
+            }
+            if footer.crc != self.meta.crc {
+                self.throw_away()?;
+                return Err(
+                    self.refused(format_args!("what has arrived does not match its checksum; it is sent again"))
+                );
+            }
+            chunks.finish().inspect_err(|_| drop(self.throw_away()))?;
+            let path = self.dir.path(&self.meta);
+            std::fs::rename(&self.path, &path).map_err(|e| Error::io(&path, "put the snapshot in place", &e))?;
         }
-        if footer.crc != self.meta.crc {
-            remove(&self.path)?;
-            return Err(self.refused(format_args!("what has arrived does not match its checksum; it is sent again")));
+        // S6: also if it was there whole. Its name may be that of an attempt that got no further than here.
+        if self.meta.has_file {
+            self.dir.sync()?;
         }
-        chunks.finish()?;
-        let path = self.dir.path(&self.meta);
-        std::fs::rename(&self.path, &path).map_err(|e| Error::io(&path, "put the snapshot in place", &e))?;
-        sync_directory(&self.dir.path)?;
-        Ok(self.meta)
+        Ok(())
+    }
+
+    /// After a write or sync that failed the page cache may say what the disk does not know (S5): the next attempt begins from nothing.
+    fn throw_away(&mut self) -> Result<()> {
+        if let Some(chunks) = &mut self.chunks {
+            chunks.forget();
+        }
+        remove(&self.path)
+    }
+
+    /// The file is another's once another transfer has been begun.
+    fn check_turn(&self, newest: u64) -> Result<()> {
+        match newest == self.number {
+            true => Ok(()),
+            false => {
+                Err(self.refused(format_args!("another transfer was begun after this one, and goes on instead of it")))
+            }
+        }
     }
 
     fn refused(&self, what: std::fmt::Arguments<'_>) -> Error {
         Error::storage(ErrorCode::SnapshotFailed, &self.path, what).with_index(self.meta.index)
     }
+}
+
+impl Drop for IncomingSnapshot {
+    fn drop(&mut self) {
+        let newest = lock(&self.dir.transfer);
+        if let Some(chunks) = self.chunks.as_mut().filter(|_| *newest != self.number) {
+            chunks.forget();
+        }
+        // What it holds is in the file before another looks how much has arrived.
+        self.chunks = None;
+    }
+}
+
+/// Goes on with what is there, up to its first chunk that is cut off or damaged; or begins anew.
+fn open_part(path: &Path, meta: &SnapshotMeta) -> Result<ChunkWriter> {
+    let body = Body { index: meta.index, term: meta.term, cluster: Some(meta.cluster.clone()) };
+    let failed = |e: &std::io::Error| Error::io(path, "receive the snapshot", e);
+    if let Ok(file) = OpenOptions::new().read(true).write(true).open(path) {
+        if let Some((size, crc, header_len)) = arrived(&file, path, &body, meta.size) {
+            let end = chunk_offset(header_len, size / CHUNK as u64).unwrap_or(header_len);
+            file.set_len(end).map_err(|e| failed(&e))?;
+            return ChunkWriter::at(file, path.to_path_buf(), end, size, crc);
+        }
+    }
+    remove(path)?;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(|e| failed(&e))?;
+    ChunkWriter::begin(file, path.to_path_buf(), &body)
 }
 
 /// State bytes in the whole chunks of a part file, their CRC, and the header's length; `None`: nothing usable.

@@ -4,7 +4,7 @@
 //!
 //! Invariants: a file under its final name is whole and synced, its name durable (S6); a name carries size and checksum, so
 //! a second snapshot of the same index never replaces the one that the log names; every byte read has been checked; a few
-//! chunks are in memory, never a whole state. The file that the log names is never removed.
+//! chunks are in memory, never a whole state. The file that the log names is never removed. One transfer at a time writes: the one begun last.
 
 mod appender;
 mod file;
@@ -16,6 +16,7 @@ mod tests;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use readers::Readers;
 
@@ -50,25 +51,39 @@ pub fn wire_header(meta: &SnapshotMeta) -> SnapshotHeader {
     }
 }
 
-/// The snapshots of one node. Cheap to clone; may be used from several threads, but only one receives at a time.
+/// The snapshots of one node. Cheap to clone; may be used from several threads. Of several that receive only the last one gets to its end.
 #[derive(Clone, Debug)]
 pub struct SnapshotDir {
     path: PathBuf,
     readers: Readers,
+    /// Number of the transfer begun last. Whoever touches what is being received holds it, so no other comes between.
+    transfer: Arc<Mutex<u64>>,
 }
 
 impl SnapshotDir {
     /// Opens, or makes, `snapshots/` in a node's directory, whose lock the caller holds. What was being written at a crash
     /// is removed; what was being received stays.
     pub fn open(node_directory: &Path) -> Result<Self> {
-        let dir = SnapshotDir { path: node_directory.join(SNAPSHOTS_DIR), readers: Readers::default() };
+        let dir = SnapshotDir {
+            path: node_directory.join(SNAPSHOTS_DIR),
+            readers: Readers::default(),
+            transfer: Arc::default(),
+        };
         make_directory(&dir.path)?;
         for (path, _) in dir.files(UNFINISHED)? {
             remove(&path)?;
         }
         // S5: the names that are read from now on are durable.
-        sync_directory(&dir.path)?;
+        dir.sync()?;
         Ok(dir)
+    }
+
+    /// Makes names durable.
+    fn sync(&self) -> Result<()> {
+        #[cfg(test)]
+        crate::faults::due(crate::faults::Fault::SyncDirectory)
+            .map_err(|e| Error::io(&self.path, "sync the directory", &e))?;
+        sync_directory(&self.path)
     }
 
     /// Begins the snapshot of the state at exactly `index`, with the cluster as of that index (S13).
@@ -89,7 +104,8 @@ impl SnapshotDir {
         Ok(())
     }
 
-    /// Begins to receive, or goes on where a broken-off transfer of exactly this snapshot ended. Others begun are dropped.
+    /// Begins to receive, or goes on where a broken-off transfer of exactly this snapshot ended. Others begun are dropped, and one
+    /// that is still coming in fails from now on: its sender may be dead, and must not hold up one that is not.
     pub fn receive(&self, header: &SnapshotHeader) -> Result<IncomingSnapshot> {
         IncomingSnapshot::begin(self.clone(), header)
     }

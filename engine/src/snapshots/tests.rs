@@ -8,6 +8,7 @@ use super::file::CHUNK;
 use super::*;
 use crate::direct::Pace;
 use crate::error::ErrorCode;
+use crate::faults::{fail_next, Fault};
 
 fn cluster() -> ClusterState {
     ClusterState::founding(&BTreeMap::from([(1, "a:1".into()), (2, "b:2".into())]))
@@ -237,6 +238,89 @@ fn damage_in_what_has_arrived_is_asked_for_again() {
     let other = dir.receive(&SnapshotHeader { index: 10, ..header }).unwrap();
     assert_eq!(std::fs::read_dir(&dir.path).unwrap().count(), 1);
     drop(other);
+}
+
+/// What a peer says ahead of this state.
+fn announced(content: &[u8]) -> SnapshotHeader {
+    SnapshotHeader {
+        index: 9,
+        term: 2,
+        size: content.len() as u64,
+        crc: crc32c::crc32c(content),
+        cluster: Some(cluster()),
+        has_file: true,
+        outcomes: None,
+    }
+}
+
+#[test]
+fn of_two_transfers_at_once_the_later_one_goes_on_and_no_file_gets_a_hole() {
+    let content = state(6 * CHUNK + CHUNK / 2);
+    let header = announced(&content);
+    let middle = 3 * CHUNK + CHUNK / 2;
+    // What the second one takes before the first one goes on, and whether it lives on.
+    for (taken, lives) in [(0, false), (0, true), (CHUNK, false), (5 * CHUNK, false), (5 * CHUNK, true)] {
+        let root = tempfile::tempdir().unwrap();
+        let dir = SnapshotDir::open(root.path()).unwrap();
+        let mut first = dir.receive(&header).unwrap();
+        first.write_at(0, &content[..middle]).unwrap();
+        let mut second = dir.receive(&header).unwrap();
+        let at = second.offset() as usize;
+        second.write_at(at as u64, &content[at..taken.max(at)]).unwrap();
+        let second = lives.then_some(second);
+        let late = first.write_at(middle as u64, &content[middle..]);
+        let finished = first.finish();
+        assert!(
+            finished.is_err() || dir.list().unwrap().iter().all(|meta| dir.verify(meta).is_ok()),
+            "{taken} {lives}"
+        );
+        assert_eq!(late.unwrap_err().code, ErrorCode::SnapshotFailed, "{taken} {lives}");
+        assert_eq!(finished.unwrap_err().code, ErrorCode::SnapshotFailed, "{taken} {lives}");
+        let mut last = second.unwrap_or_else(|| dir.receive(&header).unwrap());
+        let at = last.offset() as usize;
+        last.write_at(at as u64, &content[at..]).unwrap();
+        let meta = last.finish().unwrap();
+        assert!(read_all(&dir, &meta).unwrap() == content, "{taken} {lives}");
+    }
+}
+
+#[test]
+fn s5_of_what_a_write_or_sync_failed_for_nothing_is_believed_afterwards() {
+    let content = state(3 * CHUNK + 500);
+    let header = announced(&content);
+    for fault in [Fault::Write, Fault::Sync] {
+        let root = tempfile::tempdir().unwrap();
+        let dir = SnapshotDir::open(root.path()).unwrap();
+        let mut incoming = dir.receive(&header).unwrap();
+        incoming.write_at(0, &content[..2 * CHUNK]).unwrap();
+        fail_next(fault);
+        let written = incoming.write_at(2 * CHUNK as u64, &content[2 * CHUNK..]);
+        assert_eq!(written.is_err(), fault == Fault::Write);
+        incoming.finish().unwrap_err();
+        assert_eq!(std::fs::read_dir(&dir.path).unwrap().count(), 0, "{fault:?}");
+        let mut again = dir.receive(&header).unwrap();
+        assert_eq!(again.offset(), 0, "{fault:?}: it is in the page cache, and perhaps nowhere else");
+        again.write_at(0, &content).unwrap();
+        let meta = again.finish().unwrap();
+        assert!(read_all(&dir, &meta).unwrap() == content);
+    }
+}
+
+#[test]
+fn s6_a_snapshot_is_received_only_once_its_name_is_durable() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let content = state(CHUNK + 500);
+    let header = announced(&content);
+    let mut incoming = dir.receive(&header).unwrap();
+    incoming.write_at(0, &content).unwrap();
+    for _ in 0..3 {
+        fail_next(Fault::SyncDirectory);
+        incoming.finish().unwrap_err();
+        incoming = dir.receive(&header).unwrap();
+        assert_eq!(incoming.offset(), header.size, "it is there under its name");
+    }
+    dir.verify(&incoming.finish().unwrap()).unwrap();
 }
 
 #[test]

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cluster::ClusterState;
 use crate::error::{Error, Result};
-use crate::log::files::sync_directory;
 use crate::log::SnapshotMeta;
 use crate::snapshots::file::{Body, ChunkWriter};
 use crate::snapshots::{remove, SnapshotDir, UNFINISHED};
@@ -76,7 +75,7 @@ impl SnapshotWriter {
             std::fs::rename(unfinished, &path).map_err(|e| Error::io(&path, "put the snapshot in place", &e))?;
         }
         self.unfinished = None;
-        sync_directory(&self.dir.path)?;
+        self.dir.sync()?;
         Ok(meta)
     }
 }

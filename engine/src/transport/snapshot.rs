@@ -33,7 +33,8 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 /// Where received snapshots go. Called on blocking threads.
 pub trait SnapshotIntake: Send + Sync + 'static {
     /// Opens the file for this snapshot and says how many of its bytes are already there from an earlier attempt; 0 if none,
-    /// at most `header.size`. Never called again for the same sender before the file given out has been dropped.
+    /// at most `header.size`. Never called again for the same sender before the file given out has been dropped;
+    /// for another one it may be, and what was given out before may fail from then on.
     fn begin(&self, from: NodeId, header: &SnapshotHeader) -> Result<(Box<dyn IntakeFile>, u64)>;
 }
 
