@@ -77,7 +77,7 @@ class MachineStopped(Exception):
     """The machine has failed and the library was told: the applier ends."""
 
 
-def _text_of(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
     try:
         text = str(error)
     except Exception:
@@ -88,11 +88,14 @@ def _text_of(error: BaseException) -> str:
 class Applier:
     """Serves the machine requests of one node."""
 
-    def __init__(self, node: Pointer, name: str, methods: StoreMethods, stop_on_error: bool, waiters: Waiters) -> None:
+    def __init__(
+        self, node: Pointer, node_id: int, methods: StoreMethods, stop_on_error: bool, waiters: Waiters
+    ) -> None:
         self._node = node
         #: Proposers on this node get their results from here.
         self._waiters = waiters
-        self._name = name
+        self._node_id = node_id
+        self._name = f"node {node_id}"
         self._methods = methods
         self._stop_on_error = stop_on_error
         self._requests: deque[ApplyRequest | SnapshotRequest | RestoreRequest] = deque()
@@ -107,7 +110,7 @@ class Applier:
         #: `apply` has not suspended yet, so that it is worth beginning a batch ahead of the task's turn.
         self._plain = True
         self._run = Run(waiters)
-        self._readers: deque[asyncio.Future[None]] = deque()
+        self._readers: deque[asyncio.Future[bool]] = deque()
         self._stopping = False
         self._turn_started = 0.0
         self._turn_entries = 0
@@ -118,8 +121,9 @@ class Applier:
         self.told_index = 0
         #: What `apply` raised, by index, for proposers on this node.
         self.raised: OrderedDict[int, BaseException] = OrderedDict()
-        #: What the machine itself failed with.
+        #: What the machine itself, or serving it, failed with; and whether the library knows of it.
         self.fault: BaseException | None = None
+        self.fault_told = False
         self.on_progress: Callable[[], None] = lambda: None
 
     def start(self, body: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -154,10 +158,16 @@ class Applier:
             else:
                 return False
         except BaseException as error:
+            self.failed(error)
             self.stop()
             if not isinstance(error, MachineStopped):
                 raise
         return True
+
+    def failed(self, error: BaseException) -> None:
+        """Serving the store ends with this; what was said before counts."""
+        if self.fault is None and not isinstance(error, MachineStopped):
+            self.fault = error
 
     def stop(self) -> None:
         """Ends after the entry that is being applied; what is queued is dropped: the log still has it."""
@@ -171,12 +181,21 @@ class Applier:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    async def quiet(self) -> None:
-        """Returns where no method of the store is half way; that holds until the caller awaits something else."""
-        if self.busy:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._readers.append(turn)
-            await turn
+    async def quiet(self, seconds: float | None) -> bool:
+        """Returns where no method of the store is half way; that holds until the caller awaits something else. False: one still was
+        after so many seconds."""
+        if not self.busy:
+            return True
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[bool] = loop.create_future()
+        self._readers.append(turn)
+        # No task of its own and no `wait_for`: whoever is let in runs in the very next turn, before the next apply.
+        timer = None if seconds is None else loop.call_later(max(seconds, 0), _tell, turn, False)
+        try:
+            return await turn
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     # ---- the task -------------------------------------------------------------------------------------------------------------------
 
@@ -228,8 +247,7 @@ class Applier:
     def _let_in(self) -> bool:
         readers, self._readers = self._readers, deque()
         for turn in readers:
-            if not turn.done():
-                turn.set_result(None)
+            _tell(turn, True)
         return bool(readers)
 
     async def _between(self) -> None:
@@ -287,7 +305,8 @@ class Applier:
                     self._apply_failed(request, index, error)
                 except Exception as error:
                     limit = 0
-                    text = self._command_failed(request, index, error, bool(wanted))
+                    term = next((term for its, term, _ in _PLACE.iter_unpack(table) if its == index), None)
+                    text = self._command_failed(request, index, term, error, bool(wanted))
                     outcomes += (_OUTCOME.pack(index, 1, len(text)), text)
                 except BaseException as error:
                     self._apply_failed(request, index, error)
@@ -349,12 +368,21 @@ class Applier:
         self.told_index = index - 1
         self._machine_failed(request, index, "apply", error)
 
-    def _command_failed(self, request: int, index: int, error: Exception, wanted: bool) -> bytes:
+    def _extra(self, index: int, term: int | None = None) -> dict[str, object]:
+        """Of a log record."""
+        return {"node_id": self._node_id, "term": term, "index": index}
+
+    def _command_failed(self, request: int, index: int, term: int | None, error: Exception, wanted: bool) -> bytes:
         if self._stop_on_error:
             self._apply_failed(request, index, error)
-        text = _text_of(error)
+        text = text_of(error)
         raft_log.error(
-            "%s: apply raised at index %d: %s", self._name, index, text, exc_info=error, extra={"index": index}
+            "%s: apply raised at index %d: %s",
+            self._name,
+            index,
+            text,
+            exc_info=error,
+            extra=self._extra(index, term),
         )
         if wanted:
             self.raised[index] = error
@@ -365,11 +393,12 @@ class Applier:
     def _machine_failed(self, request: int, index: int, method: str, error: BaseException) -> NoReturn:
         """Stops the node. Always raises."""
         self.fault = error
-        reason = f"{method} failed at index {index}: {_text_of(error)}".encode("utf-8", "replace")
-        raft_log.critical(
-            "%s: stopped, the store's %s", self._name, reason.decode(), exc_info=error, extra={"index": index}
-        )
+        reason = f"{method} failed at index {index}: {text_of(error)}".encode("utf-8", "replace")
         self._answer(lib.raftify_machine_failed, request, index, reason, len(reason))
+        self.fault_told = True
+        raft_log.critical(
+            "%s: stopped, the store's %s", self._name, reason.decode(), exc_info=error, extra=self._extra(index)
+        )
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise error
         raise MachineStopped from error
@@ -383,16 +412,17 @@ class Applier:
             self._node.call(function, request, *arguments)
         except RaftError as error:
             # The node is ending: its CLOSED record says why.
-            raft_log.debug("%s: an answer of the store came too late: %s", self._name, error)
+            late = {"node_id": self._node_id, "term": None}
+            raft_log.debug("%s: an answer of the store came too late: %s", self._name, error, extra=late)
 
     async def _snapshot(self, request: SnapshotRequest) -> None:
         """Captures here, where nothing is applied; a task of its own writes what was captured."""
         try:
             chunks = _snapshots.captured(await self._call(self._methods.snapshot))
-        except (KeyboardInterrupt, SystemExit, asyncio.CancelledError) as error:
-            self._machine_failed(request.request, request.at, "snapshot", error)
         except BaseException as error:
             self._snapshot_done(request, error)
+            if not isinstance(error, Exception) and not _of_the_store(error):
+                raise
             return
         capture = asyncio.get_running_loop().create_task(self._write_snapshot(request, chunks))
         self._captures.add(capture)
@@ -411,10 +441,15 @@ class Applier:
     def _snapshot_done(self, request: SnapshotRequest, error: BaseException | None) -> None:
         reason = b""
         if error is not None:
-            reason = _text_of(error).encode("utf-8", "replace")
+            reason = text_of(error).encode("utf-8", "replace")
             if not isinstance(error, (asyncio.CancelledError, RaftError)):
                 raft_log.error(
-                    "%s: no snapshot at index %d: %s", self._name, request.at, reason.decode(), exc_info=error
+                    "%s: no snapshot at index %d: %s",
+                    self._name,
+                    request.at,
+                    reason.decode(),
+                    exc_info=error,
+                    extra=self._extra(request.at),
                 )
         self._answer(lib.raftify_snapshot_done, request.request, int(error is not None), reason, len(reason))
 
@@ -428,6 +463,19 @@ class Applier:
         except BaseException as error:
             self._machine_failed(request.request, request.at, "restore", error)
         self._answer(lib.raftify_restore_done, request.request)
+
+
+def _tell(turn: asyncio.Future[bool], quiet: bool) -> None:
+    if not turn.done():
+        turn.set_result(quiet)
+
+
+def _of_the_store(error: BaseException) -> bool:
+    """A `CancelledError` that nobody meant for this task: something that the store awaited was cancelled. Where that cannot be told (before
+    Python 3.11) it counts as meant."""
+    task = asyncio.current_task()
+    cancelling = getattr(task, "cancelling", lambda: 1)
+    return isinstance(error, asyncio.CancelledError) and cancelling() == 0
 
 
 def _placed(apply: Callable[..., Any], table: memoryview) -> Callable[[bytes], Any]:

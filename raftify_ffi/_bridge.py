@@ -5,27 +5,33 @@ descriptor in the loop. Invariants:
 - one wake-up per batch, never one per completion; what was popped sits in `_records` before anything is done with it, so an exception
   loses none; payloads are `bytes` by then, for the library reuses its memory at the next drain;
 - who waits for what is in `waiters`;
-- the descriptor leaves the loop, on the loop's own thread, before the queue is freed; the queue after everything that uses it.
+- the descriptor leaves the loop, on the loop's own thread, before the queue is freed; the queue after everything that uses it;
+- whoever is going to use it has entered before anything else runs; it is ended by one thread, once, whoever comes first: the last user
+  to leave, or who finds its loop closed, or exit.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
+import inspect
 import json
 import os
 import struct
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol, TypeVar
 
 from . import _log
 from ._errors import Closed, Forked, RaftError, error_from_json
 from ._library import call, ffi, lib
 from ._threads import forget_all, in_thread, join_all, start_daemon
 from ._waiters import TOKENS, Resolved, Waiters, in_loop
+
+T = TypeVar("T")
 
 #: token, index, term, data, source, kind, status, count
 Record = tuple[int, int, int, bytes, int, int, int, int]
@@ -59,6 +65,23 @@ class Source(Protocol):
         """In a forked child: nothing of it can be used."""
 
 
+class Opening(Protocol):
+    """A start call that is inside the library, on a thread of its own."""
+
+    def abandon(self) -> None:
+        """Nobody takes what it opens any more: it is freed. May be called any number of times."""
+
+    def wait(self, timeout: float | None) -> bool:
+        """Until the call is back. False: it was not, in that time."""
+
+    def is_over(self) -> bool:
+        """It was abandoned, and is back."""
+
+
+#: Seconds between two looks whether the home loop of a call from another loop is still there.
+_LOOK: Final = 0.5
+
+
 class Bridge:
     """One event loop's connection to the library."""
 
@@ -77,8 +100,16 @@ class Bridge:
         #: Records of nodes whose start call has not returned yet, so that nobody knows their number.
         self._unclaimed: dict[int, list[Record]] = {}
         self._users = 0
-        #: Start calls that have not returned; only then can records of an unknown number be somebody's.
+        #: Its thread may take it again: a signal's handler may find another closed loop.
+        self._ending = threading.RLock()
+        #: Nodes that are being started; only then can records of an unknown number be somebody's.
         self.starting = 0
+        #: Their calls: nothing that they use is freed before they are back.
+        self._openings: set[Opening] = set()
+        #: What other loops wait for here.
+        self._calls: dict[concurrent.futures.Future[Any], Coroutine[Any, Any, Any]] = {}
+        #: Those loops.
+        self._watching: set[asyncio.AbstractEventLoop] = set()
         self._waiter: threading.Thread | None = None
         self._waiter_may_wait: threading.Event | None = None
         #: Tasks of the package's own, kept from the garbage collector.
@@ -196,6 +227,7 @@ class Bridge:
         """One request: `submit(token)` hands it down and raises if it is not accepted; returns the completion's data."""
         self.check()
         loop = asyncio.get_running_loop()
+        self.watch(loop)
         future: asyncio.Future[bytes] = loop.create_future()
         token, waiting = TOKENS.one(), self.waiters.of(loop)
         waiting[token] = future
@@ -210,6 +242,49 @@ class Bridge:
         """Before every call, and before anything asks for the loop, which does not run in a forked child."""
         if self._forked:
             raise Forked("this handle belongs to the parent process; build a new node or client in the child")
+        if self.home_is_gone():
+            raise _gone(False)
+
+    def home_is_gone(self) -> bool:
+        """Then nothing comes back from the library any more, and what waits for it has been ended."""
+        if not self.loop.is_closed():
+            return False
+        reap_closed_loops()
+        return True
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Calls of that running loop wait for this one from now on, which may be closed under them: looked for now and then."""
+        if loop is self.loop or loop in self._watching:
+            return
+        for other in list(self._watching):
+            if other.is_closed():
+                self._watching.discard(other)
+        self._watching.add(loop)
+        loop.call_later(_LOOK, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self.closed:
+            self._watching.discard(loop)
+            return
+        if self.loop.is_closed():
+            # It may take some seconds, which are not that loop's.
+            start_daemon(reap_closed_loops, "raftify-call")
+        loop.call_later(_LOOK, self._look, loop)
+
+    async def at_home(self, work: Coroutine[Any, Any, T]) -> T:
+        """From another loop: what `work` gives or raises on this one."""
+        try:
+            self.check()
+            self.watch(asyncio.get_running_loop())
+            future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        except BaseException:
+            work.close()
+            raise
+        self._calls[future] = work
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            self._calls.pop(future, None)
 
     def keep(self, task: asyncio.Task[Any]) -> None:
         """Holds a background task until it is done."""
@@ -219,8 +294,15 @@ class Bridge:
     # ---- who uses it -----------------------------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
-        """Somebody starts something on this bridge; balanced by `leave`."""
+        """Somebody is going to use this bridge, which was just asked for; balanced by `leave`. Home loop."""
         self._users += 1
+
+    def opens(self, opening: Opening) -> None:
+        self._openings = {other for other in self._openings if not other.is_over()} | {opening}
+
+    def opened(self, opening: Opening) -> None:
+        """It is back, and what it opened has an owner."""
+        self._openings.discard(opening)
 
     def attach(self, number: int, source: Source) -> None:
         """From now on the records of that number are the source's; what came before it was known follows at once."""
@@ -236,42 +318,66 @@ class Bridge:
         """On the home loop, after what was started has been freed. The last one takes the bridge down; `left` is called then, on a
         thread, also when the loop has ended meanwhile and nobody returns from here."""
         self._users -= 1
-        if self._users > 0 or self.closed:
+        if self._users > 0 or not self._end_once():
             return
-        self._take_down()
+        if self._descriptor >= 0 and not self.loop.is_closed():
+            self.loop.remove_reader(self._descriptor)
+        self._end_waiters()
 
         def free() -> None:
             try:
-                self._free()
+                self._free(None)
             finally:
                 left()
 
         await in_thread(free)
 
-    def _take_down(self) -> None:
-        self.closed = True
+    def _end_once(self) -> bool:
+        """True: the caller ends it."""
+        with self._ending:
+            if self.closed:
+                return False
+            self.closed = True
         _bridges.pop(self.loop, None)
-        if self._descriptor >= 0 and not self.loop.is_closed():
-            self.loop.remove_reader(self._descriptor)
+        return True
+
+    def _end_waiters(self) -> None:
         self.waiters.end(lambda: Closed("the node or client was closed", committed=None))
 
-    def abandon(self) -> None:
+    def abandon(self) -> int | None:
         """Without its loop: everything is ended hard, from this thread. For exit (when no thread can be started any more), and for a
-        loop that was closed under its nodes."""
+        loop that was closed under its nodes. How many nodes and clients there were; None: somebody else ends it."""
+        if not self._end_once():
+            return None
         sources = list(self._sources.values())
         self._sources.clear()
-        self.closed = True
-        _bridges.pop(self.loop, None)
+        users = max(self._users, len(sources))
         freed = [source.close_hard() for source in sources]  # every one, also after one that could not be freed
+        if self.loop.is_closed():
+            self._end_waiters()
+            for future, work in list(self._calls.items()):
+                if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+                    work.close()
+                try:
+                    future.set_exception(_gone(None))
+                except concurrent.futures.InvalidStateError:
+                    pass  # it was cancelled, or is over
         if all(freed):
-            self._free()
+            self._free(EXIT_TIMEOUT)
+        return users
 
-    def _free(self) -> None:
-        """After everything that used them. Blocks for a moment."""
+    def _free(self, timeout: float | None) -> None:
+        """After everything that used them. Blocks for a moment, or until a start call is back. What somebody is still inside of after the
+        timeout is leaked rather than freed under them."""
+        openings = list(self._openings)
+        for opening in openings:
+            opening.abandon()
+        if not all(opening.wait(timeout) for opening in openings):
+            return
         if self._waiter is not None:
             self._waiter.join(EXIT_TIMEOUT)
             if self._waiter.is_alive():
-                return  # it is still inside the queue: leaked rather than freed under it
+                return
         lib.raftify_runtime_free(self.runtime)
         lib.raftify_queue_free(self.queue)
 
@@ -280,6 +386,12 @@ class Bridge:
         self.closed = self._forked = True
         for source in list(self._sources.values()):
             source.forked()
+
+
+def _gone(committed: bool | None) -> Closed:
+    return Closed(
+        "its event loop was closed under it; build a new node or client on a loop that goes on", committed=committed
+    )
 
 
 def json_of(data: bytes) -> Any:
@@ -310,9 +422,10 @@ def reap_closed_loops() -> None:
     """Nodes whose loop was closed under them have nobody who applies: they are closed."""
     for loop, bridge in list(_bridges.items()):
         if loop.is_closed():
-            number = len(bridge._sources)
             # First: where warnings are errors this one is told once, and not again to everybody who comes after.
-            bridge.abandon()
+            number = bridge.abandon()
+            if not number:
+                continue
             warnings.warn(
                 f"the event loop of {number} raftify node(s) or client(s) was closed under them; call close() first",
                 ResourceWarning,

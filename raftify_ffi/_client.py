@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from . import _bridge
-from ._address import checked_address
+from ._address import checked_address, checked_node_id
 from ._bridge import Bridge, Record, bridge_of_running_loop
 from ._context import refuse_inside_store
 from ._eraftpb import encode_message
@@ -65,12 +65,16 @@ class RaftServiceClient:
         if self._closed:
             raise Closed("the client is closed")
         if self._pointer is None or self._bridge is None:
-            bridge = bridge_of_running_loop()
             text = ",".join(self._addrs).encode()
             slot = ffi.new("raftify_client **")
             config = NativeConfig({} if self._tls is None else self._tls.settings())
-            call(lib.raftify_client_new_with, bridge.runtime, bridge.queue, config.raw, text, len(text), slot)
+            bridge = bridge_of_running_loop()
             bridge.enter()
+            try:
+                call(lib.raftify_client_new_with, bridge.runtime, bridge.queue, config.raw, text, len(text), slot)
+            except BaseException:
+                bridge.keep(bridge.loop.create_task(bridge.leave(lambda: None)))
+                raise
             self._bridge = bridge
             self._pointer = Pointer(slot[0], lib.raftify_client_number(slot[0]), "the client")
             bridge.attach(self._pointer.number, self)
@@ -124,9 +128,12 @@ class RaftServiceClient:
         pointer = self._pointer
         if pointer is None:
             return
-        if self._bridge is not None:
-            self._bridge.check()
+        bridge = self._bridge
+        if bridge is None or bridge.home_is_gone():
+            return
+        bridge.check()
         pointer.retire(lib.raftify_client_free)
+        bridge.watch(asyncio.get_running_loop())
         await self._ended.wait()
 
     async def __aenter__(self) -> RaftServiceClient:
@@ -168,9 +175,8 @@ class RaftServiceClient:
         await self._change_members(changes_of(request, set(status.voters), set(status.learners)), timeout)
 
     async def transfer_leader(self, node_id: int | None = None, *, timeout: Timeout = DEFAULT) -> None:
-        await self._request(
-            "transfer_leader()", lib.raftify_client_transfer_leader, node_id or 0, milliseconds(timeout)
-        )
+        to = 0 if node_id is None else checked_node_id(node_id)
+        await self._request("transfer_leader()", lib.raftify_client_transfer_leader, to, milliseconds(timeout))
 
     async def snapshot(self, *, timeout: Timeout = DEFAULT) -> SnapshotInfo:
         """The leader takes a snapshot. Default deadline: 600 s."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import os
 import sys
@@ -99,19 +100,21 @@ class Config:
             raise invalid("tls", tls, "is not a TlsConfig")
         self.tls = tls
         self.raft_config = raft_config or RaftConfig()
-        self.log_dir = os.fspath(checked("log_dir", "path", log_dir))
+        self.log_dir = os.fspath(checked("log_dir", "path", _or_default("log_dir", log_dir)))
         self.save_compacted_logs = save_compacted_logs
         self.compacted_log_dir = compacted_log_dir
         self.compacted_log_size_threshold = compacted_log_size_threshold
         self.snapshot_interval = snapshot_interval
-        self.tick_interval = tick_interval
+        self.tick_interval: float = _or_default("tick_interval", tick_interval)
         self.lmdb_map_size = lmdb_map_size
-        self.cluster_id = str(cluster_id)
+        self.cluster_id = str(_or_default("cluster_id", cluster_id))
         self.terminate_on_remove = terminate_on_remove
-        self.conf_change_request_timeout = conf_change_request_timeout
+        self.conf_change_request_timeout: float = _or_default(
+            "conf_change_request_timeout", conf_change_request_timeout
+        )
         self.initial_peers = checked_peers(initial_peers)
         self.listen_addr = listen_addr
-        self.request_timeout = request_timeout
+        self.request_timeout: float = _or_default("request_timeout", request_timeout)
         self.max_proposal_size = max_proposal_size
         self.max_pending_proposals = max_pending_proposals
         self.max_pending_bytes = max_pending_bytes
@@ -168,17 +171,17 @@ class Config:
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
         """From plain data: keyword names as above; the table `raft` (or `raft_config`) holds `RaftConfig`'s, `tls` `TlsConfig`'s."""
         values = dict(settings)
-        raft = values.pop("raft", None)
+        if (raft := values.pop("raft", None)) is not None:
+            if not isinstance(raft, Mapping):
+                raise invalid("raft", raft, "is not a table of RaftConfig's settings")
+            values["raft_config"] = raft
         try:
-            if raft is not None:
-                values["raft_config"] = RaftConfig(**raft)
-            elif isinstance(values.get("raft_config"), Mapping):
+            if isinstance(values.get("raft_config"), Mapping):
                 values["raft_config"] = RaftConfig(**values["raft_config"])
             if isinstance(values.get("tls"), Mapping):
                 values["tls"] = TlsConfig.from_dict(values["tls"])
-            peers = values.get("initial_peers")
-            if isinstance(peers, Mapping):
-                values["initial_peers"] = {int(node_id): addr for node_id, addr in peers.items()}
+            if isinstance(peers := values.get("initial_peers"), Mapping):
+                values["initial_peers"] = {_node_id(key): addr for key, addr in peers.items()}
             return cls(**values)
         except TypeError as error:
             name = str(error).rpartition("argument ")[2].strip("'")
@@ -194,6 +197,19 @@ class Config:
         except toml.TOMLDecodeError as error:
             raise InvalidConfig(f"{os.fspath(path)}: not TOML: {error}") from error
         return cls.from_dict(settings)
+
+
+def _or_default(name: str, value: Any) -> Any:
+    """The value; for None what the parameter has if it is left out. Of the others the library knows the default."""
+    return inspect.signature(Config.__init__).parameters[name].default if value is None else value
+
+
+def _node_id(key: object) -> int:
+    """Of a member; keys of plain data are text."""
+    try:
+        return int(key)  # type: ignore[call-overload,no-any-return]
+    except (TypeError, ValueError):
+        raise invalid("initial_peers", key, "is not a node's id: a whole number from 1 on") from None
 
 
 def _toml_reader(path: str | os.PathLike[str]) -> Any:

@@ -5,8 +5,9 @@ A context variable is set in the applier's task; every awaiting call asks `refus
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Final
+from typing import Any, Final
 
 from ._errors import RaftError
 
@@ -18,6 +19,16 @@ def enter_store() -> None:
     _inside_store.set(True)
 
 
+async def as_store(method: Callable[[], Any]) -> Any:
+    """What the method gives, plain or async, as one of the store's."""
+    entered = _inside_store.set(True)
+    try:
+        answer = method()
+        return await answer if hasattr(answer, "__await__") else answer
+    finally:
+        _inside_store.reset(entered)
+
+
 #: Whether this is one of the store's methods, or a task that one started.
 inside_store: Final = _inside_store.get
 
@@ -26,6 +37,6 @@ def refuse_inside_store(what: str) -> None:
     """Raises at once where waiting would be a deadlock."""
     if _inside_store.get():
         raise RaftError(
-            f"{what} was called inside the store's own apply, snapshot or restore (or a task they started): it would wait for "
+            f"{what} was called inside the store's own apply, snapshot, restore or applied_index (or a task they started): it would wait for "
             "the very method that calls it; do it from outside, for instance from a task started before run()"
         )

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -98,7 +99,16 @@ class RaftError(Exception):
         return str(self.args[0]) if self.args else ""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (type(self), self.message, dict(self.__dict__))
+        return _unpickle, (type(self), self.message, {**self.__dict__, "value": _picklable(self.value)})
+
+
+def _picklable(value: object) -> object:
+    """The value; of one that does not pickle, what it looks like."""
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return repr(value)
+    return value
 
 
 def _unpickle(kind: type[RaftError], message: str, state: dict[str, Any]) -> RaftError:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ._errors import RaftError, plain_copy
+from ._errors import RaftError, RaftTimeout, plain_copy
 from ._status import Role, Status
 
 
@@ -161,7 +161,12 @@ class EventStream:
 
     CAPACITY: Final = 1024
 
-    def __init__(self, status: Callable[[], Status], on_event: Callable[[Event | None], None] | None = None) -> None:
+    def __init__(
+        self,
+        status: Callable[[], Status],
+        on_event: Callable[[Event | None], None] | None = None,
+        timeout: float | None = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._status = status
         self._items: deque[Event] = deque([PresentState(status())])
@@ -170,6 +175,7 @@ class EventStream:
         self._ended = False
         self._error: RaftError | None = None
         self._on_event = on_event
+        self._timeout = timeout
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -215,7 +221,9 @@ class EventStream:
                 raise StopAsyncIteration
             self._waiter = self._loop.create_future()
             try:
-                await self._waiter
+                await asyncio.wait_for(self._waiter, self._timeout)
+            except asyncio.TimeoutError:
+                raise RaftTimeout(f"no event for {self._timeout:g} s", retryable=True) from None
             finally:
                 self._waiter = None
 
@@ -228,15 +236,18 @@ class EventHub:
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         #: What was found at start, before anybody could listen, and no status tells.
         self._found: list[SnapshotDamaged] = []
+        self._over = False
         self._lock = threading.Lock()
 
     def add(self, stream: EventStream) -> None:
         """On the stream's own loop."""
         with self._lock:
             self._streams.add(stream)
-            found = list(self._found)
+            found, over = list(self._found), self._over
         for event in found:
             stream.put(event)
+        if over:
+            stream.end(None)
 
     def _each(self, streams: list[EventStream], method: str, argument: object) -> None:
         for stream in streams:
@@ -256,6 +267,18 @@ class EventHub:
         self._each(streams, "put", event)
 
     def end(self, error: RaftError | None) -> None:
+        self._each(self._last_streams(), "end", error)
+
+    def end_from_anywhere(self) -> None:
+        """From a thread that is not the home loop's, which may be closed."""
+        for stream in self._last_streams():
+            try:
+                stream.loop.call_soon_threadsafe(stream.end, None)
+            except RuntimeError:
+                pass  # that loop has closed
+
+    def _last_streams(self) -> list[EventStream]:
+        """Who comes later finds that it is over."""
         with self._lock:
-            streams = list(self._streams)
-        self._each(streams, "end", error)
+            self._over = True
+            return list(self._streams)

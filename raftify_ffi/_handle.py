@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ._context import refuse_inside_store
 from ._errors import InvalidArgument
 from ._members import changes_of
 from ._node import Raft
@@ -61,6 +62,7 @@ class RaftNode:
     async def change_config(
         self, change: ConfChangeV2 | ConfChangeRequest | None = None, *, timeout: Timeout = DEFAULT
     ) -> None:
+        refuse_inside_store("change_config()")
         request = self._take("change_config", "prepare_change_config", change)
         status = self._raft.status
         changes = changes_of(request, set(status.voters), set(status.learners))

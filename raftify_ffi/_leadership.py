@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
 from ._context import refuse_inside_store
-from ._errors import Closed, LeadershipLost
+from ._errors import Closed, LeadershipLost, RaftError, RaftTimeout
 from ._events import Event, EventStream, LeaderChanged, RoleChanged
 from ._running import RunningNode
 from ._status import Role
@@ -19,8 +20,9 @@ class Leadership:
     cancelled and `LeadershipLost` raised; an exception of the body wins, and one's own cancel passes through. Loss is seen late: two
     nodes may believe for a moment that they lead, so it is no lock without the token."""
 
-    def __init__(self, node: Any) -> None:
+    def __init__(self, node: Any, timeout: float | None = None) -> None:
         self._node_of = node
+        self._timeout = timeout
         self._stream: EventStream | None = None
         self._task: asyncio.Task[Any] | None = None
         self._term = 0
@@ -31,8 +33,19 @@ class Leadership:
         refuse_inside_store("leadership()")
         node: RunningNode = self._node_of()
         self._task = asyncio.current_task()
-        waiting = node.event_stream()
-        async for _ in waiting:
+        events = node.event_stream()
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        while True:
+            try:
+                await asyncio.wait_for(anext(events), None if deadline is None else deadline - time.monotonic())
+            except StopAsyncIteration:
+                break
+            except asyncio.TimeoutError as error:
+                if isinstance(error, RaftError):
+                    raise
+                raise RaftTimeout(
+                    f"{node.name} did not become the leader within {self._timeout:g} s", retryable=True
+                ) from None
             status = node.status()
             if status.role is Role.LEADER:
                 self._term = status.term

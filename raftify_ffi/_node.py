@@ -111,14 +111,14 @@ class Raft(Generic[S]):
         self._running = node
         try:
             await asyncio.wait_for(node.start(), limit)
-        except asyncio.TimeoutError as error:
-            self._running = None
-            if isinstance(error, RaftError):
+        except BaseException as error:
+            await node.give_up()
+            if node.ended.is_set():
+                # What is not over yet can be waited for, with wait() and close().
+                self._running = None
+            if not isinstance(error, asyncio.TimeoutError) or error is node.failure or isinstance(error, RaftError):
                 raise
             raise RaftTimeout(f"node {self._node_id} did not start within {timeout} s; it was closed") from None
-        except BaseException:
-            self._running = None
-            raise
 
     async def wait(self, *, timeout: float | None = None) -> None:
         """Until the node has ended: returns after `close()`, otherwise raises what ended it."""
@@ -127,6 +127,7 @@ class Raft(Generic[S]):
             if self._closed:
                 return
             raise InvalidArgument(f"node {self._node_id} does not run; call run() first")
+        self._running.bridge.watch(asyncio.get_running_loop())
         try:
             error = await asyncio.wait_for(self._running.ended.wait(), seconds(timeout, None))
         except asyncio.TimeoutError:
@@ -134,13 +135,13 @@ class Raft(Generic[S]):
         if error is not None:
             raise plain_copy(error)
 
-    async def serve_forever(self) -> None:
-        """Runs, if it does not yet, until the node has ended. Cancelled, it closes the node."""
+    async def serve_forever(self, *, timeout: float | None = None) -> None:
+        """Runs, if it does not yet, until the node has ended. Cancelled, it closes the node; at the end of a timeout it still runs."""
         refuse_inside_store("serve_forever()")
         if self._running is None:
             await self._start()
         try:
-            await self.wait()
+            await self.wait(timeout=timeout)
         except asyncio.CancelledError:
             await self.close()
             raise
@@ -155,11 +156,12 @@ class Raft(Generic[S]):
         limit = seconds(timeout, self._config.request_timeout)
         self._closed = True
         node = self._running
-        if node is None or node.ended.is_set():
+        if node is None or node.ended.is_set() or node.bridge.home_is_gone():
             return
         node.bridge.check()
         node.begin_close(milliseconds(limit))
         if not inside_store():
+            node.bridge.watch(asyncio.get_running_loop())
             await node.ended.wait()
 
     async def __aenter__(self) -> Raft[S]:
@@ -256,20 +258,18 @@ class Raft(Generic[S]):
 
     # ---- events, waiting, leadership -----------------------------------------------------------------------------------------------------
 
-    def events(self) -> EventStream:
-        """An async iterator of what happens to this node; the first item is the `PresentState`."""
+    def events(self, *, timeout: float | None = None) -> EventStream:
+        """An async iterator of what happens to this node; the first item is the `PresentState`. `timeout`: how long each item is waited
+        for; after a `RaftTimeout` one may go on with the same iterator."""
         refuse_inside_store("events()")
-        return self._node().event_stream()
+        return self._node().event_stream(timeout=seconds(timeout, None))
 
     async def wait_for(self, *, leader: bool = False, applied: int | None = None, timeout: Timeout = DEFAULT) -> Status:
         """Until a leader is known and has a log to serve from, or this node has applied up to an index, or both."""
         refuse_inside_store("wait_for()")
         node = self._node()
         if asyncio.get_running_loop() is not node.home:
-            elsewhere = asyncio.run_coroutine_threadsafe(
-                self.wait_for(leader=leader, applied=applied, timeout=timeout), node.home
-            )
-            return await asyncio.wrap_future(elsewhere)
+            return await node.bridge.at_home(self.wait_for(leader=leader, applied=applied, timeout=timeout))
         limit = seconds(timeout, self._config.request_timeout)
         deadline = None if limit is None else time.monotonic() + limit
         while True:
@@ -286,9 +286,9 @@ class Raft(Generic[S]):
             # Entries of the library's own are applied without a word: looked for once a tick.
             await node.progressed(min(self._config.tick_interval, left if left is not None else 1.0))
 
-    def leadership(self) -> Leadership:
-        """`async with raft.leadership() as term:` waits to lead; see `Leadership`."""
-        return Leadership(self._node)
+    def leadership(self, *, timeout: float | None = None) -> Leadership:
+        """`async with raft.leadership() as term:` waits to lead, for so long at most; see `Leadership`."""
+        return Leadership(self._node, seconds(timeout, None))
 
     async def transfer_leader(self, node_id: int | None = None, *, timeout: Timeout = DEFAULT) -> None:
         """To that node, or to the one that is most up to date."""
@@ -358,7 +358,11 @@ class Raft(Generic[S]):
     def _own_ticket(self, ticket: ClusterJoinTicket | Sequence[ClusterJoinTicket] | None) -> ClusterJoinTicket:
         if isinstance(ticket, ClusterJoinTicket):
             return ticket
-        tickets = list(ticket or ())
+        tickets = list(ticket or ()) if isinstance(ticket, (Sequence, type(None))) else [ticket]
+        if not all(isinstance(one, ClusterJoinTicket) for one in tickets):
+            raise InvalidArgument(
+                f"join({ticket!r}): that is no ticket; Raft.request_id() gives one, and ClusterJoinTicket.from_json() reads one"
+            )
         if not tickets:
             raise InvalidArgument(
                 "join() has no ticket: give it one, join(ticket), or call prepare_join(ticket) before"
@@ -430,6 +434,6 @@ def _command(data: object) -> bytes:
     return command
 
 
-async def wait_for_termination(raft: Raft[Any]) -> None:
+async def wait_for_termination(raft: Raft[Any], *, timeout: float | None = None) -> None:
     """Until the node has ended: returns after `close()`, otherwise raises what ended it."""
-    await raft.wait()
+    await raft.wait(timeout=timeout)

@@ -86,7 +86,7 @@ class RaftConfig:
                 raise invalid(
                     in_seconds, value, f"is given beside {ticks} ({getattr(self, ticks)}); give one of the two"
                 )
-        if ReadOnlyOption(self.read_only_option) is not ReadOnlyOption.SAFE:
+        if self.read_only_option != ReadOnlyOption.SAFE:
             raise invalid("read_only_option", self.read_only_option, "can return stale data; use ReadOnlyOption.SAFE")
         if self.election_timeout is None and self.heartbeat_interval is None:
             # In seconds they are only known together with a tick: then `Config` checks them.

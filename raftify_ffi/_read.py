@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
+from time import monotonic
 from types import CoroutineType, TracebackType
 from typing import Any, Generic, TypeVar
 
+from ._applier import Applier
 from ._context import inside_store, refuse_inside_store
+from ._errors import RaftTimeout
 from ._running import RunningNode
-from ._timeouts import DEFAULT, DEFAULT_MS, Timeout, milliseconds
+from ._timeouts import DEFAULT, DEFAULT_MS, Timeout, milliseconds, seconds
 
 T = TypeVar("T")
 
@@ -44,12 +47,22 @@ class Read(Generic[T]):
         timeout_ms = DEFAULT_MS if self._timeout is DEFAULT else milliseconds(self._timeout)
         if asyncio._get_running_loop() is not node.home:
             return (yield from self._elsewhere(node).__await__())
+        begun = monotonic()
         yield from (node.readers or node.open_readers()).put(timeout_ms).__await__()
         applier = node.applier
         assert applier is not None
         if applier.busy:
-            yield from applier.quiet().__await__()
+            yield from self._quiet(node, applier, begun).__await__()
         return run_reader(self._read, self._store) if self._read is not None else None  # type: ignore[return-value]
+
+    async def _quiet(self, node: RunningNode, applier: Applier, begun: float) -> None:
+        """An `apply` is half way: what is left of the deadline is for that."""
+        limit = seconds(self._timeout, node.request_timeout)
+        if not await applier.quiet(None if limit is None else begun + limit - monotonic()):
+            raise RaftTimeout(
+                f"{node.name}: everything acknowledged is applied here, but an apply after that has not ended within {limit:g} s",
+                retryable=True,
+            )
 
     async def _run(self) -> T:
         return await self
@@ -62,7 +75,7 @@ class Read(Generic[T]):
                 "raft.read() without a function, on another loop than the node's: the store lives there; use read(fn)"
             )
         at_home = Read(lambda: node, self._store, self._read, self._timeout)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(at_home._run(), node.home))
+        return await node.bridge.at_home(at_home._run())
 
     async def __aenter__(self) -> object:
         """Gives the store."""

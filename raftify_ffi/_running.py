@@ -15,10 +15,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from . import _bridge
-from ._applier import Applier, ApplyRequest, RestoreRequest, SnapshotRequest
+from ._applier import Applier, ApplyRequest, RestoreRequest, SnapshotRequest, text_of
 from ._bridge import Bridge, Record, bridge_of_running_loop
 from ._config import Config
-from ._errors import ApplyError, Closed, RaftError, Removed, error_from_json
+from ._context import as_store
+from ._errors import ApplyError, Closed, MachineFailed, RaftError, Removed, error_from_json
 from ._events import Event, EventHub, EventStream, event_from_json
 from ._latch import Latch
 from ._library import call, ffi, lib
@@ -63,8 +64,15 @@ class _Opening:
         self._lock = threading.Lock()
         self._abandoned = False
         self._raw: Any = None
+        self._back = threading.Event()
 
     def open(self) -> Any:
+        try:
+            return self._open()
+        finally:
+            self._back.set()
+
+    def _open(self) -> Any:
         settings = {**self._config.settings(), "log_level": level_name()}
         if self._applied_index is not None:
             settings["applied_index"] = self._applied_index
@@ -83,16 +91,24 @@ class _Opening:
             peers if pairs else ffi.NULL, len(pairs), given, ffi.NULL, out,
         )  # fmt: skip
         with self._lock:
-            self._raw = out[0]
             if self._abandoned:
-                lib.raftify_node_free(self._raw)
-        return self._raw
+                lib.raftify_node_free(out[0])
+            else:
+                self._raw = out[0]
+        return out[0]
 
     def abandon(self) -> None:
         with self._lock:
             self._abandoned = True
-            if self._raw is not None:
-                lib.raftify_node_free(self._raw)
+            raw, self._raw = self._raw, None
+        if raw is not None:
+            lib.raftify_node_free(raw)
+
+    def wait(self, timeout: float | None) -> bool:
+        return self._back.wait(timeout)
+
+    def is_over(self) -> bool:
+        return self._abandoned and self._back.is_set()
 
 
 class RunningNode:
@@ -119,6 +135,8 @@ class RunningNode:
         self._ready: asyncio.Future[None] = self.home.create_future()
         self._applier_done = asyncio.Event()
         self._progress = asyncio.Event()
+        #: The start has.
+        self._begun = False
         self._finishing = False
         self._closing = False
         self._grace = config.request_timeout
@@ -126,6 +144,16 @@ class RunningNode:
         self.applier: Applier | None = None
         self._applier_task: asyncio.Task[None] | None = None
         self._last_status: Status | None = None
+        #: What `start` failed with.
+        self.failure: BaseException | None = None
+        self.bridge.enter()
+        self._starting = self.home.create_task(self._start())
+        self._starting.add_done_callback(self._started)
+        self.bridge.keep(self._starting)
+
+    @property
+    def request_timeout(self) -> float:
+        return self._config.request_timeout
 
     @property
     def name(self) -> str:
@@ -134,46 +162,60 @@ class RunningNode:
     # ---- start ---------------------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Returns once the node's snapshot is restored and it listens. Cancelled, it leaves nothing behind."""
-        task = self.home.create_task(self._start())
-        self.bridge.keep(task)
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.done():
-                self._closing = True
-                task.add_done_callback(lambda done: done.cancelled() or done.exception())
-                self.begin_close(0)
-            raise
+        """Returns once the node's snapshot is restored and it listens. Cancelled, it leaves the start to itself: `give_up` ends it."""
+        await asyncio.shield(self._starting)
+
+    async def give_up(self) -> None:
+        """Closes what was started so far, and waits for that as long as a call may take: whoever tries again finds the directory free."""
+        if not self.ended.is_set():
+            self._closing = True
+            self.begin_close(0)
+            try:
+                await asyncio.wait_for(self.ended.wait(), self.request_timeout)
+            except asyncio.TimeoutError:
+                pass  # the disk, perhaps: it goes on closing
+
+    def _started(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # whoever waits for it is told
+        elif not self._begun:
+            # The loop ends before it has begun: its bridge is found with it.
+            self.ended.set(None)
 
     async def _applied_index(self) -> int | None:
         """How far a store that is durable by itself has got; None for one that starts empty."""
         method = self._methods.applied_index
         if method is None:
             return None
-        answer = method()
-        answer = await answer if hasattr(answer, "__await__") else answer
-        return int(checked("store.applied_index()", "count", answer))
+        return int(checked("store.applied_index()", "count", await as_store(method)))
 
     async def _start(self) -> None:
         bridge = self.bridge
-        bridge.enter()
+        self._begun = True
         bridge.starting += 1
         opening: _Opening | None = None
         try:
             applied_index = await self._applied_index()
+            if self._closing:
+                raise self._closed_while_it_started()
             opening = _Opening(bridge, self._config, self.node_id, self.addr, self._peers, applied_index)
+            bridge.opens(opening)
             raw = await in_thread(opening.open)
         except BaseException as error:
+            self.failure = error
             bridge.starting -= 1
-            if isinstance(error, asyncio.CancelledError) and opening is not None:
+            if opening is not None and isinstance(error, asyncio.CancelledError):
+                # It stays the bridge's: nothing is freed before the call is back.
                 opening.abandon()
+            elif opening is not None:
+                bridge.opened(opening)
             await self._end(error if isinstance(error, RaftError) else None)
             raise
+        bridge.opened(opening)
         pointer = Pointer(raw, lib.raftify_node_number(raw), self.name)
         self._pointer = pointer
         stop_on_error = self._config.on_apply_error == "stop"
-        self.applier = Applier(pointer, self.name, self._methods, stop_on_error, bridge.waiters)
+        self.applier = Applier(pointer, self.node_id, self._methods, stop_on_error, bridge.waiters)
         self.applier.on_progress = self._progress.set
         self._applier_task = self.applier.start(self._serve_machine(self.applier))
         bridge.keep(self._applier_task)
@@ -182,24 +224,36 @@ class RunningNode:
         if self._closing:
             self.begin_close(0)
         await self._ready
+        if self._closing:
+            raise self._closed_while_it_started()
+
+    def _closed_while_it_started(self) -> Closed:
+        return Closed(f"{self.name} was closed while it started")
 
     async def _serve_machine(self, applier: Applier) -> None:
+        """Ends with the node, or ends it: nobody would apply any more."""
         try:
             await applier.run()
         except asyncio.CancelledError:
             self._applier_done.set()
             if not self._finishing:
-                # Somebody cancels every task of the loop: it is ending, and nobody will apply.
+                # Somebody cancels every task of the loop: it is ending.
+                self.begin_close(1000)
                 warnings.warn(
                     f"{self.name}: its event loop ended under it; it was closed; call close() first",
                     ResourceWarning,
                     stacklevel=1,
                 )
-                self.begin_close(1000)
                 await self.ended.wait()
             raise
+        except BaseException as error:
+            applier.failed(error)
+            if not isinstance(error, Exception):
+                raise
         finally:
             self._applier_done.set()
+            if applier.fault is not None and not applier.fault_told:
+                self.begin_close(1000)
 
     # ---- records of the queue ----------------------------------------------------------------------------------------------------------
 
@@ -268,6 +322,10 @@ class RunningNode:
         applier, pointer, task = self.applier, self._pointer, self._applier_task
         assert applier is not None and pointer is not None and task is not None
         try:
+            if error is None and applier.fault is not None:
+                error = MachineFailed(
+                    f"{self.name} was stopped: its store was not served any more: {text_of(applier.fault)}"
+                )
             if error is not None:
                 error.__cause__ = applier.fault
             self._last_status = self._final_status(error)
@@ -298,7 +356,7 @@ class RunningNode:
             if self._pointer is None:
                 self._ready.cancel()  # `_start` raises by itself
             else:
-                self._ready.set_exception(error or Closed(f"{self.name} was closed while it started"))
+                self._ready.set_exception(error or self._closed_while_it_started())
         try:
             await self.bridge.leave(lambda: self.ended.set(error))
         finally:
@@ -316,6 +374,7 @@ class RunningNode:
             except RaftError:
                 pass
             freed = pointer.retire(lib.raftify_node_free, _bridge.EXIT_TIMEOUT)
+        self.events.end_from_anywhere()
         self.ended.set(None)
         return freed
 
@@ -343,6 +402,7 @@ class RunningNode:
         if outbox is None:
             for other in [other for other in self.outboxes if other is not None and other.is_closed()]:
                 del self.outboxes[other]
+            self.bridge.watch(loop)
             outbox = self.outboxes[loop] = Outbox(loop, self.bridge.waiters, self.pointer)
         return outbox
 
@@ -390,11 +450,10 @@ class RunningNode:
         role = Role.REMOVED if last.role is Role.REMOVED else Role.STOPPED
         return replace(last, role=role, error=str(error) if error is not None else last.error)
 
-    def event_stream(self, on_event: Any = None) -> EventStream:
-        stream = EventStream(self.status, on_event)
+    def event_stream(self, on_event: Any = None, timeout: float | None = None) -> EventStream:
+        stream = EventStream(self.status, on_event, timeout)
+        self.bridge.watch(stream.loop)
         self.events.add(stream)
-        if self.ended.is_set():
-            stream.end(None)
         return stream
 
     async def progressed(self, seconds: float | None) -> None:

@@ -41,15 +41,19 @@ async def in_thread(work: Callable[[], T]) -> T:
             loop.call_soon_threadsafe(_resolve, future, value, error)
         except RuntimeError:
             pass  # the loop has closed: nobody waits any more
-        finally:
-            _running.discard(threading.current_thread())
 
     start_daemon(body, "raftify-call")
     return await future
 
 
 def start_daemon(body: Callable[[], None], name: str) -> threading.Thread:
-    thread = threading.Thread(target=body, name=name, daemon=True)
+    def run() -> None:
+        try:
+            body()
+        finally:
+            _running.discard(threading.current_thread())
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
     _running.add(thread)
     thread.start()
     return thread

@@ -84,7 +84,7 @@ async def test_the_loop_gets_its_turns(
     clock = Clock()
     monkeypatch.setattr(_applier, "time", clock)
     store = kind(clock)
-    applier = Applier(Node(), "node 1", inspect_store(store), False, Waiters(asyncio.get_running_loop()))  # type: ignore[arg-type]
+    applier = Applier(Node(), 1, inspect_store(store), False, Waiters(asyncio.get_running_loop()))  # type: ignore[arg-type]
     task = applier.start(applier.run())
     await asyncio.sleep(0)
     applier.put(batch(micros), 1)

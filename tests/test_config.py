@@ -60,6 +60,29 @@ def test_a_raft_option_that_cannot_work_is_named(field: str, settings: dict[str,
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("field", "settings"),
+    [
+        ("initial_peers", {"initial_peers": {"first": "127.0.0.1:1"}}),
+        ("raft", {"raft": 3}),
+        ("read_only_option", {"raft": {"read_only_option": "safe"}}),
+        ("nothing", {"nothing": 1}),
+    ],
+)
+def test_plain_data_that_cannot_work_is_named(field: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        Config.from_dict(settings)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "name", ["log_dir", "tick_interval", "cluster_id", "conf_change_request_timeout", "request_timeout"]
+)
+def test_none_stands_for_the_default(name: str) -> None:
+    settings: dict[str, Any] = {name: None}
+    assert getattr(Config(**settings), name) == getattr(Config(), name)
+
+
 def test_the_names_of_earlier_releases_are_taken() -> None:
     config = Config(
         RaftConfig(id=1, election_tick=10, heartbeat_tick=3, omit_heartbeat_log=True),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
+import threading
 
 import pytest
 
 import raftify_ffi
 from raftify_ffi import _errors
-from raftify_ffi._errors import RaftError, error_from_json
+from raftify_ffi._errors import InvalidConfig, RaftError, error_from_json
 
 KINDS = [getattr(_errors, name) for name in _errors.__all__]
 
@@ -39,6 +40,13 @@ def test_every_code_becomes_an_error_that_says_what_is_known(code: int) -> None:
 @pytest.mark.parametrize("text", ["", "{", b"\xff", "[]", "{}"])
 def test_what_cannot_be_read_is_still_an_error_of_ours(text: str | bytes) -> None:
     assert isinstance(error_from_json(text), RaftError)
+
+
+def test_a_value_that_does_not_pickle_travels_as_what_it_looks_like() -> None:
+    error = InvalidConfig("store: cannot work", field="store", value=threading.Lock())
+    copy = pickle.loads(pickle.dumps(error))
+    assert (copy.field, copy.message) == ("store", "store: cannot work")
+    assert copy.value == repr(error.value)
 
 
 def test_the_tree_has_the_bases_that_programs_catch() -> None:

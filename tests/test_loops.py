@@ -126,9 +126,9 @@ def test_a_loop_that_ends_while_the_last_thing_is_freed_leaves_nobody_waiting(
     ended = threading.Event()
     free = _bridge.Bridge._free
 
-    def freed_when_the_loop_has_ended(bridge: _bridge.Bridge) -> None:
+    def freed_when_the_loop_has_ended(bridge: _bridge.Bridge, timeout: float | None) -> None:
         assert ended.wait(20)
-        free(bridge)
+        free(bridge, timeout)
 
     monkeypatch.setattr(_bridge.Bridge, "_free", freed_when_the_loop_has_ended)
     loop = asyncio.new_event_loop()

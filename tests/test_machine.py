@@ -19,6 +19,7 @@ from stores import KeyValue, Scripted
 from raftify_ffi import (
     ApplyError,
     Closed,
+    ConfChangeV2,
     InvalidConfig,
     MachineFailed,
     Raft,
@@ -306,6 +307,7 @@ async def test_inside_the_store_the_library_is_not_waited_for(tmp_path: Path) ->
                 self.raft.snapshot(),
                 self.raft.wait(),
                 self.raft.leave(),
+                self.raft.get_raft_node().change_config(ConfChangeV2()),
                 self.raft.wait_for(leader=True),
                 asyncio.create_task(self.raft.propose(b"in a task")),
             ]
@@ -323,7 +325,7 @@ async def test_inside_the_store_the_library_is_not_waited_for(tmp_path: Path) ->
     async with one_node(tmp_path, store) as raft:
         store.raft = raft
         assert await raft.propose(b"x") == b"done"
-        assert len(store.errors) == 7
+        assert len(store.errors) == 8
         assert all("inside the store" in str(error) for error in store.errors)
         outcome = (await asyncio.gather(raft.propose(b"close"), return_exceptions=True))[0]
         assert outcome == b"done" or isinstance(outcome, Closed)
@@ -489,6 +491,19 @@ async def test_an_applied_index_that_is_no_index_is_refused(tmp_path: Path, answ
     raft = Raft.build(1, free_addrs(1)[0], Durable(answer), quick_config(tmp_path))
     with pytest.raises(InvalidConfig, match="applied_index"):
         await raft.run()
+
+
+@pytest.mark.parametrize("what", ["wait", "close"])
+async def test_an_applied_index_is_asked_for_inside_the_store(tmp_path: Path, what: str) -> None:
+    class Asking(KeyValue):
+        async def applied_index(self) -> int:
+            await getattr(raft, what)()
+            return 0
+
+    raft = Raft.build(1, free_addrs(1)[0], Asking(), quick_config(tmp_path))
+    with pytest.raises(RaftError, match="inside the store" if what == "wait" else "closed"):
+        await raft.run()
+    await raft.close()
 
 
 async def test_proposals_one_after_the_other_go_down_at_once(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from raftify_ffi import (
     PresentState,
     ProposalTooLarge,
     Raft,
+    RaftServiceClient,
     RaftTimeout,
     Removed,
     Role,
@@ -267,6 +268,17 @@ async def test_handles_keep_their_prepared_argument_apart(tmp_path: Path) -> Non
         assert await one.get_peers() == {1: raft.addr}
         assert json.loads(await one.inspect())["role"] == "leader"
         assert await one.store() is raft.store
+
+
+async def test_what_is_no_ticket_and_no_id_is_refused(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft:
+        for ticket in ("text", ["text"], 7):
+            with pytest.raises(InvalidArgument, match="ticket"):
+                await raft.join(ticket)  # type: ignore[arg-type]
+        async with RaftServiceClient.connect(raft.addr) as client:
+            for node_id in (-1, "x", 1.5):
+                with pytest.raises((InvalidArgument, InvalidConfig)):
+                    await client.transfer_leader(node_id)  # type: ignore[arg-type]
 
 
 async def test_calls_before_run_say_so() -> None:
