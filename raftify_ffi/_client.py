@@ -18,6 +18,7 @@ from ._errors import Closed, InvalidArgument, RaftError
 from ._latch import Latch
 from ._library import call, ffi, lib
 from ._members import Change, MemberChanges, changes_of, native_changes
+from ._peers import checked_peers
 from ._pointer import Pointer
 from ._settings import NativeConfig
 from ._status import SnapshotInfo, Status
@@ -245,6 +246,14 @@ class RaftServiceClient:
 
     def prepare_change_config(self, change: ConfChangeV2 | ConfChangeRequest) -> None:
         self._slot()["change_config"] = change
+
+    async def leave_joint(self) -> None:
+        """Not needed; see `RaftNode.leave_joint`."""
+
+    async def set_peers(self, peers: Mapping[int, str]) -> None:
+        """Not needed: members know each other, and a client learns of them. Kept so that programs that call it run; what are no peers is
+        refused."""
+        checked_peers(peers)
 
     def __repr__(self) -> str:
         return f"<RaftServiceClient of {', '.join(self._addrs)}{', closed' if self._closed else ''}>"

@@ -113,6 +113,9 @@ class RaftNode:
         """Gives up leadership. The arguments are not needed: the node knows its term."""
         await self._raft.step_down(timeout=timeout)
 
+    async def leave_joint(self) -> None:
+        """Not needed: a change of several members leaves its joint configuration by itself. Kept so that programs that call it run."""
+
     # ---- what it is --------------------------------------------------------------------------------------------------------------------
 
     async def is_leader(self) -> bool:

@@ -24,8 +24,9 @@ from ._errors import (
 from ._events import EventStream
 from ._leadership import Leadership
 from ._library import lib
+from ._log import raft_log
 from ._members import Change, MemberChanges, native_changes
-from ._peers import Peers, checked_peers
+from ._peers import InitialRole, Peers, checked_peers
 from ._read import Read, run_reader
 from ._running import RunningNode
 from ._status import Role, SnapshotInfo, Status
@@ -64,6 +65,15 @@ class Raft(Generic[S]):
         self._store = store
         self._methods = inspect_store(store)
         self._peers = checked_peers(peers) if peers is not None else self._config.initial_peers
+        learners = [key for key, peer in (self._peers or {}).items() if peer.role is InitialRole.LEARNER]
+        if learners:
+            raft_log.warning(
+                "node %d: peers names %s as learners, but initial members are voters; to have them as learners leave them out, and "
+                "add them to the running cluster: raft.members.add(id, addr, learner=True)",
+                node_id,
+                learners,
+                extra={"node_id": node_id, "term": None},
+            )
         self._running: RunningNode | None = None
         self._closed = False
         self._join_ticket: ClusterJoinTicket | None = None

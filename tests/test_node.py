@@ -13,9 +13,12 @@ from stores import AsyncKeyValue, KeyValue, Scripted
 from raftify_ffi import (
     Closed,
     DirectoryInUse,
+    InitialRole,
     InvalidArgument,
     InvalidConfig,
     NoLeader,
+    Peer,
+    Peers,
     PresentState,
     ProposalTooLarge,
     Raft,
@@ -268,6 +271,26 @@ async def test_handles_keep_their_prepared_argument_apart(tmp_path: Path) -> Non
         assert await one.get_peers() == {1: raft.addr}
         assert json.loads(await one.inspect())["role"] == "leader"
         assert await one.store() is raft.store
+
+
+def test_initial_members_named_as_learners_are_said_to_be_voters(caplog: pytest.LogCaptureFixture) -> None:
+    peers = Peers({1: "127.0.0.1:1", 2: Peer("127.0.0.1:2", InitialRole.LEARNER)})
+    Raft.build(1, "127.0.0.1:1", KeyValue(), None, peers)
+    assert "names [2] as learners" in caplog.text
+    caplog.clear()
+    Raft.build(1, "127.0.0.1:1", KeyValue(), None, {1: "127.0.0.1:1"})
+    assert not caplog.text
+
+
+async def test_what_earlier_releases_needed_may_be_called(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft:
+        await raft.get_raft_node().leave_joint()
+        await raft.member_bootstrap_ready()
+        async with RaftServiceClient.connect(raft.addr) as client:
+            await client.leave_joint()
+            await client.set_peers(Peers({1: raft.addr}))
+            with pytest.raises(InvalidConfig, match="peers"):
+                await client.set_peers(7)  # type: ignore[arg-type]
 
 
 async def test_what_is_no_ticket_and_no_id_is_refused(tmp_path: Path) -> None:
