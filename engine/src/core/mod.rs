@@ -429,16 +429,7 @@ impl Core {
         if kind == MessageType::MsgTimeoutNow as i32 && (!persisted || self.writes.hung()) {
             return;
         }
-        let standing = check::Standing {
-            id: self.id,
-            term: self.raw.raft.term,
-            commit: log.committed,
-            last_index: log.last_index(),
-            leads: self.is_leader(),
-            tail: log.store(),
-            term_at: &|index| log.term(index).ok().filter(|t| *t != 0),
-        };
-        if let Err(reason) = check::check(&received, from, &standing) {
+        if let Err(reason) = self.standing(|at| check::check(&received, from, at)) {
             self.refuse_peer(from, format!("a message of kind {kind} was dropped: {reason}"));
             return;
         }
@@ -459,6 +450,20 @@ impl Core {
         }
         // An unknown sender's answer is of no use; nothing else can fail here.
         let _ = self.raw.step(message);
+    }
+
+    /// Shows what this node's raft stands at.
+    fn standing<T>(&self, show: impl FnOnce(&check::Standing<'_>) -> T) -> T {
+        let log = &self.raw.raft.raft_log;
+        show(&check::Standing {
+            id: self.id,
+            term: self.raw.raft.term,
+            commit: log.committed,
+            last_index: log.last_index(),
+            leads: self.is_leader(),
+            tail: log.store(),
+            term_at: &|index| log.term(index).ok().filter(|t| *t != 0),
+        })
     }
 
     /// Raft decides about the places of its entries; what they say waits beside it, if it takes them.

@@ -9,8 +9,9 @@ use raft::SnapshotStatus;
 use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::phase::{Phase, Place};
+use super::received::Received;
 use super::requests::State;
-use super::{Core, SnapshotSend};
+use super::{check, Core, SnapshotSend};
 use crate::cluster::{ClusterState, NodeId};
 use crate::error::{Error, ErrorCode};
 use crate::log::SnapshotMeta;
@@ -329,18 +330,23 @@ impl Core {
     /// A snapshot has come whole: checked, synced, in its place (S6). Now raft may hear of it.
     pub fn receive_snapshot(&mut self, from: NodeId, message: Message, meta: SnapshotMeta) {
         self.heard(from);
-        if !self.admits(from) || message.from != from || message.to != self.id || message.term == u64::MAX {
+        if self.failed.is_some() || !self.admits(from) {
             return;
         }
-        let named = message.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
+        let received = Received::from(message);
+        if let Err(reason) = self.standing(|at| check::check_snapshot(&received, from, at)) {
+            self.refuse_peer(from, format!("a snapshot was dropped: {reason}"));
+            return;
+        }
+        let named = received.head.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
         let agrees = named.is_some_and(|m| {
             (m.index, m.term) == (meta.index, meta.term) && m.conf_state.as_ref() == Some(&meta.cluster.conf_state())
         });
-        if !agrees || meta.index == 0 || meta.term > message.term {
+        if !agrees {
             self.refuse_peer(from, "its snapshot is not the one its message names".into());
             return;
         }
-        let _ = self.raw.step(message);
+        let _ = self.raw.step(received.into());
         // Raft may have refused it, and may hold another one that came just before.
         let taken = self.raw.raft.raft_log.unstable.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
         if taken.is_some_and(|m| m.index == meta.index) {

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use raft::eraftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
+use raft::eraftpb::{ConfState, Message, MessageType};
 
 use crate::cluster::ClusterState;
+use crate::core::tail::raft_snapshot;
 use crate::core::test_cores::{command, follow, founders, log, message, options, snapshot};
 use crate::core::{Actions, Body, Core, CoreOptions};
 use crate::error::ErrorCode;
@@ -111,9 +112,8 @@ fn asked_to_restore(actions: &Actions) -> Vec<(u64, u64)> {
 /// Node 2, which leads, has sent this snapshot whole.
 fn receive(core: &mut Core, index: u64) {
     let meta = snapshot(index, 3, core.cluster());
-    let metadata = SnapshotMetadata { index, term: 3, conf_state: Some(meta.cluster.conf_state()) };
-    let sent = Snapshot { metadata: Some(metadata), ..Snapshot::default() };
-    core.receive_snapshot(2, Message { snapshot: Some(sent), ..message(MessageType::MsgSnapshot, 2, 3) }, meta);
+    let sent = Message { snapshot: Some(raft_snapshot(&meta)), ..message(MessageType::MsgSnapshot, 2, 3) };
+    core.receive_snapshot(2, sent, meta);
 }
 
 #[test]
@@ -141,4 +141,109 @@ fn s6_a_snapshot_that_is_overtaken_before_the_machine_hears_of_it_is_still_the_o
     core.machine_answer(MachineAnswer::Restored { id: first });
     assert_eq!(core.poll().prune.map(|meta| meta.index), Some(40));
     assert!(core.snapshot_to_restore(first).is_none());
+}
+
+/// A member of 1 and 2 at commit 20 of term 2, which follows node 2 in term 3, is sent this snapshot with this message: whether it takes
+/// it, and what it says of node 2.
+fn given(message: Message, meta: SnapshotMeta) -> (bool, Vec<String>) {
+    let mut core = replaying();
+    follow(&mut core, 20);
+    core.receive_snapshot(2, message, meta);
+    let mut actions = core.poll();
+    if let Some(write) = actions.writes.last().map(|write| write.number) {
+        core.written(write);
+        actions.events.extend(core.poll().events);
+    }
+    let refused = |event: &Event| match event {
+        Event::PeerRefused { peer: 2, reason } => Some(reason.clone()),
+        _ => None,
+    };
+    (core.snapshot_index() == 30, actions.events.iter().filter_map(refused).collect())
+}
+
+fn members(conf: ConfState) -> ClusterState {
+    let mut cluster = ClusterState::founding(&founders());
+    cluster.set_conf_state(&conf);
+    cluster
+}
+
+/// Snapshot 30 of term 3, and the message that brings it.
+fn stream(cluster: &ClusterState) -> (Message, SnapshotMeta) {
+    let meta = snapshot(30, 3, cluster);
+    (Message { snapshot: Some(raft_snapshot(&meta)), ..message(MessageType::MsgSnapshot, 2, 3) }, meta)
+}
+
+#[test]
+fn s16_a_message_beside_a_snapshot_that_could_be_none_of_a_leaders_is_dropped_and_told() {
+    let entry = || vec![raft::eraftpb::Entry { term: 3, index: 21, ..Default::default() }];
+    let (good, meta) = stream(&members(ConfState { voters: vec![1, 2, 3], ..Default::default() }));
+    assert_eq!(given(good.clone(), meta.clone()), (true, vec![]));
+    let of = |kind: MessageType| Message { msg_type: kind as i32, ..good.clone() };
+    let dropped: Vec<(&str, Message)> = vec![
+        ("a heartbeat from beyond the log", Message { commit: 1 << 40, ..of(MessageType::MsgHeartbeat) }),
+        ("a proposal", Message { entries: entry(), ..of(MessageType::MsgPropose) }),
+        ("a transfer", of(MessageType::MsgTransferLeader)),
+        ("an append", Message { index: 20, log_term: 2, entries: entry(), ..of(MessageType::MsgAppend) }),
+        ("a campaign", of(MessageType::MsgHup)),
+        ("a kind that there is not", Message { msg_type: 99, ..good.clone() }),
+        ("entries", Message { entries: entry(), ..good.clone() }),
+        ("a request", Message { request_snapshot: 1, ..good.clone() }),
+        ("an index out of reach", Message { index: u64::MAX, ..good.clone() }),
+        ("a commit out of reach", Message { commit: u64::MAX, ..good.clone() }),
+        ("a log term above its own", Message { log_term: 4, ..good.clone() }),
+    ];
+    for (what, message) in dropped {
+        let (taken, told) = given(message, meta.clone());
+        assert_eq!((taken, told.len()), (false, 1), "{what}: {told:?}");
+    }
+}
+
+#[test]
+fn s16_a_snapshot_at_a_place_where_none_can_be_is_dropped_and_told() {
+    let cluster = members(ConfState { voters: vec![1, 2, 3], ..Default::default() });
+    for (index, term) in [(0, 3), (30, 0), (30, 4), (u64::MAX - 1, 3), (20, 3)] {
+        let meta = SnapshotMeta { index, term, ..snapshot(30, 3, &cluster) };
+        let (mut message, _) = stream(&cluster);
+        message.snapshot = Some(raft_snapshot(&meta));
+        let (taken, told) = given(message, meta);
+        assert_eq!((taken, told.len()), (false, 1), "index {index} of term {term}: {told:?}");
+    }
+}
+
+/// Raft panics on members that it cannot restore.
+#[test]
+fn s16_a_snapshot_is_taken_only_with_members_that_raft_can_restore() {
+    let conf = |voters: &[u64], learners: &[u64], outgoing: &[u64], next: &[u64], auto_leave| ConfState {
+        voters: voters.to_vec(),
+        learners: learners.to_vec(),
+        voters_outgoing: outgoing.to_vec(),
+        learners_next: next.to_vec(),
+        auto_leave,
+    };
+    let table = [
+        (true, conf(&[1, 2], &[3], &[], &[], false)),
+        (true, conf(&[2, 3], &[], &[1, 2], &[1], true)),
+        (true, conf(&[2, 3], &[], &[1, 2], &[], false)),
+        (true, conf(&[2], &[3], &[1, 2], &[], true)),
+        (false, conf(&[], &[1], &[], &[], false)),
+        (false, conf(&[], &[], &[1, 2], &[], true)),
+        (false, conf(&[0, 1], &[], &[], &[], false)),
+        (false, conf(&[1], &[0], &[], &[], false)),
+        (false, conf(&[1], &[1], &[], &[], false)),
+        (false, conf(&[1, 1], &[], &[], &[], false)),
+        (false, conf(&[1], &[3, 3], &[], &[], false)),
+        (false, conf(&[1], &[], &[], &[3], false)),
+        (false, conf(&[1], &[], &[], &[], true)),
+        (false, conf(&[1], &[], &[1, 2], &[3], true)),
+        (false, conf(&[1], &[], &[1, 2], &[1], true)),
+        (false, conf(&[1], &[2], &[1, 2], &[], true)),
+        (false, conf(&[1], &[2], &[1, 2], &[2], true)),
+        (false, conf(&[1], &[], &[1, 2, 2], &[], true)),
+        (false, conf(&[1], &[], &[0, 1, 2], &[], true)),
+    ];
+    for (restorable, conf) in table {
+        let (message, meta) = stream(&members(conf.clone()));
+        let (taken, told) = given(message, meta);
+        assert_eq!((taken, told.is_empty()), (restorable, restorable), "{conf:?}: {told:?}");
+    }
 }
