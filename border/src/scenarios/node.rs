@@ -162,7 +162,7 @@ impl Driver {
                 }
             }
         }
-        let late = block_on(last(inputs, &self.door));
+        let late = block_on(last(Vec::new(), inputs, &self.door));
         let actions = self.core.poll();
         self.complete(actions.completions);
         self.complete(late);
@@ -431,7 +431,7 @@ pub fn acceptance_races_the_last_look() {
             inbox.submit(Input::Request { token: 1, request: Request::Read, timeout: Timeout::None }, 1, 0).is_ok();
         (accepted, inbox)
     });
-    let late = block_on(last(outbox, &door));
+    let late = block_on(last(Vec::new(), outbox, &door));
     let (accepted, inbox) = caller.join().expect("a thread of the scenario");
     assert_eq!(late.len(), usize::from(accepted), "accepted is what completes");
     assert!(inbox.submit(Input::Request { token: 2, request: Request::Read, timeout: Timeout::None }, 1, 0).is_err());

@@ -175,7 +175,7 @@ impl Core {
 
     /// Waits until this node is a voter (or a learner); the shell asks the cluster for it meanwhile.
     pub fn become_member(&mut self, token: Token, ticket: &Ticket, timeout: Option<Micros>) {
-        if let Err(error) = self.use_ticket(ticket) {
+        if let Err(error) = self.not_serving().map_or(Ok(()), Err).and_then(|()| self.use_ticket(ticket)) {
             self.answer(token, Err(error));
             return;
         }

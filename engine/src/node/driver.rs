@@ -2,7 +2,7 @@
 
 mod peers;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
@@ -64,6 +64,10 @@ struct Driver {
     tls: Option<Arc<Tls>>,
     /// What the core has to hear of before it is polled again.
     feedback: Vec<Feedback>,
+    /// Who waits for the input that is being worked in: the core may not know them yet.
+    at_hand: Vec<Token>,
+    /// What the core has completed and nobody has been told yet.
+    untold: Vec<Completion>,
     status_due: bool,
     status_at: Instant,
     /// Closing, but still handing over leadership: until when, and how long the disk is waited for after that.
@@ -168,6 +172,8 @@ impl Driver {
             distrust: BTreeMap::new(),
             tls: opened.tls,
             feedback: Vec::new(),
+            at_hand: Vec::new(),
+            untold: Vec::new(),
             status_due: true,
             status_at: origin,
             retiring: None,
@@ -199,6 +205,7 @@ impl Driver {
     ) -> Option<StillRunning> {
         let mut inputs = Vec::new();
         let mut frames = Vec::new();
+        let mut left = Vec::new();
         // Set anew only when it would come too late, or has come: each setting wakes the thread from its next wait.
         let mut alarm = std::pin::pin!(tokio::time::sleep_until(self.next_tick));
         while self.stop.is_none() {
@@ -226,22 +233,27 @@ impl Driver {
                 frames.push(frame);
             }
             let mut permits = Vec::new();
+            let mut unseen = inputs.drain(..);
             self.turn(|driver| {
                 for frame in frames.drain(..) {
                     driver.heard(frame, &mut permits);
                 }
-                for input in inputs.drain(..) {
+                for input in unseen.by_ref() {
+                    driver.at_hand.clear();
+                    input.tokens(&mut driver.at_hand);
                     driver.input(input);
                 }
+                driver.at_hand.clear();
                 driver.tick();
                 driver.consider_end();
             });
             // Budgets go back to the streams once their frames have been worked in.
             drop(permits);
-            inputs.clear();
             frames.clear();
+            // None, unless the turn has broken off.
+            left.extend(unseen);
         }
-        self.end(outbox).await
+        self.end(left, outbox).await
     }
 
     fn now(&self) -> Micros {
@@ -296,8 +308,14 @@ impl Driver {
         self.log(slog::Level::Critical, "raft", || error.message.clone());
         let ended = catch_unwind(AssertUnwindSafe(|| {
             self.core.fail(error.clone());
-            let actions = self.core.poll();
-            self.complete(actions.completions);
+            let mut completions = std::mem::take(&mut self.untold);
+            completions.extend(self.core.poll().completions);
+            // Those of the input at hand that the core had not taken: each has one end, and nobody knows how far it has got.
+            let told: HashSet<Token> = completions.iter().map(|completion| completion.token).collect();
+            for token in std::mem::take(&mut self.at_hand).into_iter().filter(|token| !told.contains(token)) {
+                completions.push(Completion { token, result: Err(error.clone()) });
+            }
+            self.complete(completions);
         }));
         drop(ended);
         self.stop = Some((Err(error), Duration::from_secs(5)));
@@ -406,6 +424,8 @@ impl Driver {
                 self.log(slog::Level::Error, "storage", || error.message.clone());
                 self.core.fail(error);
             }
+            #[cfg(test)]
+            Input::Run(_, job) => job(),
             Input::Panicked(what) => self.core.fail(Error::unknown(ErrorCode::Internal, what)),
             Input::Close(timeout) => {
                 // Two election timeouts at most: the deadline is there for the disk as well.
@@ -459,6 +479,7 @@ impl Driver {
     }
 
     fn carry_out(&mut self, actions: Actions) {
+        self.untold = actions.completions;
         // Whoever leads others has their acknowledgements to hear of meanwhile.
         let waits = !self.core.is_leader() || self.core.cluster().members().len() <= 1;
         let aside = |job| self.aside.run(job);
@@ -490,7 +511,8 @@ impl Driver {
         for peer in actions.disconnect {
             self.transport.hang_up(peer);
         }
-        self.complete(actions.completions);
+        let completions = std::mem::take(&mut self.untold);
+        self.complete(completions);
         for event in actions.events {
             self.tell(event);
         }
@@ -615,12 +637,12 @@ impl Driver {
 
     /// The end: everything that waits has its answer, the disk has been waited for within the deadline, the port is free.
     /// Returned: the threads that had not ended by then, and still hold the directory.
-    async fn end(mut self, outbox: mpsc::UnboundedReceiver<Input>) -> Option<StillRunning> {
+    async fn end(mut self, unseen: Vec<Input>, outbox: mpsc::UnboundedReceiver<Input>) -> Option<StillRunning> {
         let (why, patience) = self.stop.take().unwrap_or((Ok(()), Duration::ZERO));
         for task in self.joins.values() {
             task.abort();
         }
-        let late = last(outbox, &self.shared.door).await;
+        let late = last(unseen, outbox, &self.shared.door).await;
         let ended = catch_unwind(AssertUnwindSafe(|| {
             let actions = self.core.poll();
             self.complete(actions.completions);

@@ -2,7 +2,7 @@
 //!
 //! Lives here: acceptance, its bounds, and its end. May not live here: what an input means.
 //!
-//! Invariants: what was accepted reaches the driver, or is among [`last`]: never neither, never both (the promise of exactly one
+//! Invariants: what was accepted is seen by the driver, or is among [`last`]: never neither, never both (the promise of exactly one
 //! completion stands on it); what was refused reaches nobody.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -55,6 +55,23 @@ pub(crate) enum Input {
     DiskFailed(Error),
     Panicked(String),
     Close(Duration),
+    /// Runs on the driver, as if it were these requests; a test's way to make it wait or break.
+    #[cfg(test)]
+    Run(Vec<Token>, Box<dyn FnOnce() + Send>),
+}
+
+impl Input {
+    /// Those that wait for a completion of it.
+    pub(crate) fn tokens(&self, waiting: &mut Vec<Token>) {
+        match self {
+            Input::Request { token, .. } | Input::Join { token, .. } => waiting.push(*token),
+            Input::Proposals { proposals, .. } => waiting.extend(proposals.iter().map(|(token, _)| *token)),
+            Input::Reads { tokens, .. } => waiting.extend(tokens),
+            #[cfg(test)]
+            Input::Run(tokens, _) => waiting.extend(tokens),
+            _ => {}
+        }
+    }
 }
 
 /// How much may wait for the driver (rules, F4).
@@ -138,26 +155,21 @@ impl Inbox {
     }
 }
 
-/// The driver's last look: nothing is accepted any more, and whatever was accepted and not seen ends as `Closed`.
-pub(crate) async fn last(mut inputs: mpsc::UnboundedReceiver<Input>, door: &Door) -> Vec<Completion> {
+/// The driver's last look: nothing is accepted any more, and whatever was accepted and not seen ends as `Closed`. `unseen`: what it has
+/// taken out already and not looked at.
+pub(crate) async fn last(
+    unseen: Vec<Input>,
+    mut inputs: mpsc::UnboundedReceiver<Input>,
+    door: &Door,
+) -> Vec<Completion> {
     door.close();
     inputs.close();
     let mut late = Vec::new();
+    unseen.iter().for_each(|input| input.tokens(&mut late));
     // `recv`, not `try_recv`: that says "empty" also while a sender that was let in before the close has not laid its message
     // down yet, and its request would never complete.
     while let Some(input) = inputs.recv().await {
-        match input {
-            Input::Request { token, .. } | Input::Join { token, .. } => {
-                late.push(Completion { token, result: Err(closed()) });
-            }
-            Input::Proposals { proposals, .. } => {
-                late.extend(proposals.into_iter().map(|(token, _)| Completion { token, result: Err(closed()) }));
-            }
-            Input::Reads { tokens, .. } => {
-                late.extend(tokens.into_iter().map(|token| Completion { token, result: Err(closed()) }));
-            }
-            _ => {}
-        }
+        input.tokens(&mut late);
     }
-    late
+    late.into_iter().map(|token| Completion { token, result: Err(closed()) }).collect()
 }

@@ -193,3 +193,56 @@ fn a_lone_node_whose_disk_hangs_says_so_and_serves_again() {
     alone.node.close(Duration::from_secs(10));
     assert!(alone.node.wait_closed(ENOUGH));
 }
+
+/// What was accepted when the driver breaks has one end, whether it was seen before, at that moment, in the same turn, or not at all.
+#[test]
+fn what_is_accepted_has_one_end_when_the_driver_breaks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut members, _) = cluster(1, dir.path());
+    let alone = &mut members[0];
+    alone.propose(b"before");
+    let (go_on, held) = mpsc::channel::<()>();
+    let (reached, holds) = mpsc::channel();
+    let run = |tokens: Vec<Token>, job: Box<dyn FnOnce() + Send>| {
+        let count = tokens.len() as u64;
+        alone.node.0.inbox.submit(Input::Run(tokens, job), count, 0).unwrap();
+    };
+    run(
+        vec![],
+        Box::new(move || {
+            reached.send(()).unwrap();
+            held.recv().unwrap();
+        }),
+    );
+    holds.recv_timeout(ENOUGH).unwrap();
+    // The driver waits: all of this is one turn's.
+    let node = &alone.node;
+    node.submit(10, Request::Propose("seen".into()), Timeout::None).unwrap();
+    run(vec![11, 12], Box::new(|| panic!("as a test wants it")));
+    node.submit(13, Request::Status, Timeout::None).unwrap();
+    node.propose_many(vec![(14, "a".into()), (15, "b".into())], Timeout::None).unwrap();
+    node.read_many(vec![16, 17], Timeout::None).unwrap();
+    let ticket = Ticket {
+        reserved_id: 1,
+        raft_addr: String::new(),
+        leader_id: 1,
+        leader_addr: String::new(),
+        peers: std::collections::BTreeMap::new(),
+        incarnation: String::new(),
+    };
+    node.join(18, ticket, Timeout::None).unwrap();
+    go_on.send(()).unwrap();
+    let why = alone.closed.recv_timeout(ENOUGH).unwrap().unwrap_err();
+    assert!(why.code == ErrorCode::Internal && why.message.contains("as a test wants it"), "{why}");
+    let mut ended: Vec<_> = alone.completions.try_iter().map(|c| (c.token, c.result.unwrap_err())).collect();
+    ended.sort_by_key(|(token, _)| *token);
+    assert_eq!(ended.iter().map(|(token, _)| *token).collect::<Vec<_>>(), (10..=18).collect::<Vec<_>>());
+    for (token, error) in ended {
+        let (code, committed) = match token {
+            10 => (ErrorCode::Internal, Committed::No),
+            11 | 12 => (ErrorCode::Internal, Committed::Unknown),
+            _ => (ErrorCode::Closed, Committed::No),
+        };
+        assert_eq!((error.code, error.committed), (code, committed), "{token}: {error}");
+    }
+}
