@@ -80,7 +80,10 @@ impl Goal {
     pub fn reached(&self, id: NodeId, cluster: &ClusterState) -> bool {
         match self {
             Goal::Voter => cluster.is_voter(id) && !cluster.is_joint(),
-            Goal::Learner => cluster.learners.contains(&id) && !cluster.is_joint(),
+            // One that is marked is about to be a voter.
+            Goal::Learner => {
+                cluster.learners.contains(&id) && !cluster.is_joint() && cluster.member(id).is_none_or(|m| !m.promote)
+            }
             Goal::Gone => cluster.member(id).is_none() && !cluster.is_joint(),
             Goal::At(addr) => cluster.member(id).is_some_and(|m| m.addr == *addr),
         }
@@ -215,8 +218,12 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
             },
             4 => match present {
                 None => return refuse(format!("node {id} is no member")),
-                Some(_) if cluster.is_learner(id) => continue,
-                Some(_) => push(&mut singles, id, ConfChangeType::AddLearnerNode),
+                Some(member) if cluster.is_learner(id) && !member.promote => continue,
+                Some(member) => {
+                    // A learner that is marked would become a voter by itself.
+                    records.push(Member { promote: false, ..member.clone() });
+                    push(&mut singles, id, ConfChangeType::AddLearnerNode);
+                }
             },
             5 => {
                 if present.is_some() {
@@ -359,6 +366,22 @@ mod tests {
     fn what_is_so_already_needs_no_step() {
         let changes = [MemberChange::Promote { id: 1 }, MemberChange::Remove { id: 77 }];
         assert_eq!(plan(&Change::of(&changes), &three()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_learner_that_was_to_become_a_voter_is_demoted_by_taking_that_back() {
+        let mut cluster = three();
+        cluster.set_conf_state(&ConfState { voters: vec![1, 2], learners: vec![3], ..Default::default() });
+        let demote = Change::of(&[MemberChange::Demote { id: 3 }]);
+        assert_eq!(plan(&demote, &cluster).unwrap(), None, "it is and stays a learner");
+        cluster.member_mut(3).unwrap().promote = true;
+        assert!(demote.goals().all(|(id, goal)| !goal.reached(id, &cluster)), "it is about to be a voter");
+        let planned = plan(&demote, &cluster).unwrap().unwrap();
+        assert_eq!(kinds(&planned), [(ConfChangeType::AddLearnerNode as i32, 3)]);
+        let conf = cluster.conf_state();
+        apply(&mut cluster, &planned, &conf);
+        assert_eq!(cluster.member(3), Some(&Member { id: 3, addr: "h:3".into(), ..Default::default() }));
+        assert!(demote.goals().all(|(id, goal)| goal.reached(id, &cluster)));
     }
 
     #[test]
