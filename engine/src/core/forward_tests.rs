@@ -7,7 +7,7 @@ use crate::request::Request;
 use crate::wire::{Forward, ForwardAnswer, ForwardedProposal, Hello, Verdict, Welcome, PROTOCOL_VERSION};
 
 /// Start number 7 of node 1, which began in term 2 and follows node 2 in term 3.
-fn follower() -> Core {
+pub(super) fn follower() -> Core {
     let mut core = Core::new(options(log(None, (9, ClusterState::founding(&founders())), 9))).unwrap();
     follow(&mut core, 9);
     core
@@ -35,7 +35,7 @@ fn s15_what_the_process_before_may_have_taken_is_not_refused_by_the_next() {
 }
 
 /// The leader answers our dial from the process with this start number.
-fn let_in(core: &mut Core, start: u64) {
+pub(super) fn let_in(core: &mut Core, start: u64) {
     let hello = Hello {
         version: PROTOCOL_VERSION,
         node_id: 2,
@@ -48,7 +48,7 @@ fn let_in(core: &mut Core, start: u64) {
     assert!(core.welcomed(2, &Welcome { verdict: Verdict::Accepted as i32, hello: Some(hello), ..Welcome::default() }));
 }
 
-fn forwarded(core: &mut Core) -> Vec<Forward> {
+pub(super) fn forwarded(core: &mut Core) -> Vec<Forward> {
     let forward = |message: Outbound| match message.body {
         Body::Forward(forward) => Some(forward),
         _ => None,

@@ -272,7 +272,7 @@ impl Core {
             self.requests.goals.insert(request, Awaited { since, goals: change.goals().collect() });
         }
         if let What::Transfer(to) = pending.what {
-            self.await_transfer(request, to);
+            self.await_transfer(request, to, true);
             return;
         }
         if index == 0 {

@@ -210,7 +210,7 @@ impl Core {
             What::Transfer(to) => {
                 let to = *to;
                 match self.transfer(to) {
-                    Ok(target) => self.await_transfer(request, target),
+                    Ok(target) => self.await_transfer(request, target, false),
                     Err(error) => self.complete(request, Err(error)),
                 }
             }

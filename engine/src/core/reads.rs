@@ -151,46 +151,11 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_cores::{chosen_of, follow, message};
+    use super::super::test_cores::{chosen_of, follow, leader, message, sent};
     use super::super::Body;
     use super::*;
     use crate::cluster::NodeId;
     use crate::request::Request;
-
-    /// Raft's messages that are sent, but appends: to whom and of which kind. What is written is synced at once.
-    fn sent(core: &mut Core) -> Vec<(NodeId, Message)> {
-        let mut sent = Vec::new();
-        loop {
-            let actions = core.poll();
-            for message in actions.messages {
-                if let Body::Raft(raft) = message.body {
-                    sent.push((message.to, raft));
-                }
-            }
-            match actions.writes.last() {
-                Some(write) => core.written(write.number),
-                None => return sent,
-            }
-        }
-    }
-
-    /// Node 1 leads term 3 of that many members, and has committed index 10 in it, or not yet.
-    fn leader(members: NodeId, committed: bool) -> Core {
-        let mut core = chosen_of(members);
-        sent(&mut core);
-        for voter in 2..=members {
-            core.receive(voter, message(MessageType::MsgRequestVoteResponse, voter, 3));
-        }
-        sent(&mut core);
-        assert!(core.is_leader());
-        if committed {
-            for peer in 2..=members {
-                core.receive(peer, Message { index: 10, ..message(MessageType::MsgAppendResponse, peer, 3) });
-            }
-            sent(&mut core);
-        }
-        core
-    }
 
     fn question(asker: NodeId, context: u8) -> Message {
         let entry = raft::eraftpb::Entry { data: vec![context; 24], ..Default::default() };

@@ -48,6 +48,7 @@ impl Core {
                 }
             }
         }
+        self.note_transfers(ready.messages().iter().chain(ready.persisted_messages()));
         let mut held = Vec::new();
         for message in appends::merge(ready.take_messages()) {
             // S1: a leader's messages go at once, but not before its term and vote are durable (a single voter wins inside `campaign()`).

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use raft::eraftpb::{HardState, Message, MessageType};
 
-use super::{Context, Core, CoreOptions, Kind, Origin};
+use super::{Body, Context, Core, CoreOptions, Kind, Origin};
 use crate::cluster::{ClusterState, NodeId, Uid};
 use crate::entry::Entry;
 use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
@@ -81,6 +81,41 @@ pub(super) fn chosen_of(members: NodeId) -> Core {
     let mut core = Core::new(options(state)).unwrap();
     core.begin_turn(1, 1);
     core.receive(2, message(MessageType::MsgTimeoutNow, 2, 2));
+    core
+}
+
+/// Raft's messages that are sent, but appends: to whom and of which kind. What is written is synced at once.
+pub(super) fn sent(core: &mut Core) -> Vec<(NodeId, Message)> {
+    let mut sent = Vec::new();
+    loop {
+        let actions = core.poll();
+        for message in actions.messages {
+            if let Body::Raft(raft) = message.body {
+                sent.push((message.to, raft));
+            }
+        }
+        match actions.writes.last() {
+            Some(write) => core.written(write.number),
+            None => return sent,
+        }
+    }
+}
+
+/// Node 1 leads term 3 of that many members, and has committed index 10 in it, or not yet.
+pub(super) fn leader(members: NodeId, committed: bool) -> Core {
+    let mut core = chosen_of(members);
+    sent(&mut core);
+    for voter in 2..=members {
+        core.receive(voter, message(MessageType::MsgRequestVoteResponse, voter, 3));
+    }
+    sent(&mut core);
+    assert!(core.is_leader());
+    if committed {
+        for peer in 2..=members {
+            core.receive(peer, Message { index: 10, ..message(MessageType::MsgAppendResponse, peer, 3) });
+        }
+        sent(&mut core);
+    }
     core
 }
 
