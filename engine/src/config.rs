@@ -53,7 +53,7 @@ pub struct Config {
     /// Default deadline of a membership change.
     pub conf_change_request_timeout: Duration,
     pub max_proposal_size: u64,
-    /// Proposals waiting anywhere in this node; past it they are `Overloaded`.
+    /// Proposals and reads waiting anywhere in this node; past it they are `Overloaded`.
     pub max_pending_proposals: u64,
     /// Their bytes.
     pub max_pending_bytes: u64,

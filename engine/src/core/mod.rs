@@ -525,7 +525,7 @@ impl Core {
             self.write_extra();
             self.fetch_wanted();
             self.tell_lone_commits();
-            self.requests.forget_deadlines();
+            self.forget_ended();
             self.raw.mut_store().sweep();
         }
         std::mem::take(&mut self.out)

@@ -24,6 +24,10 @@ pub(super) enum Proposed {
     Later,
 }
 
+fn overloaded(what: String) -> Result<()> {
+    Err(Error::not_done(ErrorCode::Overloaded, format!("{what}; try again later")))
+}
+
 impl Core {
     /// Takes commands; all completions come later, one for each.
     pub fn propose(&mut self, proposals: Vec<(Token, Bytes)>, timeout: Option<Micros>) {
@@ -41,6 +45,15 @@ impl Core {
         }
     }
 
+    /// For one more request, however small.
+    pub(super) fn room(&self) -> Result<()> {
+        let pending = self.requests.pending.len() as u64;
+        if pending >= self.config.max_pending_proposals {
+            return overloaded(format!("{pending} requests are pending on this node"));
+        }
+        Ok(())
+    }
+
     fn room_for(&self, bytes: u64) -> Result<()> {
         let config = &self.config;
         if bytes > config.max_proposal_size {
@@ -52,10 +65,7 @@ impl Core {
                 ),
             ));
         }
-        let overloaded = |what: String| Err(Error::not_done(ErrorCode::Overloaded, format!("{what}; try again later")));
-        if self.requests.pending.len() as u64 >= config.max_pending_proposals {
-            return overloaded(format!("{} requests are pending on this node", self.requests.pending.len()));
-        }
+        self.room()?;
         if self.requests.bytes.saturating_add(bytes) > config.max_pending_bytes {
             return overloaded(format!("commands of {} bytes are pending on this node", self.requests.bytes));
         }

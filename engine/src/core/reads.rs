@@ -28,6 +28,8 @@ pub(super) struct Reads {
     counter: u64,
     /// Confirmed, and waiting for the state machine to reach this index.
     confirmed: BTreeMap<u64, Vec<u64>>,
+    /// How many these are.
+    unapplied: usize,
 }
 
 /// Rounds on their way at the same time; what comes meanwhile shares the next one.
@@ -36,6 +38,43 @@ const ROUNDS: usize = 4;
 impl Reads {
     pub fn add(&mut self, request: u64) {
         self.waiting.push(request);
+    }
+
+    fn confirm(&mut self, index: u64, requests: Vec<u64>) {
+        self.unapplied = self.unapplied.saturating_add(requests.len());
+        self.confirmed.entry(index).or_default().extend(requests);
+    }
+
+    /// Lets go of requests that have ended, where more than `limit` wait.
+    pub fn forget(&mut self, limit: usize, pending: impl Fn(&u64) -> bool) {
+        if self.waiting.len() > limit {
+            self.waiting.retain(&pending);
+        }
+        if self.unapplied > limit {
+            self.confirmed.retain(|_, requests| {
+                requests.retain(&pending);
+                !requests.is_empty()
+            });
+            self.unapplied = self.confirmed.values().map(Vec::len).sum();
+        }
+    }
+
+    /// Requests that no round has asked for yet.
+    #[cfg(test)]
+    pub fn waits(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Requests of all rounds under way.
+    #[cfg(test)]
+    pub fn rounds(&self) -> Vec<u64> {
+        self.rounds.iter().flat_map(|round| round.requests.iter().copied()).collect()
+    }
+
+    /// Requests that only the state machine keeps waiting.
+    #[cfg(test)]
+    pub fn unapplied(&self) -> usize {
+        self.confirmed.values().map(Vec::len).sum()
     }
 }
 
@@ -64,7 +103,7 @@ impl Core {
         if bugs::on(Bug::ReadsWithoutAsking) && self.is_leader() {
             let commit = self.raw.raft.raft_log.committed;
             if let Some(round) = self.reads.rounds.pop() {
-                self.reads.confirmed.entry(commit).or_default().extend(round.requests);
+                self.reads.confirm(commit, round.requests);
             }
             self.reads_applied();
             return;
@@ -129,7 +168,7 @@ impl Core {
             };
             let at = self.reads.rounds.iter().position(|r| r.counter == counter);
             if let Some(round) = at.map(|i| self.reads.rounds.remove(i)) {
-                self.reads.confirmed.entry(state.index).or_default().extend(round.requests);
+                self.reads.confirm(state.index, round.requests);
             }
         }
         self.reads_applied();
@@ -142,6 +181,7 @@ impl Core {
         let limit = if bugs::on(Bug::ReadsBeforeApplied) { u64::MAX } else { applied };
         while self.reads.confirmed.first_key_value().is_some_and(|(index, _)| *index <= limit) {
             let Some((_, requests)) = self.reads.confirmed.pop_first() else { return };
+            self.reads.unapplied = self.reads.unapplied.saturating_sub(requests.len());
             for request in requests {
                 self.complete(request, Ok(Reply::ReadIndex(applied)));
             }

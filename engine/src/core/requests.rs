@@ -110,9 +110,9 @@ impl Requests {
         self.deadlines.next()
     }
 
-    pub fn forget_deadlines(&mut self) {
-        let pending = &self.pending;
-        self.deadlines.forget(|request| pending.contains_key(&request));
+    /// From so many on, most requests in a queue have ended.
+    fn mostly_ended(&self) -> usize {
+        self.pending.len().saturating_mul(2).saturating_add(64)
     }
 }
 
@@ -125,7 +125,10 @@ impl Core {
         }
         match request {
             Request::Propose(data) => self.propose(vec![(token, data)], timeout),
-            Request::Read => self.accept(token, What::Read, timeout),
+            Request::Read => match self.room() {
+                Ok(()) => self.accept(token, What::Read, timeout),
+                Err(error) => self.answer(token, Err(error)),
+            },
             Request::ReserveId { addr } => match self.cluster.member_at(&addr) {
                 // From the address of a member it is that member's id: no new one is spent.
                 Some(member) => {
@@ -259,6 +262,22 @@ impl Core {
         }
         self.requests.goals.remove(&request);
         Some(pending.token)
+    }
+
+    /// Memory follows what is pending: what waits for a leader, or for the state machine, may wait for long, and its deadline comes first.
+    /// A queue is gone through when at least half of it has ended, so that it costs each request little.
+    pub(super) fn forget_ended(&mut self) {
+        let limit = self.requests.mostly_ended();
+        let Requests { pending, deadlines, unsent, joining, .. } = &mut self.requests;
+        deadlines.forget(|request| pending.contains_key(&request));
+        if unsent.len() > limit {
+            unsent.retain(|request| pending.contains_key(request));
+        }
+        if joining.len() > limit {
+            joining.retain(|request| pending.contains_key(request));
+        }
+        self.reads.forget(limit, |request| pending.contains_key(request));
+        self.snapshots.forget(limit, |request| pending.contains_key(request));
     }
 
     /// Those that ask for nothing but that this node be removed.
@@ -420,5 +439,75 @@ fn fate(pending: &Pending) -> Committed {
         (What::Transfer(_), State::Following) => Committed::Unknown,
         (_, State::Placed { committed: true, .. } | State::Following) => Committed::Yes,
         _ => Committed::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_cores::{follow, founders, leader, log, options, sent};
+    use super::super::CoreOptions;
+    use super::*;
+    use crate::cluster::ClusterState;
+    use crate::Config;
+
+    /// One of three, which has heard of no leader.
+    fn alone(config: Config) -> Core {
+        let log = log(None, (9, ClusterState::founding(&founders())), 9);
+        Core::new(CoreOptions { config, ..options(log) }).unwrap()
+    }
+
+    #[test]
+    fn what_ended_while_there_was_no_leader_is_kept_nowhere() {
+        let mut core = alone(Config::default());
+        core.submit(1, Request::Read, None);
+        core.submit(2, Request::Propose("x".into()), None);
+        let mut told = 0;
+        for round in 1..=100u64 {
+            for token in 10..1010 {
+                core.submit(token, Request::Read, Some(1000));
+                core.submit(token + 1000, Request::Propose("x".into()), Some(1000));
+            }
+            core.begin_turn(round * 1000, 1);
+            core.expire();
+            told += core.poll().completions.len();
+        }
+        assert_eq!(told, 200_000);
+        let kept = [core.requests.unsent.len(), core.reads.waits()];
+        assert!(kept.iter().all(|kept| *kept < 100), "{kept:?}");
+        follow(&mut core, 9);
+        let asked = core.reads.rounds();
+        assert!(asked.contains(&0) && core.requests.unsent.contains(&1), "what is still pending goes on: {asked:?}");
+    }
+
+    #[test]
+    fn reads_of_a_state_machine_that_never_answers_are_kept_no_longer_than_their_deadlines() {
+        let mut core = leader(1, true);
+        core.submit(0, Request::Propose("x".into()), None);
+        sent(&mut core);
+        core.submit(0, Request::Read, None);
+        for round in 1..=100u64 {
+            for token in 1..=100 {
+                core.submit(token, Request::Read, Some(1000));
+            }
+            sent(&mut core);
+            core.begin_turn(round * 1000 + 1, 1);
+            core.expire();
+            sent(&mut core);
+        }
+        assert!((1..=164).contains(&core.reads.unapplied()), "{}", core.reads.unapplied());
+    }
+
+    #[test]
+    fn reads_that_wait_count_like_proposals() {
+        let mut core = alone(Config { max_pending_proposals: 2, ..Config::default() });
+        for (token, request) in (1..).zip([Request::Read, Request::Read, Request::Read, Request::Propose("x".into())]) {
+            core.submit(token, request, None);
+        }
+        let refused: Vec<_> = core.poll().completions.into_iter().map(|c| (c.token, c.result.unwrap_err())).collect();
+        assert!(
+            refused.iter().all(|(_, error)| error.code == ErrorCode::Overloaded && error.retryable()),
+            "{refused:?}"
+        );
+        assert_eq!(refused.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [3, 4]);
     }
 }

@@ -77,6 +77,13 @@ impl Snapshots {
         self.asked.push(request);
     }
 
+    /// Lets go of requests that have ended, where more than `limit` wait.
+    pub fn forget(&mut self, limit: usize, pending: impl Fn(&u64) -> bool) {
+        if self.asked.len() > limit {
+            self.asked.retain(pending);
+        }
+    }
+
     pub fn grew(&mut self, bytes: u64) {
         self.bytes_since = self.bytes_since.saturating_add(bytes);
     }
