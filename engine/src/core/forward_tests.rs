@@ -1,9 +1,13 @@
 //! S15: who may say of a forward that it was not taken.
 
-use super::test_cores::{follow, founders, log, options};
-use super::{Body, Core, Outbound};
+use prost::Message as _;
+
+use super::membership::Change;
+use super::test_cores::{follow, founders, leader, log, options};
+use super::{Body, Core, Kind, Outbound};
 use crate::cluster::{ClusterState, Uid};
-use crate::request::Request;
+use crate::error::ErrorCode;
+use crate::request::{MemberChange, Request};
 use crate::wire::{Forward, ForwardAnswer, ForwardedProposal, Hello, Verdict, Welcome, PROTOCOL_VERSION};
 
 /// Start number 7 of node 1, which began in term 2 and follows node 2 in term 3.
@@ -76,4 +80,32 @@ fn s15_a_forward_names_the_process_that_our_stream_leads_to_and_what_that_refuse
     core.tick();
     let actions = core.poll();
     assert!(actions.completions.is_empty(), "it waits for the next leader, and is not given up as unknown");
+}
+
+#[test]
+fn a_change_of_more_members_than_a_call_may_name_is_refused_wherever_it_comes_from() {
+    // Of no members, so that nothing is left to do.
+    let changes =
+        |count: u64| -> Vec<MemberChange> { (100..100 + count).map(|id| MemberChange::Remove { id }).collect() };
+    for (count, refused) in [(1024, None), (1025, Some(ErrorCode::InvalidArgument))] {
+        let data = Change::of(&changes(count)).encode_to_vec().into();
+        let proposals = vec![ForwardedProposal { sequence: 1, data, kind: Kind::ChangeMembers.to_number() }];
+        let mut core = leader(3, true);
+        core.receive_forward(3, Forward { term: 3, start: 5, number: 1, proposals, to_start: 7 });
+        core.submit(1, Request::ChangeMembers(changes(count)), None);
+        let actions = core.poll();
+        let answer = actions.messages.into_iter().find_map(|message| match message.body {
+            Body::ForwardAnswer(answer) => Some(answer),
+            _ => None,
+        });
+        let answer = answer.unwrap();
+        assert_eq!(
+            (answer.taken, ErrorCode::from_i32(answer.code)),
+            (refused.is_none(), refused),
+            "{}",
+            answer.message
+        );
+        let own = actions.completions.into_iter().find(|completion| completion.token == 1).unwrap();
+        assert_eq!(own.result.err().map(|error| error.code), refused);
+    }
 }

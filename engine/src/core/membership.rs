@@ -113,6 +113,19 @@ fn refuse<T>(message: String) -> Result<T> {
     Err(Error::not_done(ErrorCode::Membership, message))
 }
 
+/// Steps of one change, as in a call over the wire: what it takes to plan them grows with their square.
+const MAX_CHANGES: usize = 1024;
+
+/// A change that is too long for anybody to plan.
+pub fn bounded(change: &Change) -> Result<()> {
+    let count = change.steps.len();
+    if count > MAX_CHANGES {
+        let text = format!("{count} membership changes in one request; at most {MAX_CHANGES}");
+        return Err(Error::not_done(ErrorCode::InvalidArgument, text));
+    }
+    Ok(())
+}
+
 /// Turns a change into a conf change against the present cluster; refuses what makes no sense, naming why.
 /// An empty plan (`None`) means that nothing is left to do.
 pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChangeV2>> {

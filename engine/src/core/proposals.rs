@@ -7,7 +7,7 @@ use super::bodies;
 use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::entry::{Context, Kind, Origin};
-use super::membership::{plan, Awaited, Change, Step};
+use super::membership::{bounded, plan, Awaited, Change, Step};
 use super::requests::{State, What};
 use super::Core;
 use crate::cluster::{Member, NodeId};
@@ -235,6 +235,7 @@ impl Core {
         start: u64,
         sequence: u64,
     ) -> Result<Proposed> {
+        bounded(change)?;
         // Raft would turn a second change into an empty entry and still say Ok.
         if self.raw.raft.has_pending_conf() || self.cluster.is_joint() || !self.raw.raft.commit_to_current_term() {
             return Ok(Proposed::Later);
