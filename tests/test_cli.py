@@ -471,9 +471,22 @@ def test_a_decoder_that_cannot_be_used_is_named(tmp_path: Path, spec: str) -> No
     assert spec in failure(raftify_cli(tmp_path, "debug", "persisted", ".", "--decode", spec), ExitCode.USAGE)
 
 
-def test_damaged_data_has_an_exit_code_of_its_own(stopped: Path) -> None:
+@pytest.mark.parametrize("damage", ["emptied", "a flipped bit", "cut off", "deleted"])
+def test_damaged_data_has_an_exit_code_of_its_own(stopped: Path, damage: str) -> None:
+    command = b'["a", "1"]'
     for path in stopped.rglob("*"):
-        if path.suffix in (".mdb", ".seg"):
-            with path.open("r+b") as file:
-                file.write(b"\x00" * 8192)
-    assert str(stopped) in failure(raftify_cli(stopped.parent, "debug", "persisted", str(stopped)), ExitCode.CORRUPT)
+        if path.suffix not in (".mdb", ".seg"):
+            continue
+        content = path.read_bytes()
+        if damage == "emptied":
+            path.write_bytes(b"\x00" * 8192 + content[8192:])
+        elif command in content:
+            # A segment log has older segments, which are whole.
+            if damage == "a flipped bit":
+                path.write_bytes(content.replace(command, b'["a", "3"]'))
+            elif damage == "cut off":
+                path.write_bytes(content[: content.index(command)])
+            else:
+                path.unlink()
+    for words in (("debug", "persisted"), ("describe", "logs")):
+        assert str(stopped) in failure(raftify_cli(stopped.parent, *words, str(stopped)), ExitCode.CORRUPT)

@@ -93,7 +93,9 @@ fn find(directory: &Path) -> Result<PathBuf> {
     let wrong = |what: &str| Err(Error::storage(ErrorCode::WrongDirectory, directory, what));
     let holds_log = |node: &Path| {
         let log_dir = node.join(files::LOG_DIR);
-        log_dir.join(files::DATA_FILE).is_file() || is_segment_log(&log_dir)
+        // One whose data is gone is damaged, not absent: the numbers beside it are left.
+        let held_log = || files::NumberFile::newest(&log_dir).is_some();
+        log_dir.join(files::DATA_FILE).is_file() || is_segment_log(&log_dir) || held_log()
     };
     if holds_log(directory) {
         return Ok(directory.join(files::LOG_DIR));

@@ -100,7 +100,7 @@ fn settle_and_check(directory: &Path, pages: &PageFile) -> Result<(Newest, Loade
 }
 
 /// S8: no later commit was durable here.
-fn must_be_the_last(newest: &Newest, pages: &PageFile, durable: Option<u64>) -> Result<()> {
+pub(crate) fn must_be_the_last(newest: &Newest, pages: &PageFile, durable: Option<u64>) -> Result<()> {
     let number = newest.bounds.number;
     let Some(durable) = durable.filter(|durable| *durable > number) else { return Ok(()) };
     let why = if newest.unfinished && durable == number.saturating_add(1) {

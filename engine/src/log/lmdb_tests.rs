@@ -24,9 +24,10 @@ fn s8_a_log_older_than_its_side_file_says_has_lost_data() {
     log.writer.write(&[range(4, 5, 1, 10)]).unwrap();
     let copy = killed(dir.path(), log);
     std::fs::write(data_file(copy.path()), &old).unwrap();
-    let error = open(LogEngine::Lmdb, copy.path()).unwrap_err();
-    assert_eq!(error.code, ErrorCode::CorruptData);
-    assert!(error.message.contains("ends at commit 2, but commit 3 was durable"), "{error}");
+    for error in [inspect(copy.path(), 0, 9).unwrap_err(), open(LogEngine::Lmdb, copy.path()).unwrap_err()] {
+        assert_eq!(error.code, ErrorCode::CorruptData);
+        assert!(error.message.contains("ends at commit 2, but commit 3 was durable"), "{error}");
+    }
 }
 
 /// A small log with branch pages, far values, a free list and both kinds of records.
@@ -138,13 +139,36 @@ fn damage_to_the_newest_commit_is_told_from_one_that_nobody_believed() {
     let at = bytes.windows(64).rposition(|w| w.iter().all(|b| *b == 0xA7)).unwrap();
     bytes[at] ^= 1;
     std::fs::write(data_file(copy.path()), &bytes).unwrap();
-    for error in [check(copy.path()).unwrap_err(), open(LogEngine::Lmdb, copy.path()).unwrap_err()] {
+    let checked = [inspect(copy.path(), 0, 9).unwrap_err(), check(copy.path()).unwrap_err()];
+    for error in checked.into_iter().chain([open(LogEngine::Lmdb, copy.path()).unwrap_err()]) {
         assert_eq!(error.code, ErrorCode::CorruptData);
         assert!(error.message.contains("ends at commit 1, but commit 2 was durable here, and what it"), "{error}");
     }
     std::fs::remove_file(copy.path().join("log/durable")).unwrap();
+    assert_eq!(inspect(copy.path(), 0, 9).unwrap()["last_index"], 1);
     assert_eq!(check(copy.path()).unwrap().last_index, 1);
     assert_eq!(open(LogEngine::Lmdb, copy.path()).unwrap().state.last_index, 1);
+}
+
+#[test]
+fn an_inspection_does_not_show_a_damaged_key_as_the_end_of_the_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(LogEngine::Lmdb, dir.path()).unwrap();
+    log.writer.write(&[range(2, 120, 1, 100)]).unwrap();
+    // Two commits that leave its page alone: they prove nothing of it.
+    log.writer.write(&[hard_state(2, 1, 50)]).unwrap();
+    log.writer.write(&[hard_state(3, 1, 60)]).unwrap();
+    let copy = killed(dir.path(), log);
+    assert_eq!(inspect(copy.path(), 0, 200).unwrap()["entries"].as_array().unwrap().len(), 119);
+    let mut bytes = std::fs::read(data_file(copy.path())).unwrap();
+    let key = record::entry_key(120);
+    let places: Vec<usize> = (0..bytes.len() - key.len()).filter(|at| bytes[*at..].starts_with(&key)).collect();
+    assert!(!places.is_empty());
+    places.iter().for_each(|at| bytes[at + key.len() - 1] ^= 1);
+    std::fs::write(data_file(copy.path()), &bytes).unwrap();
+    let error = inspect(copy.path(), 0, 200).unwrap_err();
+    assert_eq!((error.code, error.index), (ErrorCode::CorruptData, Some(120)), "{error}");
+    open(LogEngine::Lmdb, copy.path()).unwrap_err();
 }
 
 fn after_reset(index: u64) -> LogWrite {

@@ -1,21 +1,22 @@
 //! An LMDB log read beside its writer, with pread only.
 //!
 //! How it stays consistent without LMDB's reader table: pages of commit T are reused by commit T + 3 at the earliest. A
-//! part that was read while the newest commit was still T or T + 1 is whole; otherwise it is read again.
+//! part that was read while the newest commit was still T or T + 1 is whole; otherwise it is read again. What the side file
+//! named before is there (S8).
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::entry::{Entries, Entry};
 use crate::error::{Error, ErrorCode, Result};
-use crate::log::files::{self, corrupt};
+use crate::log::files::{self, corrupt, NumberFile};
 use crate::log::inspect::{Small, View};
 use crate::log::lmdb_file::PageFile;
 use crate::log::lmdb_page::Value;
 use crate::log::lmdb_proof::Newest;
 use crate::log::load::record_error;
 use crate::log::record::{self, Key, Meta};
-use crate::log::{lmdb_pages, ClusterRecord, Identity, SnapshotMeta};
+use crate::log::{lmdb, lmdb_pages, ClusterRecord, Identity, SnapshotMeta};
 
 /// Tries per part; each needs to be faster than two commits.
 const TRIES: usize = 1000;
@@ -27,48 +28,60 @@ struct Records {
     snapshot: Option<SnapshotMeta>,
 }
 
-pub(crate) struct LmdbView(PageFile);
+pub(crate) struct LmdbView {
+    log_dir: PathBuf,
+    pages: PageFile,
+}
 
 impl LmdbView {
     pub(crate) fn open(log_dir: &Path) -> Result<Self> {
-        Ok(LmdbView(PageFile::open(&log_dir.join(files::DATA_FILE))?))
+        let pages = PageFile::open(&log_dir.join(files::DATA_FILE))?;
+        Ok(LmdbView { log_dir: log_dir.to_path_buf(), pages })
+    }
+
+    /// Reads a part of the newest commit that is proven, until no other can have changed its pages meanwhile.
+    fn consistent<T>(&self, mut read: impl FnMut(&PageFile, &Newest) -> Result<T>) -> Result<(Newest, T)> {
+        let pages = &self.pages;
+        let mut last = None;
+        for _ in 0..TRIES {
+            // Before the newest commit is looked for: the writer names one here when all of it can be read, and the number only grows.
+            let durable = NumberFile::newest(&self.log_dir);
+            let outcome = Newest::find(pages).and_then(|newest| {
+                lmdb::must_be_the_last(&newest, pages, durable)?;
+                let part = read(pages, &newest)?;
+                Ok((newest, part))
+            });
+            let now = pages.roots().map(|roots| roots.newest.txn);
+            match (outcome, now) {
+                (Ok(found), Ok(now)) if now <= found.0.root.txn.saturating_add(1) => return Ok(found),
+                // Damage that stays is damage; under a busy node it may be a page that was just reused.
+                (Err(error), _) | (_, Err(error)) => last = Some(error),
+                _ => {}
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            Error::storage(
+                ErrorCode::Overloaded,
+                pages.path(),
+                "the node writes too fast to be read beside it; try again",
+            )
+        }))
     }
 }
 
 impl View for LmdbView {
     fn small(&mut self) -> Result<Small> {
-        let (newest, Records { identity, cluster, snapshot }) = consistent(&self.0, small_records)?;
+        let (newest, Records { identity, cluster, snapshot }) = self.consistent(small_records)?;
         let Newest { hard_state, bounds, .. } = newest;
         let (Some(identity), Some(cluster)) = (identity, cluster) else {
-            return Err(corrupt(self.0.path(), "one of the log's own records is missing"));
+            return Err(corrupt(self.pages.path(), "one of the log's own records is missing"));
         };
         Ok(Small { identity, hard_state, cluster, snapshot, first: bounds.first, last: bounds.last })
     }
 
     fn entries(&mut self, low: u64, high: u64) -> Result<Vec<Entry>> {
-        Ok(consistent(&self.0, |pages, newest| some_entries(pages, newest, low, high))?.1)
+        Ok(self.consistent(|pages, newest| some_entries(pages, newest, low, high))?.1)
     }
-}
-
-/// Reads a part of the newest commit that is proven, until no other can have changed its pages meanwhile.
-fn consistent<T>(pages: &PageFile, mut read: impl FnMut(&PageFile, &Newest) -> Result<T>) -> Result<(Newest, T)> {
-    let mut last = None;
-    for _ in 0..TRIES {
-        let outcome = Newest::find(pages).and_then(|newest| {
-            let part = read(pages, &newest)?;
-            Ok((newest, part))
-        });
-        let now = pages.roots().map(|roots| roots.newest.txn);
-        match (outcome, now) {
-            (Ok(found), Ok(now)) if now <= found.0.root.txn.saturating_add(1) => return Ok(found),
-            // Damage that stays is damage; under a busy node it may be a page that was just reused.
-            (Err(error), _) | (_, Err(error)) => last = Some(error),
-            _ => {}
-        }
-    }
-    Err(last.unwrap_or_else(|| {
-        Error::storage(ErrorCode::Overloaded, pages.path(), "the node writes too fast to be read beside it; try again")
-    }))
 }
 
 fn whole(pages: &PageFile, value: Value<'_>) -> Result<Vec<u8>> {
@@ -108,6 +121,10 @@ fn some_entries(pages: &PageFile, newest: &Newest, low: u64, high: u64) -> Resul
         expected = expected.saturating_add(1);
         Ok(ControlFlow::Continue(()))
     })?;
+    // All from the first to the last one are there: one that is not has not been compacted, either.
+    if low >= newest.bounds.first && expected < high.min(newest.bounds.last.saturating_add(1)) {
+        return Err(corrupt(pages.path(), format_args!("entry {expected} is missing")).with_index(expected));
+    }
     let entries = entries.whole();
     match entries.last() {
         Some(last) if last.index >= high => Err(corrupt(pages.path(), "entries out of order")),

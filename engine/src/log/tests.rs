@@ -72,6 +72,8 @@ with_both_engines!(
     an_unfinished_beginning_is_begun_again,
     an_inspection_shows_the_log_beside_a_live_node,
     an_inspection_beside_a_busy_writer_is_always_whole,
+    an_inspection_beside_a_node_that_starts_again_and_again_is_always_whole,
+    an_inspection_says_that_the_log_is_missing,
     a_reader_beside_a_busy_writer_gets_what_is_there,
     an_inspection_of_the_wrong_place_says_what_is_there,
 );
@@ -429,13 +431,56 @@ fn a_reader_beside_a_busy_writer_gets_what_is_there(engine: LogEngine) {
 }
 
 fn an_inspection_beside_a_busy_writer_is_always_whole(engine: LogEngine) {
+    let mut last = 0;
     beside_a_busy_writer(engine, |dir, _| {
         let json = inspect(dir, 0, 100).unwrap();
+        let before = std::mem::replace(&mut last, json["last_index"].as_u64().unwrap());
+        assert!(before <= last, "{before} was there, and {last} is the last one now");
         for listed in json["entries"].as_array().unwrap() {
             let index = listed["index"].as_u64().unwrap();
             assert_eq!(listed["size"], size_beside(index), "{index}");
         }
     });
+}
+
+fn an_inspection_beside_a_node_that_starts_again_and_again_is_always_whole(engine: LogEngine) {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(engine, dir.path()).unwrap());
+    let durable = std::sync::atomic::AtomicU64::new(1);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for last in 1..80 {
+                let mut log = open(engine, dir.path()).unwrap();
+                log.writer.write(&[range(last + 1, last + 1, 1, 9000), hard_state(1, 1, last)]).unwrap();
+                durable.store(last + 1, std::sync::atomic::Ordering::Release);
+                if last % 20 == 0 {
+                    log.writer.write(&[compact(last, 1, last - 1)]).unwrap();
+                }
+            }
+            durable.store(u64::MAX, std::sync::atomic::Ordering::Release);
+        });
+        loop {
+            let before = durable.load(std::sync::atomic::Ordering::Acquire);
+            if before == u64::MAX {
+                break;
+            }
+            let last = inspect(dir.path(), 0, 1).unwrap()["last_index"].as_u64().unwrap();
+            assert!(before <= last, "{before} was durable, and {last} is shown as the last one");
+        }
+    });
+    assert_eq!(inspect(dir.path(), 0, 1).unwrap()["last_index"], 80);
+}
+
+fn an_inspection_says_that_the_log_is_missing(engine: LogEngine) {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(engine, dir.path()).unwrap());
+    for file in std::fs::read_dir(dir.path().join("log")).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|e| e == "seg" || e == "mdb") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    assert_eq!(inspect(dir.path(), 0, 1).unwrap_err(), open(engine, dir.path()).unwrap_err());
 }
 
 fn an_inspection_of_the_wrong_place_says_what_is_there(engine: LogEngine) {

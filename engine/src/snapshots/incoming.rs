@@ -13,7 +13,8 @@ use crate::snapshots::{remove, SnapshotDir, PART};
 use crate::wire::SnapshotHeader;
 
 /// Takes a peer's snapshot in order. Dropped before [`finish`](Self::finish), it leaves a `.part` file, from which the next
-/// [`SnapshotDir::receive`] of the same snapshot goes on. Once another has been begun, this one writes nothing any more.
+/// [`SnapshotDir::receive`] of the same snapshot goes on. Once another has been begun, or its file has been pruned, this one writes
+/// nothing any more.
 #[derive(Debug)]
 pub struct IncomingSnapshot {
     dir: SnapshotDir,
@@ -59,7 +60,7 @@ impl IncomingSnapshot {
     }
 
     /// Takes state bytes that begin at `offset`. What has arrived already is skipped; a gap, or more than was announced, is
-    /// `SnapshotFailed` and changes nothing, as is anything once another transfer has been begun.
+    /// `SnapshotFailed` and changes nothing, as is anything once another transfer has been begun or the file pruned.
     pub fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let transfer = Arc::clone(&self.dir.transfer);
         let newest = lock(&transfer);
@@ -119,13 +120,13 @@ impl IncomingSnapshot {
         remove(&self.path)
     }
 
-    /// The file is another's once another transfer has been begun.
+    /// The file is another's once another transfer has been begun, and gone once it has been pruned.
     fn check_turn(&self, newest: u64) -> Result<()> {
         match newest == self.number {
             true => Ok(()),
-            false => {
-                Err(self.refused(format_args!("another transfer was begun after this one, and goes on instead of it")))
-            }
+            false => Err(self.refused(format_args!(
+                "another transfer was begun after this one and goes on instead of it, or one as new is here already"
+            ))),
         }
     }
 

@@ -26,6 +26,7 @@ pub use writer::SnapshotWriter;
 
 use crate::cluster::ClusterState;
 use crate::error::{Error, Result};
+use crate::locks::lock;
 use crate::log::files::{make_directory, sync_directory, SNAPSHOTS_DIR};
 use crate::log::SnapshotMeta;
 use crate::removal::{remove_name, Removed};
@@ -56,7 +57,8 @@ pub fn wire_header(meta: &SnapshotMeta) -> SnapshotHeader {
 pub struct SnapshotDir {
     path: PathBuf,
     readers: Readers,
-    /// Number of the transfer begun last. Whoever touches what is being received holds it, so no other comes between.
+    /// Number of the transfer begun last; the next one if what that one received has been removed. Whoever touches what is being
+    /// received holds it, so no other comes between.
     transfer: Arc<Mutex<u64>>,
 }
 
@@ -120,7 +122,7 @@ impl SnapshotDir {
 
     /// Removes snapshots older than `keep`, but for the newest one that a log beginning at `first_index` goes on from without a
     /// gap: it can stand in for a damaged `keep` (S6). Newer ones stay: the log may be about to name one. What is being read here is read to
-    /// its end; the space of the others is what is returned.
+    /// its end; the space of the others is what is returned. What is being received goes too, unless it is newer than `keep`.
     pub fn prune(&self, keep: &SnapshotMeta, first_index: u64) -> Result<Removed> {
         let kept = self.path(keep);
         let mut older: Vec<_> =
@@ -136,7 +138,24 @@ impl SnapshotDir {
             });
             done.map_err(|e| not_removed(&path, &e))?;
         }
+        self.prune_received(keep.index, &mut removed)?;
         Ok(removed)
+    }
+
+    /// Removes what has been received of a snapshot that is not newer than `index`.
+    fn prune_received(&self, index: u64, removed: &mut Removed) -> Result<()> {
+        let useless = || Ok(self.files(PART)?.into_iter().filter(move |(_, of)| *of <= index));
+        if useless()?.next().is_none() {
+            // Waits for no transfer that goes on.
+            return Ok(());
+        }
+        let mut newest = lock(&self.transfer);
+        for (path, _) in useless()? {
+            // There is no other part than of the transfer begun last: should it still come in, it must not write there any more.
+            *newest = newest.saturating_add(1);
+            removed.take(&path).map_err(|e| not_removed(&path, &e))?;
+        }
+        Ok(())
     }
 
     /// Where a snapshot with a file lies.

@@ -151,6 +151,52 @@ fn pruning_keeps_the_named_one_all_newer_and_the_newest_older_one_that_the_log_g
 }
 
 #[test]
+fn pruning_removes_what_a_broken_off_transfer_left_of_one_that_is_no_newer() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let metas: Vec<SnapshotMeta> = [50, 60].into_iter().map(|index| written(&dir, index, &state(10))).collect();
+    let content = state(2 * CHUNK + 10);
+    for (index, stays) in [(49, false), (50, false), (51, true), (60, true)] {
+        let header = SnapshotHeader { index, ..announced(&content) };
+        let mut incoming = dir.receive(&header).unwrap();
+        incoming.write_at(0, &content[..CHUNK + 5]).unwrap();
+        drop(incoming);
+        prune(&dir, &metas[0], 51);
+        assert_eq!(dir.part_path(&header).exists(), stays, "{index}");
+        assert_eq!(dir.receive(&header).unwrap().offset(), if stays { CHUNK as u64 } else { 0 }, "{index}");
+    }
+    prune(&dir, &metas[1], 61);
+    assert_eq!(std::fs::read_dir(&dir.path).unwrap().count(), 1, "what is left is 60");
+}
+
+#[test]
+fn a_transfer_whose_file_is_pruned_writes_nothing_more_and_a_newer_one_goes_on() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let kept = written(&dir, 50, &state(10));
+    let content = state(2 * CHUNK + 10);
+    for (index, sent) in [(50, CHUNK + 5), (50, content.len()), (51, CHUNK + 5), (51, content.len())] {
+        let header = SnapshotHeader { index, ..announced(&content) };
+        let mut incoming = dir.receive(&header).unwrap();
+        incoming.write_at(0, &content[..sent]).unwrap();
+        prune(&dir, &kept, 51);
+        let more = incoming.write_at(sent as u64, &content[sent..]);
+        let finished = incoming.finish();
+        if index > kept.index {
+            more.unwrap();
+            let meta = finished.unwrap();
+            assert!(read_all(&dir, &meta).unwrap() == content, "{sent}");
+            std::fs::remove_file(dir.path(&meta)).unwrap();
+        } else {
+            assert_eq!(more.unwrap_err().code, ErrorCode::SnapshotFailed, "{sent}");
+            assert_eq!(finished.unwrap_err().code, ErrorCode::SnapshotFailed, "{sent}");
+        }
+        assert_eq!(dir.list().unwrap(), std::slice::from_ref(&kept), "{index} {sent}");
+        assert_eq!(std::fs::read_dir(&dir.path).unwrap().count(), 1, "{index} {sent}");
+    }
+}
+
+#[test]
 fn one_that_is_being_read_is_read_to_its_end_and_one_that_nobody_reads_gives_its_space_back() {
     let root = tempfile::tempdir().unwrap();
     let dir = SnapshotDir::open(root.path()).unwrap();

@@ -2,12 +2,13 @@
 //!
 //! How it stays consistent: the whole chain is walked, and every frame proves itself and its place in it. A segment that
 //! was recycled meanwhile breaks the chain, and all is read again. An entry is believed only while the segment it was
-//! found in still begins with the same frame.
+//! found in still begins with the same frame. The chain must reach what was known to be there before the walk began (S9).
 
 use std::path::{Path, PathBuf};
 
 use crate::entry::{Entries, Entry};
 use crate::error::Result;
+use crate::log::files::NumberFile;
 use crate::log::inspect::{Small, View};
 use crate::log::load::record_error;
 use crate::log::record;
@@ -26,12 +27,12 @@ pub(crate) struct SegmentView {
 
 impl SegmentView {
     pub(crate) fn open(log_dir: &Path) -> Result<Self> {
-        let mut found = read(log_dir, false, false);
+        let mut found = look(log_dir);
         for _ in 1..TRIES {
             if found.is_ok() {
                 break;
             }
-            found = read(log_dir, false, false);
+            found = look(log_dir);
         }
         Ok(SegmentView { log_dir: log_dir.to_path_buf(), found: found? })
     }
@@ -56,6 +57,25 @@ impl SegmentView {
         }
         Ok(Some(entries.whole()))
     }
+}
+
+/// The log, and that it does not end too early (S9): checked as at open, but for what is written meanwhile.
+fn look(log_dir: &Path) -> Result<Found> {
+    // Before the walk: the writer names a commit here when all of it can be read, and the number only grows.
+    let marker = NumberFile::read(&NumberFile::clean(log_dir));
+    let durable = NumberFile::read(&NumberFile::durable(log_dir)).max(marker);
+    let found = read(log_dir, false, false)?;
+    found.must_reach(log_dir, durable)?;
+    if marker == Some(found.number()) {
+        return Ok(found);
+    }
+    let Some((later, error)) = found.successor(log_dir)? else { return Ok(found) };
+    // Written since, or behind damage: only the first can be reached now.
+    let again = read(log_dir, false, false)?;
+    if again.number() < later {
+        return Err(error);
+    }
+    Ok(again)
 }
 
 impl View for SegmentView {

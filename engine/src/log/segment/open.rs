@@ -127,36 +127,45 @@ impl Found {
         self.chain.links.last().map(|link| &link.file)
     }
 
+    /// Number of the last commit.
+    pub(crate) fn number(&self) -> u64 {
+        self.loaded.bounds.number
+    }
+
     /// S9: what follows the last whole frame may be one torn frame and nothing else.
     fn must_end_here(&self, log_dir: &Path, durable: Option<u64>, search: bool) -> Result<()> {
-        let number = self.loaded.bounds.number;
-        let Some(newest) = self.newest() else { return Err(corrupt(log_dir, "it holds no segment")) };
-        let (offset, why) = (self.end.offset, &self.end.why);
-        if let Some(durable) = durable.filter(|durable| *durable > number) {
-            return Err(fault(
-                newest,
-                offset,
-                format_args!("{why}: the log ends at commit {number}, but commit {durable} was durable here: writes have been lost"),
-            ));
+        self.must_reach(log_dir, durable)?;
+        match search {
+            true => self.successor(log_dir)?.map_or(Ok(()), |(_, error)| Err(error)),
+            false => Ok(()),
         }
-        if !search {
-            return Ok(());
-        }
+    }
+
+    /// What was durable is there.
+    pub(crate) fn must_reach(&self, log_dir: &Path, durable: Option<u64>) -> Result<()> {
+        let Some(durable) = durable.filter(|durable| *durable > self.number()) else { return Ok(()) };
+        let what = format_args!("commit {durable} was durable here: writes have been lost");
+        Err(self.ends_too_early(log_dir, what))
+    }
+
+    /// A whole frame that the log does not lead to: its number, and what that means if nobody has just written it.
+    pub(crate) fn successor(&self, log_dir: &Path) -> Result<Option<(u64, Error)>> {
         let directory = self.end.last.directory;
-        let all = std::iter::once((newest, offset)).chain(self.chain.free.iter().map(|file| (file, 0)));
-        for (file, from) in all {
-            if let Some((found, later)) = Walk::new(file).successor(from, directory, number)? {
-                return Err(fault(
-                    newest,
-                    offset,
-                    format_args!(
-                        "{why}: the log ends at commit {number}, but commit {later} stands at offset {found} of {}",
-                        file.path().display()
-                    ),
-                ));
+        let tail = self.newest().map(|newest| (newest, self.end.offset));
+        for (file, from) in tail.into_iter().chain(self.chain.free.iter().map(|file| (file, 0))) {
+            if let Some((found, later)) = Walk::new(file).successor(from, directory, self.number())? {
+                let path = file.path().display();
+                let what = format_args!("commit {later} stands at offset {found} of {path}");
+                return Ok(Some((later, self.ends_too_early(log_dir, what))));
             }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    fn ends_too_early(&self, log_dir: &Path, what: std::fmt::Arguments<'_>) -> Error {
+        let Some(newest) = self.newest() else { return corrupt(log_dir, "it holds no segment") };
+        let (why, number) = (&self.end.why, self.number());
+        fault(newest, self.end.offset, format_args!("{why}: the log ends at commit {number}, but {what}"))
     }
 }
 
@@ -175,7 +184,7 @@ pub(crate) fn open(directory: &Path, options: &LogOptions, lock: DirectoryLock) 
     let durable = NumberFile::read(&NumberFile::durable(&log_dir)).max(marker);
     let found = read(&log_dir, true, false)?;
     options.must_own(directory, &found.loaded.state)?;
-    let number = found.loaded.bounds.number;
+    let number = found.number();
     let clean = marker == Some(number);
     found.must_end_here(&log_dir, durable, !clean)?;
     for link in &found.chain.links {

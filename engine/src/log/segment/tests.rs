@@ -137,8 +137,10 @@ fn s9_a_last_frame_torn_at_any_byte_is_dropped_and_everything_before_it_is_kept(
             }
             let same = *bytes == after[&name];
             let dir = put(&image);
-            let found = content(&open(dir.path()).unwrap_or_else(|e| panic!("cut at {cut}: {e}")));
-            assert_eq!(found, if same { held.clone() } else { held_before.clone() }, "cut at {cut}");
+            let shown = inspect(dir.path(), 0, 1).unwrap_or_else(|e| panic!("cut at {cut}: {e}"));
+            let log = open(dir.path()).unwrap_or_else(|e| panic!("cut at {cut}: {e}"));
+            assert_eq!(content(&log), if same { held.clone() } else { held_before.clone() }, "cut at {cut}");
+            assert_eq!(shown["last_index"], log.state.last_index, "cut at {cut}");
         }
     }
     // The same frame torn after it was durable is damage.
@@ -192,6 +194,43 @@ fn s9_a_flipped_bit_in_any_live_frame_is_found() {
         }
     }
     assert!(found > 300 && harmless > 20, "{found} {harmless}");
+}
+
+#[test]
+fn s9_an_inspection_finds_the_damage_that_a_node_finds() {
+    let (_, _, image, _) = sample();
+    let (name, frames) = newest(&image);
+    assert!(frames.len() >= 3);
+    let (start, claim) = frames[frames.len() / 2];
+    let middle = start + claim.len as usize / 2;
+    let flip = |image: &mut Image| image.get_mut(&name).unwrap()[middle] ^= 1;
+    for (what, says) in [
+        ("a flipped bit", "was durable here"),
+        ("a flipped bit, and no side file", "stands at offset"),
+        ("a flipped bit, and a side file from before it", "stands at offset"),
+        ("a cut segment", "was durable here"),
+        ("a missing segment", "was durable here"),
+    ] {
+        let mut damaged = image.clone();
+        match what {
+            "a flipped bit" => flip(&mut damaged),
+            "a flipped bit, and no side file" => {
+                flip(&mut damaged);
+                damaged.remove("durable");
+            }
+            "a flipped bit, and a side file from before it" => {
+                flip(&mut damaged);
+                damaged.insert("durable".into(), image["clean"].clone());
+            }
+            "a cut segment" => damaged.get_mut(&name).unwrap().truncate(middle),
+            _ => drop(damaged.remove(&name)),
+        }
+        let dir = put(&damaged);
+        let shown = inspect(dir.path(), 0, 1).expect_err(what);
+        assert_eq!(shown.code, ErrorCode::CorruptData, "{what}: {shown}");
+        assert!(shown.message.contains(says), "{what}: {shown}");
+        assert_eq!(shown, open(dir.path()).unwrap_err(), "{what}");
+    }
 }
 
 #[test]
@@ -573,8 +612,11 @@ proptest! {
             let after = image(dir.path());
             let held = [&before, &after].map(|image| content(&open(put(image).path()).unwrap()));
             let crashed = torn(&before, &after, &sectors[n % sectors.len()..]);
-            let found = open(put(&crashed).path()).unwrap();
+            let dir = put(&crashed);
+            let shown = inspect(dir.path(), 0, 1).unwrap();
+            let found = open(dir.path()).unwrap();
             prop_assert!(held.iter().any(|held| same(&found, held)));
+            prop_assert_eq!(&shown["last_index"], found.state.last_index);
 
             // Killed instead: all of it can be read; opened; and the power fails in the middle of that.
             let killed = put(&unacknowledged(&before, &after));
