@@ -5,7 +5,7 @@
 //! Invariants (S15): nothing is sent a second time unless the first sending was certainly not carried out; every request ends by
 //! its deadline, or at `close`; each accepted request completes exactly once, and never within `submit`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, Instant};
 
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::locks::lock;
 use crate::request::{Completion, Reply, Request, Timeout, Token};
 use crate::runtime::Runtime;
@@ -148,6 +148,31 @@ pub async fn call(addr: &str, tls: Option<&Arc<Tls>>, request: Request, timeout:
         Ok(result) => result,
         Err(_) => Err(timed_out(timeout, sent.get() && !changes_nothing(&request))),
     }
+}
+
+/// Asks for membership, at one address after the other, until it is granted; then this node's own log says so too. `Err`: in vain.
+pub async fn ask_to_join(addrs: &[String], tls: Option<&Arc<Tls>>, request: Request) -> Result<()> {
+    // So many in a row were none to ask: they took no certificate, or showed none that is good here, or were removed themselves.
+    let mut useless = 0usize;
+    for addr in addrs.iter().cycle() {
+        // Idempotent: asking again for what is done is answered at once.
+        let Err(error) = call(addr, tls, request.clone(), Duration::from_secs(10)).await else { return Ok(()) };
+        let none_to_ask = error.code == ErrorCode::Tls || was_removed(&error);
+        useless = if none_to_ask { useless.saturating_add(1) } else { 0 };
+        // Refused for good. A change that was made and overtaken by another is asked for again.
+        let refused =
+            error.committed == Committed::No && matches!(error.code, ErrorCode::Membership | ErrorCode::WrongDirectory);
+        if refused || useless >= addrs.len() {
+            return Err(error);
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
+}
+
+/// Whoever answers so speaks of itself, whatever it was asked: an id that is spent is refused as `Membership`. The others go on.
+fn was_removed(error: &Error) -> bool {
+    error.code == ErrorCode::Removed && error.committed == Committed::No
 }
 
 async fn dialling(tls: Option<&Arc<Tls>>) -> Option<Dialling> {
@@ -414,12 +439,21 @@ async fn attempts(
     let mut backoff = BACKOFF_MIN;
     // Moves to another node that cost no waiting: each address once, then patience.
     let mut free = cluster.addrs.len().max(3);
+    // Who was removed and still runs; nobody else has answered since.
+    let mut gone: HashSet<String> = HashSet::new();
     loop {
         let addr = cluster.pick();
         let error = match attempt(cluster, request, &addr, deadline, progress).await {
             Err(error) if error.retryable() && error.code != ErrorCode::Membership => error,
             // One node's certificate is not all of theirs; but what is wrong here does not pass by waiting.
             Err(error) if error.code == ErrorCode::Tls && cluster.addrs.len() > 1 && free > 0 => error,
+            Err(error) if was_removed(&error) => {
+                gone.insert(addr.clone());
+                if cluster.addrs.iter().all(|addr| gone.contains(addr)) {
+                    return Err(error);
+                }
+                error
+            }
             result => return result,
         };
         *lock(&progress.sent) = Sent::default();
@@ -435,7 +469,16 @@ async fn attempts(
                 cluster.addrs.len() > 1
             }
         };
-        *lock(&progress.last) = Some(error);
+        match error.code {
+            // That somebody was removed says more than that the others cannot be reached.
+            ErrorCode::ConnectionFailed if !gone.is_empty() => {}
+            _ => {
+                if error.code != ErrorCode::Removed {
+                    gone.clear();
+                }
+                *lock(&progress.last) = Some(error);
+            }
+        }
         if moved && free > 0 {
             free = free.saturating_sub(1);
             continue;

@@ -189,6 +189,63 @@ fn what_may_have_been_done_or_is_final_is_never_asked_again() {
     });
 }
 
+fn removed() -> Line {
+    Some(Err(Error::not_done(ErrorCode::Removed, "node 1 was removed from its cluster")))
+}
+
+#[test]
+fn a_node_that_was_removed_is_left_for_the_next() {
+    in_runtime(async {
+        let gone = scripted(vec![removed()]).await;
+        let node = scripted(vec![applied(1)]).await;
+        let mut asker = Asker::new(&[&gone.addr, &node.addr]);
+        for _ in 0..3 {
+            assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(1).unwrap());
+        }
+        assert_eq!((lock(&gone.asked).len(), lock(&node.asked).len()), (1, 3));
+        // It led, and the client followed it.
+        let leader = scripted(vec![applied(1), removed()]).await;
+        let named = Error::not_done(ErrorCode::NotLeader, "not here").with_leader(Some((2, leader.addr.clone())));
+        let other = scripted(vec![Some(Err(named)), applied(2)]).await;
+        let mut asker = Asker::new(&[&other.addr]);
+        assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(1).unwrap());
+        assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(2).unwrap());
+    });
+}
+
+#[test]
+fn that_a_node_was_removed_is_the_answer_where_nobody_else_has_one() {
+    in_runtime(async {
+        let gone = scripted(vec![removed()]).await;
+        let mut asker = Asker::new(&[&gone.addr]);
+        assert_eq!(asker.ask(propose(), Timeout::None).await, removed().unwrap());
+        let nobody = dead().await;
+        for addrs in [[&gone.addr, &nobody], [&nobody, &gone.addr]] {
+            let mut asker = Asker::new(&addrs.map(String::as_str));
+            assert_eq!(asker.ask(propose(), soon()).await, removed().unwrap());
+        }
+    });
+}
+
+#[test]
+fn a_join_asks_the_others_where_one_was_removed_and_ends_where_its_id_is_refused() {
+    in_runtime(async {
+        let join = Request::Join { id: 4, addr: "h:4".into(), directory: vec![4; 16], learner: false };
+        let gone = scripted(vec![removed()]).await;
+        let done = scripted(vec![Some(Ok(Reply::Done))]).await;
+        let spent = Error::not_done(ErrorCode::Membership, "id 4 was removed before and is spent");
+        let refuses = scripted(vec![Some(Err(spent.clone()))]).await;
+        for (addrs, end) in [
+            ([&gone.addr, &done.addr], Ok(())),
+            ([&gone.addr, &refuses.addr], Err(spent)),
+            ([&gone.addr, &gone.addr], Err(removed().unwrap().unwrap_err())),
+        ] {
+            let addrs = addrs.map(String::clone);
+            assert_eq!(ask_to_join(&addrs, None, join.clone()).await, end, "{addrs:?}");
+        }
+    });
+}
+
 #[test]
 fn a_deadline_ends_what_is_never_answered_and_says_what_is_known() {
     in_runtime(async {

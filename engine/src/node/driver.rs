@@ -19,7 +19,7 @@ use super::{lock, LogRecord, NodeOptions, Shared, Sink, FIRST_INTERNAL_TOKEN};
 use crate::client;
 use crate::cluster::NodeId;
 use crate::core::{Actions, Core, CoreOptions, Micros};
-use crate::error::{Committed, Error, ErrorCode, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::machine::{MachineAnswer, MachineRequest};
 use crate::request::{Completion, Reply, Request, Ticket, Timeout, Token};
 use crate::runtime::Aside;
@@ -458,21 +458,8 @@ impl Driver {
         };
         let (inbox, tls) = (self.inbox.clone(), self.tls.clone());
         let task = tokio::spawn(async move {
-            // So many in a row took no certificate, or showed none that is good here.
-            let mut distrusted = 0usize;
-            for addr in addrs.iter().cycle() {
-                // Idempotent: asking again for what is done is answered at once.
-                let asked = client::call(addr, tls.as_ref(), request.clone(), Duration::from_secs(10)).await;
-                let Err(error) = asked else { return };
-                distrusted = if error.code == ErrorCode::Tls { distrusted.saturating_add(1) } else { 0 };
-                // Refused for good. A change that was made and overtaken by another is asked for again.
-                let refused = error.committed == Committed::No
-                    && matches!(error.code, ErrorCode::Membership | ErrorCode::WrongDirectory | ErrorCode::Removed);
-                if refused || distrusted >= addrs.len() {
-                    let _ = inbox.send(Input::JoinFailed { token, error });
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(200)).await;
+            if let Err(error) = client::ask_to_join(&addrs, tls.as_ref(), request).await {
+                let _ = inbox.send(Input::JoinFailed { token, error });
             }
         });
         self.joins.insert(token, task.abort_handle());
