@@ -21,6 +21,7 @@ use super::Core;
 use crate::cluster::NodeId;
 use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::request::{Completion, Reply, Request, Ticket, Token};
+use crate::transport::decode_message;
 
 /// Keys are our own running numbers: spreading them is all a hash has to do. (The same order of the map in every run.)
 #[derive(Default)]
@@ -159,12 +160,17 @@ impl Core {
             }
             Request::Snapshot => self.accept(token, What::Snapshot, timeout),
             Request::Message(bytes) => {
-                let result = match <raft::eraftpb::Message as prost_raft::Message>::decode(bytes.as_slice()) {
-                    Ok(message) => {
-                        self.receive(message.from, message);
+                // A stranger's as much as a peer's: bounded by what it becomes.
+                let len = bytes.len();
+                let result = match decode_message(&bytes.into(), len) {
+                    Ok(received) => {
+                        self.receive(received.head.from, received);
                         Ok(Reply::Done)
                     }
-                    Err(e) => Err(Error::not_done(ErrorCode::InvalidArgument, format!("this is no raft message: {e}"))),
+                    Err(e) => {
+                        let text = format!("this is no raft message: {}", e.message());
+                        Err(Error::not_done(ErrorCode::InvalidArgument, text))
+                    }
                 };
                 self.answer(token, result);
             }
@@ -509,5 +515,17 @@ mod tests {
             "{refused:?}"
         );
         assert_eq!(refused.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [3, 4]);
+    }
+
+    #[test]
+    fn a_message_by_call_that_would_become_large_is_refused() {
+        let mut core = alone(Config::default());
+        let empty_entries = |count| [0x3a, 0x00].repeat(count);
+        for (token, bytes) in [(1, empty_entries(2_000_000)), (2, vec![0x3a]), (3, empty_entries(10))] {
+            core.submit(token, Request::Message(bytes), None);
+        }
+        let ends = core.poll().completions;
+        let codes: Vec<_> = ends.iter().map(|end| end.result.as_ref().err().map(|error| error.code)).collect();
+        assert_eq!(codes, [Some(ErrorCode::InvalidArgument), Some(ErrorCode::InvalidArgument), None]);
     }
 }

@@ -181,6 +181,10 @@ fn entry_of(mut bytes: &[u8]) -> Result<(Entry, &[u8]), Status> {
     Ok((entry, data))
 }
 
+/// Bytes of a message beside its entries. What takes most there are the numbers of a snapshot's members, eight bytes each once decoded and
+/// as little as one before: this is room for thousands.
+const MAX_HEAD: usize = 64 << 10;
+
 /// Entries of so many bytes together, and each on average, are not copied out of a frame that holds little else.
 const LARGE: usize = 64 << 10;
 const LARGE_ENTRY: usize = 1 << 10;
@@ -188,12 +192,20 @@ const LARGE_ENTRY: usize = 1 << 10;
 /// Reads a message whose decoded form takes no more than four times its length and a constant. `frame`: bytes of all that came with it,
 /// in one memory; its entries may keep that alive.
 pub fn decode_message(bytes: &Bytes, frame: usize) -> Result<Received, Status> {
-    let (mut count, mut size) = (0usize, 0usize);
+    let (mut count, mut size, mut beside) = (0usize, 0usize, 0usize);
     let mut rest: &[u8] = bytes;
     while !rest.is_empty() {
+        let before = rest.len();
         if let (ENTRIES, Field::Bytes(contents)) = take(&mut rest)? {
             (count, size) = (count.saturating_add(1), size.saturating_add(contents.len()));
+        } else {
+            beside = beside.saturating_add(before.saturating_sub(rest.len()));
         }
+    }
+    if beside > MAX_HEAD {
+        return Err(Status::invalid_argument(format!(
+            "message with {beside} bytes beside its entries: no more than {MAX_HEAD} are taken"
+        )));
     }
     if count.saturating_mul(size_of::<Entry>()) > bytes.len().saturating_mul(4).saturating_add(ROOM) {
         return Err(Status::invalid_argument(format!(
@@ -201,7 +213,7 @@ pub fn decode_message(bytes: &Bytes, frame: usize) -> Result<Received, Status> {
             bytes.len()
         )));
     }
-    let mut head = Vec::with_capacity(bytes.len().saturating_sub(size));
+    let mut head = Vec::with_capacity(beside);
     let stays = size >= LARGE && size >= count.saturating_mul(LARGE_ENTRY) && size.saturating_mul(2) >= frame;
     let mut entries = if stays { Entries::default() } else { Entries::with_capacity(count, size) };
     let mut in_frame = Vec::with_capacity(if stays { count } else { 0 });
@@ -339,5 +351,19 @@ mod tests {
         let empty_entries = |count| Bytes::from([0x3a, 0x00].repeat(count));
         assert_eq!(decode_message(&empty_entries(1000), 2000).unwrap().entries.len(), 1000);
         assert!(decode_message(&empty_entries(2_000_000), 4_000_000).unwrap_err().message().contains("too many"));
+    }
+
+    #[test]
+    fn a_message_whose_head_would_become_large_is_refused() {
+        // Members by number: one byte each there, eight here.
+        let members = |count| {
+            let conf_state = Some(eraftpb::ConfState { voters: vec![1; count], ..Default::default() });
+            let metadata = Some(eraftpb::SnapshotMetadata { conf_state, ..Default::default() });
+            let snapshot = Some(eraftpb::Snapshot { metadata, ..Default::default() });
+            Message { snapshot, ..Message::default() }
+        };
+        let read = |message: &Message| decode_message(&message.encode_to_vec().into(), 0);
+        assert_eq!(read(&members(1000)).unwrap(), Received::from(members(1000)));
+        assert!(read(&members(1_000_000)).err().unwrap().message().contains("beside its entries"));
     }
 }
