@@ -8,7 +8,7 @@
 //!  lone founder:   founds at once; if it was wiped, it founds another cluster, until a member of the first greets it ──► WrongDirectory
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use prost::Message as _;
 
@@ -25,6 +25,16 @@ use crate::wire::{Hello, Verdict, Welcome, PROTOCOL_VERSION};
 
 /// Reasons told of one refused peer until it is accepted; some are texts of the peer's.
 const MAX_REASONS: usize = 8;
+/// Characters of each that are told.
+const MAX_REASON: usize = 1000;
+/// A greeting costs its sender nothing. Of those whom no entry has added, and no ticket has named, so many are remembered, and dialled:
+/// more than there are members in any cluster that takes in a node which knows of none of them.
+const MAX_STRANGERS: usize = 64;
+/// One of them that has not let our stream in by then is nobody, or greets again.
+const STRANGER_PATIENCE: Micros = 60_000_000;
+/// Of so many of them it is told within a while why they are refused; others come too many at once to be told of.
+const MAX_REFUSED: usize = 16;
+const REFUSED_PAUSE: Micros = 60_000_000;
 
 /// What was heard of a peer.
 #[derive(Clone, Debug)]
@@ -49,10 +59,12 @@ pub(super) struct Greetings {
     recording: BTreeMap<NodeId, u64>,
     /// A fresh founder that has seen its majority takes part from then on.
     founding_open: bool,
-    /// What was told of a refused peer, once each: greetings go both ways and come again and again.
-    refused: BTreeMap<NodeId, BTreeSet<String>>,
+    /// What was told of a refused peer, once each, and since when: greetings go both ways and come again and again.
+    refused: BTreeMap<NodeId, (Micros, BTreeSet<String>)>,
     /// Where members of this cluster say they are: known before the log says so, when this node lags or waits to be joined.
     learned: BTreeMap<NodeId, String>,
+    /// Whom their own greeting, or the word of one that was removed, has brought into the maps above; oldest first, members taken out late.
+    strangers: VecDeque<NodeId>,
 }
 
 /// The directories that a founding entry names.
@@ -91,6 +103,7 @@ impl Greetings {
             founding_open: false,
             refused: BTreeMap::new(),
             learned: BTreeMap::new(),
+            strangers: VecDeque::new(),
         }
     }
 
@@ -100,6 +113,10 @@ impl Greetings {
 
     pub fn seen(&self, id: NodeId) -> Option<&Seen> {
         self.seen.get(&id)
+    }
+
+    fn has_let_in(&self, id: NodeId) -> bool {
+        self.seen.get(&id).is_some_and(|seen| seen.listener.is_some())
     }
 }
 
@@ -334,8 +351,10 @@ impl Core {
         let ours =
             self.identity.incarnation.is_some() && Uid::from_bytes(&hello.incarnation) == self.identity.incarnation;
         let mut news = false;
-        for member in members.iter().filter(|m| ours && m.id != 0 && m.id != self.id && !m.addr.is_empty()) {
+        let own = self.id;
+        for member in members.iter().filter(|m| ours && m.id != 0 && m.id != own && !m.addr.is_empty()) {
             if self.cluster.member(member.id).is_none() && !self.cluster.is_removed(member.id) {
+                self.make_room_for(member.id);
                 news |= self.greetings.learned.insert(member.id, member.addr.clone()).as_ref() != Some(&member.addr);
             }
         }
@@ -349,7 +368,60 @@ impl Core {
         self.out.disconnect.extend(self.greetings.seen.keys());
     }
 
+    /// No entry has added it, and it is not one of those that this node began with.
+    fn is_stranger(&self, id: NodeId) -> bool {
+        self.cluster.member(id).is_none() && !self.initial.contains_key(&id)
+    }
+
+    /// Before anything is kept of a stranger: the oldest goes if there are too many, and rather one that has never let our stream in.
+    fn make_room_for(&mut self, id: NodeId) {
+        let known = self.greetings.learned.contains_key(&id) || self.greetings.strangers.contains(&id);
+        if known || !self.is_stranger(id) {
+            return;
+        }
+        if self.greetings.strangers.len() >= MAX_STRANGERS {
+            let cluster = &self.cluster;
+            self.greetings.strangers.retain(|id| cluster.member(*id).is_none());
+        }
+        if self.greetings.strangers.len() >= MAX_STRANGERS {
+            let strangers = &self.greetings.strangers;
+            let idle = strangers.iter().find(|id| !self.greetings.has_let_in(**id));
+            if let Some(oldest) = idle.or(strangers.front()).copied() {
+                self.forget_strangers(&[oldest]);
+            }
+        }
+        self.greetings.strangers.push_back(id);
+    }
+
+    /// Streams with those that are dialled end; whoever is there greets again.
+    fn forget_strangers(&mut self, gone: &[NodeId]) {
+        let mut dialled = false;
+        for id in gone {
+            self.greetings.seen.remove(id);
+            self.greetings.anew.remove(id);
+            dialled |= self.greetings.learned.remove(id).is_some();
+        }
+        self.greetings.strangers.retain(|id| !gone.contains(id));
+        if dialled {
+            self.announce_peers();
+        }
+    }
+
+    /// With each tick: those that have greeted and do not let us in are not dialled for ever.
+    pub(super) fn forget_idle_strangers(&mut self) {
+        let greetings = &self.greetings;
+        let over = |id: &NodeId| {
+            let silent = greetings.seen.get(id).is_some_and(|s| s.at.saturating_add(STRANGER_PATIENCE) < self.now);
+            silent && !greetings.has_let_in(*id) && self.is_stranger(*id)
+        };
+        let gone: Vec<NodeId> = greetings.strangers.iter().copied().filter(over).collect();
+        if !gone.is_empty() {
+            self.forget_strangers(&gone);
+        }
+    }
+
     fn see(&mut self, hello: &Hello) {
+        self.make_room_for(hello.node_id);
         let before = self.greetings.seen.get(&hello.node_id);
         let seen = Seen {
             directory: Uid::from_bytes(&hello.directory),
@@ -472,6 +544,8 @@ impl Core {
             }
         }?;
         if self.cluster.members().is_empty() {
+            // Named by the cluster, however many they are.
+            self.greetings.strangers.retain(|id| !ticket.peers.contains_key(id));
             self.greetings.learned.extend(ticket.peers.iter().map(|(id, addr)| (*id, addr.clone())));
             self.announce_peers();
         }
@@ -536,12 +610,34 @@ impl Core {
         }
     }
 
-    /// Told once for each peer and reason, not with each try.
+    /// Told once for each peer and reason, not with each try; and of strangers not more than so many in a while.
     pub(super) fn refuse_peer(&mut self, peer: NodeId, reason: String) {
-        let told = self.greetings.refused.entry(peer).or_default();
+        let news = !self.greetings.refused.contains_key(&peer);
+        if news && self.is_stranger(peer) && !self.may_tell_of_stranger() {
+            return;
+        }
+        let reason: String = reason.chars().take(MAX_REASON).collect();
+        let (_, told) = self.greetings.refused.entry(peer).or_insert_with(|| (self.now, BTreeSet::new()));
         if told.len() < MAX_REASONS && told.insert(reason.clone()) {
             self.out.events.push(Event::PeerRefused { peer, reason });
         }
+    }
+
+    fn may_tell_of_stranger(&mut self) -> bool {
+        let told = &self.greetings.refused;
+        let mut strangers: Vec<NodeId> = told.keys().copied().filter(|id| self.is_stranger(*id)).collect();
+        if strangers.len() >= MAX_REFUSED {
+            let now = self.now;
+            let refused = &mut self.greetings.refused;
+            strangers.retain(|id| {
+                let stays = refused.get(id).is_some_and(|(at, _)| at.saturating_add(REFUSED_PAUSE) > now);
+                if !stays {
+                    refused.remove(id);
+                }
+                stays
+            });
+        }
+        strangers.len() < MAX_REFUSED
     }
 
     /// Members that greeted before an entry added them: their streams stay, so their directories are recorded from what they said then.

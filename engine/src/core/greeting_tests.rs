@@ -7,7 +7,9 @@ use super::{founding_digest, Core, CoreOptions};
 use crate::cluster::{ClusterState, Member, Uid};
 use crate::error::ErrorCode;
 use crate::log::Identity;
-use crate::wire::{Hello, Verdict, PROTOCOL_VERSION};
+use crate::request::Ticket;
+use crate::status::Event;
+use crate::wire::{Hello, Verdict, Welcome, PROTOCOL_VERSION};
 
 const INCARNATION: Uid = Uid(77);
 
@@ -133,4 +135,74 @@ fn s11_a_lone_founder_that_lost_its_directory_stops_when_its_old_cluster_greets_
             assert_eq!(welcome.verdict, Verdict::ClusterMismatch as i32, "{story}");
         }
     }
+}
+
+/// Of a node that no entry has added.
+fn stranger(id: u64, incarnation: Option<Uid>) -> Hello {
+    let incarnation = incarnation.map(Uid::to_bytes).unwrap_or_default();
+    let directory = Uid(u128::from(id)).to_bytes();
+    Hello { node_id: id, addr: format!("h:{id}"), directory, incarnation, ..late_founder(0) }
+}
+
+#[test]
+fn s11_of_one_who_greets_under_ever_new_names_little_is_kept_and_told() {
+    let mut core = joined(founding_digest("ours", &founders()));
+    core.begin_turn(1, 1);
+    // It waits to be joined, and has let our stream in.
+    core.greeted(&stranger(5, Some(INCARNATION)));
+    let hello = Some(stranger(5, Some(INCARNATION)));
+    assert!(core.welcomed(5, &Welcome { verdict: Verdict::Accepted as i32, hello, ..Welcome::default() }));
+    let (mut told, mut dialled) = (0, BTreeMap::new());
+    for incarnation in [Some(Uid(78)), None, Some(INCARNATION)] {
+        for id in 100..10_100 {
+            core.greeted(&stranger(id, incarnation));
+        }
+        let actions = core.poll();
+        told += actions.events.iter().filter(|event| matches!(event, Event::PeerRefused { .. })).count();
+        dialled = actions.peers.unwrap_or(dialled);
+        assert!(dialled.len() <= 3 + 64, "{} are dialled", dialled.len());
+        assert!(
+            [1, 2, 3, 5].iter().all(|id| dialled.contains_key(id)),
+            "members and who has answered stay: {dialled:?}"
+        );
+        if incarnation == Some(INCARNATION) {
+            assert!(dialled.contains_key(&10_099), "the oldest made room");
+        }
+        let kept = (0..10_100).filter(|id| core.greetings.seen(*id).is_some()).count();
+        assert!(kept <= 3 + 64, "{kept} are remembered");
+    }
+    assert!((1..=16).contains(&told), "{told} were told");
+    // Later: others are told of, and whoever has never answered is dialled no longer.
+    core.begin_turn(61_000_002, 1);
+    core.greeted(&stranger(7, Some(Uid(78))));
+    core.tick();
+    let actions = core.poll();
+    assert!(actions.events.iter().any(|event| matches!(event, Event::PeerRefused { peer: 7, .. })));
+    dialled = actions.peers.unwrap_or(dialled);
+    assert_eq!(dialled.into_keys().collect::<Vec<_>>(), [1, 2, 3, 5]);
+    assert!(core.greetings.seen(10_099).is_none());
+}
+
+#[test]
+fn s11_many_members_that_greet_one_that_waits_all_stay() {
+    let mut log = log(None, (0, ClusterState::default()), 0);
+    log.identity.digest = 0;
+    let mut core = Core::new(CoreOptions { initial: BTreeMap::new(), ..options(log) }).unwrap();
+    let ticket = Ticket {
+        reserved_id: 1,
+        raft_addr: "h:1".into(),
+        leader_id: 1000,
+        leader_addr: "h:1000".into(),
+        peers: (1000..1100).map(|id| (id, format!("h:{id}"))).collect(),
+        incarnation: INCARNATION.to_string(),
+    };
+    core.begin_turn(1, 1);
+    core.become_member(1, &ticket, None);
+    for id in (1000..1100).chain(5000..6000) {
+        core.greeted(&Hello { to: 1, ..stranger(id, Some(INCARNATION)) });
+    }
+    core.begin_turn(61_000_002, 1);
+    core.tick();
+    let peers = core.poll().peers.unwrap();
+    assert_eq!(peers.into_keys().collect::<Vec<_>>(), (1000..1100).collect::<Vec<_>>());
 }

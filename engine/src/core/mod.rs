@@ -405,6 +405,7 @@ impl Core {
         self.tick_requests();
         self.tick_reads();
         self.record_acquaintances();
+        self.forget_idle_strangers();
         self.promote_learners();
         self.tick_outcomes();
     }
