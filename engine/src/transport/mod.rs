@@ -46,6 +46,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustix::process::{getrlimit, Resource};
 use tokio::sync::{mpsc, oneshot, watch, Notify, OwnedSemaphorePermit};
 use tokio::task::JoinHandle;
 
@@ -71,6 +72,10 @@ pub const SERVICE: &str = "raftify.v1.Raft";
 const REFUSED: &str = "raftify-refused";
 /// Limit of every message but frames, calls and answers to calls.
 const SMALL: usize = 1 << 20;
+/// Connections that others have opened.
+const MAX_CONNECTIONS: usize = 1024;
+/// Fewer would keep peers out.
+const MIN_CONNECTIONS: usize = 16;
 /// Bytes in the control lane's queues, on either side.
 const CONTROL_BYTES: usize = 8 << 20;
 
@@ -137,11 +142,17 @@ impl TransportConfig {
             hello_timeout: Duration::from_secs(5),
             keepalive: Duration::from_secs(5),
             snapshot_stall: Duration::from_secs(30),
-            max_connections: 1024,
+            max_connections: connections_for(getrlimit(Resource::Nofile).current),
             max_streams: 256,
             tls: None,
         }
     }
+}
+
+/// Strangers' connections leave half of the process's descriptors to its log, its own connections and its host. `None`: no limit.
+fn connections_for(descriptors: Option<u64>) -> usize {
+    let half = descriptors.and_then(|limit| usize::try_from(limit / 2).ok()).unwrap_or(MAX_CONNECTIONS);
+    half.clamp(MIN_CONNECTIONS, MAX_CONNECTIONS)
 }
 
 /// Bytes of received frames that count against their stream's budget until this is dropped. A driver that keeps it stops the peer.

@@ -580,6 +580,15 @@ fn streams_and_connections_are_bounded_in_number() {
 }
 
 #[test]
+fn connections_take_half_of_the_descriptors_at_most() {
+    for (descriptors, connections) in
+        [(Some(1024), 512), (Some(256), 128), (Some(0), 16), (Some(20), 16), (Some(1 << 20), 1024), (None, 1024)]
+    {
+        assert_eq!(connections_for(descriptors), connections, "{descriptors:?}");
+    }
+}
+
+#[test]
 fn a_listener_with_a_poisoned_header_does_not_end_the_dialling() {
     #[derive(Clone)]
     struct Poison;

@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::descriptors::retry_while_out_of_descriptors;
 use crate::direct::{allocate, read_no_further, Direct, Pace, Piece};
 use crate::error::{Error, Result};
 use crate::log::files;
@@ -35,7 +36,9 @@ impl SegmentFile {
         let made = Self::fill(&unfinished, len, pace).and_then(|file| {
             let path = log_dir.join(format!("{slot:08}{SUFFIX}"));
             std::fs::rename(&unfinished, &path).map_err(|e| Error::io(&path, "put a new segment in place", &e))?;
-            files::sync_directory(log_dir)?;
+            let directory = retry_while_out_of_descriptors(|| File::open(log_dir));
+            let synced = directory.and_then(|directory| directory.sync_all());
+            synced.map_err(|e| Error::io(log_dir, "sync the directory", &e))?;
             read_no_further(&file);
             Ok(SegmentFile { file, path, len, slot })
         });
@@ -49,7 +52,9 @@ impl SegmentFile {
     /// one a second journal write (measured: two to four times the time with small frames, a fifth more with 1 MiB).
     fn fill(path: &Path, len: u64, pace: &Pace) -> Result<File> {
         let failed = |e: std::io::Error| Error::io(path, "allocate a new segment", &e);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true);
+        let file = retry_while_out_of_descriptors(|| options.open(path)).map_err(failed)?;
         let mut direct = Direct::new(file, path);
         let piece = Piece::new();
         let mut at = 0;
