@@ -9,7 +9,7 @@
 //!       elsewhere       └─ leader lost, grace over ► unknown
 //! ```
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
 use bytes::Bytes;
@@ -199,6 +199,16 @@ impl Core {
             let refused = matches!(error.code, ErrorCode::Removed | ErrorCode::Membership);
             let error = if refused && self.requests.leaving { self.left_while_joining() } else { error };
             self.complete(request, Err(error));
+        }
+    }
+
+    /// Nobody waits for these any more. What has reached a leader goes its way; what has not is not sent.
+    pub fn forget_calls(&mut self, gone: &HashSet<Token>) {
+        let of = self.requests.pending.iter().filter(|(_, pending)| gone.contains(&pending.token));
+        let mut requests: Vec<u64> = of.map(|(request, _)| *request).collect();
+        requests.sort_unstable();
+        for request in requests {
+            self.forget(request);
         }
     }
 
@@ -527,5 +537,23 @@ mod tests {
         let ends = core.poll().completions;
         let codes: Vec<_> = ends.iter().map(|end| end.result.as_ref().err().map(|error| error.code)).collect();
         assert_eq!(codes, [Some(ErrorCode::InvalidArgument), Some(ErrorCode::InvalidArgument), None]);
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_forgotten_without_a_word() {
+        let mut core = alone(Config::default());
+        core.begin_turn(1, 1);
+        let requests = [Request::Propose("x".into()), Request::Read, Request::TransferLeader(None), Request::Snapshot];
+        for (token, request) in (1..).zip(requests.into_iter().chain([Request::Propose("stays".into())])) {
+            core.submit(token, request, None);
+        }
+        core.forget_calls(&HashSet::from([1, 2, 3, 4]));
+        let pending: Vec<Token> = core.requests.pending.values().map(|pending| pending.token).collect();
+        assert_eq!((pending, core.requests.bytes), (vec![5], 5));
+        for turn in 2..100 {
+            core.begin_turn(turn * 100_000, 1);
+            core.tick();
+            assert!(core.poll().completions.is_empty());
+        }
     }
 }

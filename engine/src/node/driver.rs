@@ -336,6 +336,7 @@ impl Driver {
             self.core.expire();
             return;
         }
+        self.forget_abandoned();
         self.core.tick();
         self.core.expire();
         self.status_due = true;

@@ -23,8 +23,13 @@ use crate::error::ErrorCode;
 pub const GREETING: usize = 64 << 10;
 /// gRPC's prefix: compressed or not, length.
 const PREFIX: usize = 5;
-/// Booked for each call beside its bytes, so that empty ones are bounded in number too.
-const PER_CALL: usize = 1024;
+/// Booked for each call beside its bytes, as soon as its headers are there: those that are empty, or never go on, are bounded in number too.
+pub const PER_CALL: u32 = 1024;
+
+/// The budget of calls is used up.
+pub fn overloaded() -> Status {
+    refuse(ErrorCode::Overloaded, "this node holds as many bytes of client calls as it may; try later")
+}
 
 /// Who decides what may pass.
 pub enum Rule {
@@ -98,10 +103,8 @@ impl Gate {
                 &format!("{length} bytes are above the limit of {max}; raise max_proposal_size or split the command"),
             )),
             Rule::Call { budget, slot, .. } => {
-                let cost = u32::try_from(length.saturating_add(PER_CALL)).unwrap_or(u32::MAX);
-                let permit = Arc::clone(budget).try_acquire_many_owned(cost).map_err(|_| {
-                    refuse(ErrorCode::Overloaded, "this node holds as many bytes of client calls as it may; try later")
-                })?;
+                let cost = u32::try_from(length).unwrap_or(u32::MAX);
+                let permit = Arc::clone(budget).try_acquire_many_owned(cost).map_err(|_| overloaded())?;
                 let _ = slot.set(permit);
                 Ok(())
             }

@@ -22,7 +22,7 @@ use tower::Service;
 
 use super::call::{decode_call, encode_answer};
 use super::envelope::{Envelope, OVERHEAD};
-use super::gate::Gate;
+use super::gate::{overloaded, Gate, PER_CALL};
 use super::limits;
 use super::snapshot::{self, SnapshotIntake};
 use super::tls::{Dialling, News};
@@ -348,13 +348,16 @@ impl Inbound {
 }
 
 async fn call(shared: Arc<Shared>, request: http::Request<Body>) -> HttpAnswer {
+    let Ok(place) = Arc::clone(&shared.calls).try_acquire_many_owned(PER_CALL) else {
+        return overloaded().into_http();
+    };
     let slot = Arc::new(OnceLock::new());
     let limit = shared.config.max_call;
     let budget = Arc::clone(&shared.calls);
     let request =
         request.map(|body| Gate::call(body, limit.saturating_add(OVERHEAD), budget, Arc::clone(&slot), CALL_ARRIVES));
-    let service = CallService { shared, _slot: slot };
-    // The budget's share is held until the answer is there.
+    // The budget's shares are held until the answer is there.
+    let service = CallService { shared, _place: place, _slot: slot };
     Grpc::new(Envelope::default())
         .max_decoding_message_size(limit.saturating_add(OVERHEAD))
         .unary(service, request)
@@ -363,6 +366,7 @@ async fn call(shared: Arc<Shared>, request: http::Request<Body>) -> HttpAnswer {
 
 struct CallService {
     shared: Arc<Shared>,
+    _place: OwnedSemaphorePermit,
     _slot: Arc<OnceLock<OwnedSemaphorePermit>>,
 }
 

@@ -13,6 +13,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::Status;
 
+use super::ask::{ask, Sent};
+use super::connect::{connect, Patience};
+use super::envelope::Envelope;
 use super::*;
 use crate::wire::{Body, Frame, Verdict};
 
@@ -586,6 +589,48 @@ fn connections_take_half_of_the_descriptors_at_most() {
     {
         assert_eq!(connections_for(descriptors), connections, "{descriptors:?}");
     }
+}
+
+#[test]
+fn calls_of_which_only_the_headers_come_are_bounded_in_number() {
+    run(async {
+        // There is room for two that are empty.
+        let config = TransportConfig { max_inflight_bytes: 1, max_call: 1024, ..settings(1, "127.0.0.1:0") };
+        let mut host = Host::start(config).await;
+        let addr = host.transport.local_addr();
+        let patience = Patience { connect: Duration::from_secs(5), keepalive: Duration::from_secs(5) };
+        let channel = connect(&addr, patience, None).await.unwrap();
+        for _ in 0..2 {
+            let mut grpc = tonic::client::Grpc::new(channel.clone());
+            tokio::spawn(async move {
+                grpc.ready().await.unwrap();
+                let body = tokio_stream::pending::<Bytes>();
+                let _ = grpc.client_streaming(tonic::Request::new(body), path("Call"), Envelope::default()).await;
+            });
+        }
+        let refused = async {
+            for _ in 0..20 {
+                // Their headers come first.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let asked = ask(channel.clone(), &Request::Status, None, &Sent::default()).await;
+                if asked.is_err_and(|error| error.code == ErrorCode::Overloaded) {
+                    return true;
+                }
+            }
+            false
+        };
+        let answering = host.until(|incoming| {
+            if let Incoming::Call { answer, .. } = incoming {
+                let _ = answer.send(Ok(Reply::Done));
+            }
+            None::<()>
+        });
+        let refused = tokio::select! {
+            refused = refused => refused,
+            () = answering => false,
+        };
+        assert!(refused);
+    });
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Lives here: which lane a message takes, what a lost connection or an unsent message means to the core. The sockets are the transport's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use prost_raft::Message as _;
 use raft::eraftpb::Message;
@@ -13,6 +13,7 @@ use crate::core::{Append, Body, Outbound, Run, SnapshotSend};
 use crate::error::ErrorCode;
 use crate::log::SnapshotMeta;
 use crate::node::FIRST_INTERNAL_TOKEN;
+use crate::request::Token;
 use crate::snapshots::wire_header;
 use crate::transport::{decode_message, encode_entries, Encoded, Incoming, Lane, Outgoing, Permit, What};
 use crate::wire::{Body as ItemBody, Item, SnapshotHeader};
@@ -94,6 +95,16 @@ impl Driver {
                 let timeout = self.timeout(timeout, self.default_timeout(&request));
                 self.core.submit(token, request, timeout);
             }
+        }
+    }
+
+    /// Calls whose connection is gone: without a deadline they would wait here for ever.
+    pub(super) fn forget_abandoned(&mut self) {
+        let gone: HashSet<Token> =
+            self.waiters.iter().filter(|(_, answer)| answer.is_closed()).map(|(token, _)| *token).collect();
+        if !gone.is_empty() {
+            self.waiters.retain(|token, _| !gone.contains(token));
+            self.core.forget_calls(&gone);
         }
     }
 
