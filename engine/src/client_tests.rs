@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::config::Config;
 use crate::error::Committed;
-use crate::transport::test_ca::Ca;
+use crate::transport::test_ca::{write, Ca};
 use crate::transport::tests::run as in_runtime;
 use crate::transport::{Incoming, IntakeFile, SnapshotIntake, Transport, TransportConfig};
 use crate::wire::SnapshotHeader;
@@ -35,8 +35,12 @@ async fn scripted(lines: Vec<Line>) -> Scripted {
 }
 
 async fn scripted_with(lines: Vec<Line>, tls: Option<Arc<Tls>>) -> Scripted {
+    scripted_at("127.0.0.1:0", lines, tls).await
+}
+
+async fn scripted_at(addr: &str, lines: Vec<Line>, tls: Option<Arc<Tls>>) -> Scripted {
     let (tell, mut heard) = mpsc::unbounded_channel();
-    let config = TransportConfig { tls, ..TransportConfig::new(1, "127.0.0.1:0", &Config::default()) };
+    let config = TransportConfig { tls, ..TransportConfig::new(1, addr, &Config::default()) };
     let transport = Transport::bind(config, tell, Arc::new(NoIntake)).await.unwrap();
     let asked = Arc::<Mutex<Vec<Request>>>::default();
     let seen = Arc::clone(&asked);
@@ -387,6 +391,26 @@ fn a_node_without_a_good_certificate_is_passed_over_and_alone_it_is_an_error_at_
             assert!(error.message.contains(&bad.addr), "{error}");
         }
         assert!(lock(&bad.asked).is_empty());
+    });
+}
+
+#[test]
+fn a_connection_that_is_made_again_is_made_with_the_certificates_of_now() {
+    in_runtime(async {
+        let (before, next) = (Ca::new("before"), Ca::new("next"));
+        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let of = |files| Tls::of_node(&files, "127.0.0.1:0").unwrap();
+        let both = format!("{}{}", before.pem, next.pem);
+        let node = scripted_with(vec![applied(1)], of(before.files(dirs[0].path()))).await;
+        let files = write(dirs[1].path(), &before.issue(|_| {}), &both);
+        let mut asker = Asker::with(&[&node.addr], &files);
+        assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(1).unwrap());
+        write(dirs[1].path(), &next.issue(|_| {}), &both);
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        node.transport.shutdown().await;
+        // It shows what the client believes either way, and believes only what the client shows now.
+        let _node = scripted_at(&node.addr, vec![applied(2)], of(next.files(dirs[0].path()))).await;
+        assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(2).unwrap());
     });
 }
 

@@ -1,5 +1,6 @@
 //! A connection to somebody else: made, and known to be one of ours, or the reason why not.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -120,9 +121,15 @@ pub async fn connect(addr: &str, patience: Patience, tls: Option<Dialling>) -> R
     let to = addr.to_owned();
     let hears = Arc::new(Mutex::new(None));
     let heard = Arc::clone(&hears);
+    let once = Arc::new(AtomicBool::new(true));
     let connector = tower::service_fn(move |uri| {
-        let (tcp, to, tls, hears) = (tcp.clone(), to.clone(), tls.clone(), Arc::clone(&hears));
+        let (tcp, to, tls, hears, once) = (tcp.clone(), to.clone(), tls.clone(), Arc::clone(&hears), Arc::clone(&once));
         async move {
+            // The channel would connect again by itself: with the certificates of then, and without waiting for the first word, so that
+            // a request that was certainly not taken would be of unknown outcome. Whoever asks makes a connection anew instead.
+            if !once.swap(false, Ordering::Relaxed) {
+                return Err(Unreachable::from(format!("{to}: the connection is gone")));
+            }
             let socket = open_socket(tcp, uri, &to, tls.as_ref()).await?;
             let (first_word, heard) = oneshot::channel();
             *lock(&hears) = Some(heard);
