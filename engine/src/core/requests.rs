@@ -104,6 +104,8 @@ pub(super) struct Requests {
     /// This node was told to leave since the newest of them came.
     pub leaving: bool,
     pub transfers: Vec<Transfer>,
+    /// Hand-overs of leadership that raft has begun here.
+    pub handed_over: u64,
 }
 
 impl Requests {

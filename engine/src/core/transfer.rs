@@ -20,6 +20,8 @@ pub(super) struct Transfer {
     until: Micros,
     /// The target may have been told to take over.
     told: bool,
+    /// Which of the hand-overs that raft has begun here this is.
+    number: u64,
 }
 
 fn tells(message: &Message, target: NodeId) -> bool {
@@ -35,7 +37,12 @@ impl Core {
             return refuse(format!("node {target} is no voter; leadership can only go to a voter"));
         }
         if target != self.id {
+            // Raft goes on with one to the same node that is under way.
+            let under_way = self.raw.raft.lead_transferee == Some(target);
             self.raw.transfer_leader(target);
+            if !under_way {
+                self.requests.handed_over = self.requests.handed_over.saturating_add(1);
+            }
         }
         Ok(target)
     }
@@ -70,7 +77,8 @@ impl Core {
             // Raft gives up after one election timeout; its word may take a while to get here.
             let patience = self.config.election_timeout().saturating_mul(2);
             let until = self.now.saturating_add(u64::try_from(patience.as_micros()).unwrap_or(u64::MAX));
-            self.requests.transfers.push(Transfer { request, target, from, until, told: elsewhere });
+            let number = self.requests.handed_over;
+            self.requests.transfers.push(Transfer { request, target, from, until, told: elsewhere, number });
         }
     }
 
@@ -91,7 +99,10 @@ impl Core {
         for transfer in ended {
             // Also where it goes with the next Ready.
             let told = transfer.told || self.raw.raft.msgs.iter().any(|message| tells(message, transfer.target));
-            if !told && self.raw.raft.lead_transferee == Some(transfer.target) {
+            let under_way = self.raw.raft.lead_transferee == Some(transfer.target);
+            // One that was begun later may tell it yet: it is not ours to end.
+            let told = told || (under_way && transfer.number != self.requests.handed_over);
+            if !told && under_way {
                 // Nor is it told from now on.
                 self.raw.raft.abort_leader_transfer();
             }
@@ -190,6 +201,24 @@ mod tests {
             acknowledge(&mut core, 3, 11);
             assert!(!is_told(&mut core));
         }
+    }
+
+    #[test]
+    fn a_transfer_that_is_asked_for_again_is_not_ended_by_the_one_before() {
+        let mut core = handing_over();
+        // Raft gives the first one up after an election timeout; who asked for it asks again, and then its patience ends.
+        let timeout = u64::try_from(core.config.election_timeout().as_micros()).unwrap();
+        for _ in 0..core.config.election_tick {
+            core.tick();
+            sent(&mut core);
+        }
+        core.begin_turn(timeout * 3 / 2, 1);
+        core.submit(4, Request::TransferLeader(Some(3)), None);
+        sent(&mut core);
+        core.begin_turn(timeout * 2 + 1, 1);
+        core.settle_transfers();
+        acknowledge(&mut core, 3, 11);
+        assert!(is_told(&mut core), "the second one goes on");
     }
 
     #[test]

@@ -137,8 +137,12 @@ impl IncomingSnapshot {
 
 impl Drop for IncomingSnapshot {
     fn drop(&mut self) {
-        let newest = lock(&self.dir.transfer);
-        if let Some(chunks) = self.chunks.as_mut().filter(|_| *newest != self.number) {
+        // Not waited for: this may be the thread that drives the node, and whoever holds it may be inside the disk. What is held back is
+        // then asked for again.
+        let transfer = Arc::clone(&self.dir.transfer);
+        let newest = transfer.try_lock();
+        let ours = newest.as_ref().is_ok_and(|newest| **newest == self.number);
+        if let Some(chunks) = self.chunks.as_mut().filter(|_| !ours) {
             chunks.forget();
         }
         // What it holds is in the file before another looks how much has arrived.

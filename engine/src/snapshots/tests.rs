@@ -331,6 +331,29 @@ fn of_two_transfers_at_once_the_later_one_goes_on_and_no_file_gets_a_hole() {
 }
 
 #[test]
+fn whoever_drops_a_transfer_waits_for_nobodys_disk() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let content = state(3 * CHUNK + 500);
+    let header = announced(&content);
+    let mut incoming = dir.receive(&header).unwrap();
+    incoming.write_at(0, &content[..CHUNK + 500]).unwrap();
+    // Another is inside the disk.
+    let held = dir.transfer.lock().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(incoming);
+        tell.send(()).unwrap();
+    });
+    told.recv_timeout(std::time::Duration::from_secs(60)).expect("it does not wait");
+    drop(held);
+    let mut again = dir.receive(&header).unwrap();
+    let at = again.offset() as usize;
+    again.write_at(at as u64, &content[at..]).unwrap();
+    assert!(read_all(&dir, &again.finish().unwrap()).unwrap() == content);
+}
+
+#[test]
 fn s5_of_what_a_write_or_sync_failed_for_nothing_is_believed_afterwards() {
     let content = state(3 * CHUNK + 500);
     let header = announced(&content);
