@@ -421,9 +421,12 @@ class Applier:
             chunks = _snapshots.captured(await self._call(self._methods.snapshot))
         except BaseException as error:
             self._snapshot_done(request, error)
-            if not isinstance(error, Exception) and not _of_the_store(error):
-                raise
-            return
+            if isinstance(error, Exception) or _of_the_store(error):
+                return
+            if not hasattr(asyncio.Task, "cancelling"):
+                # Whoever was meant: the node ends, and that is why.
+                self.failed(error)
+            raise
         capture = asyncio.get_running_loop().create_task(self._write_snapshot(request, chunks))
         self._captures.add(capture)
         capture.add_done_callback(self._captures.discard)

@@ -99,7 +99,8 @@ class Bridge:
         self._sources: dict[int, Source] = {}
         #: Records of nodes whose start call has not returned yet, so that nobody knows their number.
         self._unclaimed: dict[int, list[Record]] = {}
-        self._users = 0
+        #: All that have entered, also those that have no number yet.
+        self._users: set[Source] = set()
         #: Its thread may take it again: a signal's handler may find another closed loop.
         self._ending = threading.RLock()
         #: Nodes that are being started; only then can records of an unknown number be somebody's.
@@ -277,10 +278,14 @@ class Bridge:
             self.check()
             self.watch(asyncio.get_running_loop())
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        except BaseException:
+        except BaseException as error:
             work.close()
+            if isinstance(error, RuntimeError) and self.loop.is_closed():
+                raise _gone(False) from None
             raise
         self._calls[future] = work
+        if self.closed and self.loop.is_closed():
+            self._end_calls()
         try:
             return await asyncio.wrap_future(future)
         finally:
@@ -293,9 +298,9 @@ class Bridge:
 
     # ---- who uses it -----------------------------------------------------------------------------------------------------------------
 
-    def enter(self) -> None:
-        """Somebody is going to use this bridge, which was just asked for; balanced by `leave`. Home loop."""
-        self._users += 1
+    def enter(self, user: Source) -> None:
+        """It is going to use this bridge, which was just asked for, until it leaves. Home loop."""
+        self._users.add(user)
 
     def opens(self, opening: Opening) -> None:
         self._openings = {other for other in self._openings if not other.is_over()} | {opening}
@@ -314,11 +319,11 @@ class Bridge:
         self._sources.pop(number, None)
         self._unclaimed.pop(number, None)
 
-    async def leave(self, left: Callable[[], None]) -> None:
+    async def leave(self, user: Source, left: Callable[[], None]) -> None:
         """On the home loop, after what was started has been freed. The last one takes the bridge down; `left` is called then, on a
         thread, also when the loop has ended meanwhile and nobody returns from here."""
-        self._users -= 1
-        if self._users > 0 or not self._end_once():
+        self._users.discard(user)
+        if self._users or not self._end_once():
             return
         if self._descriptor >= 0 and not self.loop.is_closed():
             self.loop.remove_reader(self._descriptor)
@@ -344,27 +349,30 @@ class Bridge:
     def _end_waiters(self) -> None:
         self.waiters.end(lambda: Closed("the node or client was closed", committed=None))
 
+    def _end_calls(self) -> None:
+        """Of other loops, which this one will answer no more."""
+        for future, work in list(self._calls.items()):
+            if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+                work.close()
+            try:
+                future.set_exception(_gone(None))
+            except concurrent.futures.InvalidStateError:
+                pass  # it was cancelled, or is over
+
     def abandon(self) -> int | None:
         """Without its loop: everything is ended hard, from this thread. For exit (when no thread can be started any more), and for a
         loop that was closed under its nodes. How many nodes and clients there were; None: somebody else ends it."""
         if not self._end_once():
             return None
-        sources = list(self._sources.values())
+        users = list(self._users)
         self._sources.clear()
-        users = max(self._users, len(sources))
-        freed = [source.close_hard() for source in sources]  # every one, also after one that could not be freed
+        freed = [user.close_hard() for user in users]  # every one, also after one that could not be freed
         if self.loop.is_closed():
             self._end_waiters()
-            for future, work in list(self._calls.items()):
-                if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
-                    work.close()
-                try:
-                    future.set_exception(_gone(None))
-                except concurrent.futures.InvalidStateError:
-                    pass  # it was cancelled, or is over
+            self._end_calls()
         if all(freed):
             self._free(EXIT_TIMEOUT)
-        return users
+        return len(users)
 
     def _free(self, timeout: float | None) -> None:
         """After everything that used them. Blocks for a moment, or until a start call is back. What somebody is still inside of after the
@@ -384,8 +392,8 @@ class Bridge:
     def forked(self) -> None:
         """In the child: neither loop nor queue is touched."""
         self.closed = self._forked = True
-        for source in list(self._sources.values()):
-            source.forked()
+        for user in list(self._users):
+            user.forked()
 
 
 def _gone(committed: bool | None) -> Closed:

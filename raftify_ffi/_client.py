@@ -70,11 +70,11 @@ class RaftServiceClient:
             slot = ffi.new("raftify_client **")
             config = NativeConfig({} if self._tls is None else self._tls.settings())
             bridge = bridge_of_running_loop()
-            bridge.enter()
+            bridge.enter(self)
             try:
                 call(lib.raftify_client_new_with, bridge.runtime, bridge.queue, config.raw, text, len(text), slot)
             except BaseException:
-                bridge.keep(bridge.loop.create_task(bridge.leave(lambda: None)))
+                bridge.keep(bridge.loop.create_task(bridge.leave(self, lambda: None)))
                 raise
             self._bridge = bridge
             self._pointer = Pointer(slot[0], lib.raftify_client_number(slot[0]), "the client")
@@ -104,7 +104,7 @@ class RaftServiceClient:
             return
         bridge.detach(pointer.number)
         try:
-            await bridge.leave(lambda: self._ended.set(None))
+            await bridge.leave(self, lambda: self._ended.set(None))
         finally:
             self._ended.set(None)
 

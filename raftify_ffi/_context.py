@@ -26,7 +26,10 @@ async def as_store(method: Callable[[], Any]) -> Any:
         answer = method()
         return await answer if hasattr(answer, "__await__") else answer
     finally:
-        _inside_store.reset(entered)
+        try:
+            _inside_store.reset(entered)
+        except ValueError:
+            pass  # collected with a loop that is gone, elsewhere
 
 
 #: Whether this is one of the store's methods, or a task that one started.

@@ -199,6 +199,10 @@ class EventStream:
             self._on_event(None)
         self._wake()
 
+    def limit(self, seconds: float | None) -> None:
+        """How long the next items are waited for."""
+        self._timeout = seconds
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -221,11 +225,12 @@ class EventStream:
                 raise StopAsyncIteration
             self._waiter = self._loop.create_future()
             try:
-                await asyncio.wait_for(self._waiter, self._timeout)
-            except asyncio.TimeoutError:
-                raise RaftTimeout(f"no event for {self._timeout:g} s", retryable=True) from None
+                # Not wait_for, which before Python 3.12 may swallow a cancel.
+                done, _ = await asyncio.wait([self._waiter], timeout=self._timeout)
             finally:
                 self._waiter = None
+            if not done:
+                raise RaftTimeout(f"no event for {self._timeout:g} s", retryable=True)
 
 
 class EventHub:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from ._context import refuse_inside_store
-from ._errors import Closed, LeadershipLost, RaftError, RaftTimeout
+from ._errors import Closed, LeadershipLost, RaftTimeout
 from ._events import Event, EventStream, LeaderChanged, RoleChanged
 from ._running import RunningNode
 from ._status import Role
@@ -36,13 +36,12 @@ class Leadership:
         events = node.event_stream()
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
+            events.limit(None if deadline is None else max(0, deadline - time.monotonic()))
             try:
-                await asyncio.wait_for(anext(events), None if deadline is None else deadline - time.monotonic())
+                await anext(events)
             except StopAsyncIteration:
                 break
-            except asyncio.TimeoutError as error:
-                if isinstance(error, RaftError):
-                    raise
+            except RaftTimeout:
                 raise RaftTimeout(
                     f"{node.name} did not become the leader within {self._timeout:g} s", retryable=True
                 ) from None

@@ -64,7 +64,7 @@ class Raft(Generic[S]):
         self._config.validate()
         self._store = store
         self._methods = inspect_store(store)
-        self._peers = checked_peers(peers) if peers is not None else self._config.initial_peers
+        self._peers = checked_peers(peers if peers is not None else self._config.initial_peers)
         learners = [key for key, peer in (self._peers or {}).items() if peer.role is InitialRole.LEARNER]
         if learners:
             raft_log.warning(
@@ -114,13 +114,15 @@ class Raft(Generic[S]):
         refuse_inside_store("run()")
         if self._closed:
             raise Closed(f"node {self._node_id} was closed; build a new one")
-        if self._running is not None:
+        if self._running is not None and not (self._running.given_up and self._running.ended.is_set()):
             raise InvalidArgument(f"node {self._node_id} is running already")
         limit = seconds(timeout, None)
         node = RunningNode(self._node_id, self._raft_addr, self._methods, self._config, self._peers)
         self._running = node
         try:
             await asyncio.wait_for(node.start(), limit)
+        except GeneratorExit:
+            raise  # its loop is gone, and nothing can be waited for
         except BaseException as error:
             await node.give_up()
             if node.ended.is_set():

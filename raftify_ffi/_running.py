@@ -146,7 +146,9 @@ class RunningNode:
         self._last_status: Status | None = None
         #: What `start` failed with.
         self.failure: BaseException | None = None
-        self.bridge.enter()
+        #: Nobody waits for the start any more.
+        self.given_up = False
+        self.bridge.enter(self)
         self._starting = self.home.create_task(self._start())
         self._starting.add_done_callback(self._started)
         self.bridge.keep(self._starting)
@@ -167,6 +169,7 @@ class RunningNode:
 
     async def give_up(self) -> None:
         """Closes what was started so far, and waits for that as long as a call may take: whoever tries again finds the directory free."""
+        self.given_up = True
         if not self.ended.is_set():
             self._closing = True
             self.begin_close(0)
@@ -180,6 +183,7 @@ class RunningNode:
             task.exception()  # whoever waits for it is told
         elif not self._begun:
             # The loop ends before it has begun: its bridge is found with it.
+            self.events.end(None)
             self.ended.set(None)
 
     async def _applied_index(self) -> int | None:
@@ -209,7 +213,8 @@ class RunningNode:
                 opening.abandon()
             elif opening is not None:
                 bridge.opened(opening)
-            await self._end(error if isinstance(error, RaftError) else None)
+            # After a close there is nothing to tell those who wait for the end.
+            await self._end(error if isinstance(error, RaftError) and not self._closing else None)
             raise
         bridge.opened(opening)
         pointer = Pointer(raw, lib.raftify_node_number(raw), self.name)
@@ -347,18 +352,18 @@ class RunningNode:
             raise
         finally:
             self.bridge.detach(pointer.number)
-            self.events.end(error)
             await self._end(error)
 
     async def _end(self, error: RaftError | None) -> None:
         self._finishing = True
+        self.events.end(error)
         if not self._ready.done():
             if self._pointer is None:
                 self._ready.cancel()  # `_start` raises by itself
             else:
                 self._ready.set_exception(error or self._closed_while_it_started())
         try:
-            await self.bridge.leave(lambda: self.ended.set(error))
+            await self.bridge.leave(self, lambda: self.ended.set(error))
         finally:
             self.ended.set(error)
             self._progress.set()

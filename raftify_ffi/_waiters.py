@@ -162,9 +162,10 @@ class Waiters:
 
     def end(self, error: Callable[[], BaseException]) -> None:
         """Nothing more will come."""
-        while self.foreign:
-            _, future = self.foreign.popitem()
-            in_loop(future.get_loop(), [(future, None, error())])
+        for token in list(self.foreign):
+            # Another thread may take back what was refused.
+            if (future := self.foreign.pop(token, None)) is not None:
+                in_loop(future.get_loop(), [(future, None, error())])
         while self.pending:
             _, waiter = self.pending.popitem()
             if not self._loop.is_closed() and not waiter.done():

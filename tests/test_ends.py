@@ -205,12 +205,12 @@ async def test_a_node_may_start_while_the_last_one_of_the_loop_ends(
     leave = _bridge.Bridge.leave
     starts: list[asyncio.Task[None]] = []
 
-    async def while_one_starts(self: _bridge.Bridge, left: Callable[[], None]) -> None:
+    async def while_one_starts(self: _bridge.Bridge, user: Any, left: Callable[[], None]) -> None:
         if not starts:
             starts.append(asyncio.ensure_future(coming.run()))
             # It has asked for the bridge, and not gone on.
             await asyncio.sleep(0)
-        await leave(self, left)
+        await leave(self, user, left)
 
     monkeypatch.setattr(_bridge.Bridge, "leave", while_one_starts)
     await last.run()
@@ -286,6 +286,77 @@ async def test_after_a_start_that_was_given_up_the_directory_is_free(tmp_path: P
             pass
 
 
+class SlowToBegin(KeyValue):
+    """A durable store whose index takes as long as the test wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def applied_index(self) -> int:
+        self.asked.set()
+        await self.go.wait()
+        return 0
+
+
+async def test_a_start_that_takes_longer_to_be_given_up_can_be_tried_again(tmp_path: Path) -> None:
+    store = SlowToBegin()
+    raft = node(tmp_path, store, request_timeout=0.1)
+    with pytest.raises(RaftTimeout, match="did not start"):
+        await raft.run(timeout=0.05)
+    listening = asyncio.ensure_future(anext_of(raft))
+    store.go.set()
+    await raft.wait(timeout=SOON)
+    assert await asyncio.wait_for(listening, SOON) == "ended"
+    await raft.run()
+    await raft.wait_for(leader=True, timeout=SOON)
+    await raft.close()
+
+
+async def anext_of(raft: Raft[Any]) -> str:
+    async for _ in raft.events():
+        pass
+    return "ended"
+
+
+async def test_a_close_while_the_node_starts_is_no_error_to_those_who_wait(tmp_path: Path) -> None:
+    store = SlowToBegin()
+    raft = node(tmp_path, store)
+    starting = asyncio.ensure_future(raft.run())
+    await store.asked.wait()
+    waiting, closing = asyncio.ensure_future(raft.wait()), asyncio.ensure_future(raft.close())
+    await asyncio.sleep(0)
+    store.go.set()
+    with pytest.raises(Closed):
+        await starting
+    await closing
+    await waiting
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_loop_that_is_closed_in_the_middle_of_a_start_is_found_too(tmp_path: Path) -> None:
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> Raft[Any]:
+        store = SlowToBegin()
+        raft = node(tmp_path, store)
+        started.append(asyncio.ensure_future(raft.run()))
+        await store.asked.wait()
+        return raft
+
+    started: list[asyncio.Future[None]] = []
+    raft = loop.run_until_complete(begin())
+    loop.close()
+
+    async def body() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            await raft.wait(timeout=SOON)
+
+    elsewhere(body)
+    assert raft.is_finished()
+
+
 async def test_a_stores_own_timeout_is_not_taken_for_that_of_the_start(tmp_path: Path) -> None:
     class Slow(KeyValue):
         def applied_index(self) -> int:
@@ -341,9 +412,26 @@ async def test_leadership_and_events_are_waited_for_as_long_as_asked(tmp_path: P
         assert not alone.is_finished()
 
 
-@pytest.mark.skipif(
-    sys.version_info < (3, 11), reason="it cannot be told from the end of the applier's task, which ends the node"
-)
+async def test_leadership_that_is_there_needs_no_time(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft, raft.leadership(timeout=0) as term:
+        assert term == raft.status.term
+
+
+async def test_a_cancel_is_not_lost_beside_an_event(tmp_path: Path) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft:
+        stream = raft.events(timeout=SOON)
+        present = await stream.__anext__()
+        task = asyncio.ensure_future(stream.__anext__())
+        await asyncio.sleep(0)
+        stream.put(present)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await stream.__anext__() is present
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 async def test_a_snapshot_whose_own_work_was_cancelled_is_a_snapshot_that_failed(tmp_path: Path) -> None:
     class Cancelled(KeyValue):
         async def snapshot(self) -> bytes:  # type: ignore[override]
@@ -356,9 +444,15 @@ async def test_a_snapshot_whose_own_work_was_cancelled_is_a_snapshot_that_failed
     async with raft:
         await raft.wait_for(leader=True)
         await raft.propose(b"a=1")
-        with pytest.raises(SnapshotFailed):
+        with pytest.raises((SnapshotFailed, Closed)):
             await raft.snapshot()
-        assert await raft.propose(b"a=2") == b"1"
+        if sys.version_info >= (3, 11):
+            assert await raft.propose(b"a=2") == b"1"
+            return
+        # There it cannot be told from the end of the applier's own task.
+        with pytest.raises(MachineFailed) as caught:
+            await raft.wait(timeout=SOON)
+        assert isinstance(caught.value.__cause__, asyncio.CancelledError)
 
 
 async def test_whatever_keeps_the_store_from_being_served_ends_the_node(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from stores import AsyncKeyValue, KeyValue, Scripted
 
 from raftify_ffi import (
     Closed,
+    Config,
     DirectoryInUse,
     InitialRole,
     InvalidArgument,
@@ -279,6 +280,9 @@ def test_initial_members_named_as_learners_are_said_to_be_voters(caplog: pytest.
     assert "names [2] as learners" in caplog.text
     caplog.clear()
     Raft.build(1, "127.0.0.1:1", KeyValue(), None, {1: "127.0.0.1:1"})
+    later = Config()
+    later.initial_peers = {1: "127.0.0.1:1"}  # type: ignore[assignment]
+    Raft.build(1, "127.0.0.1:1", KeyValue(), later)
     assert not caplog.text
 
 
