@@ -1,7 +1,9 @@
-//! Descriptors: what to do where there are none left; and those that a forked child inherits and has to let go of: close-on-exec does nothing for a child that never execs, and what
-//! it keeps open lives on after the parent has closed it (a port stays taken, a peer's stream does not end).
+//! Descriptors: what to do where there are none left; and those that a forked child inherits and has to let go of. Close-on-exec does
+//! nothing for a child that never execs, and what it keeps open lives on after the parent has closed it (a port stays taken, a peer's
+//! stream does not end).
 //!
-//! Lives here: which numbers those are, and how long a lack is waited out. May not live here: closing them, which is raw and for the forked child alone.
+//! Lives here: which numbers those are, and how long a lack is waited out. May not live here: closing them, which is raw and for the
+//! forked child alone.
 //!
 //! Invariants: no lock (the thread that held it at the fork does not exist in the child); a number is given up before its descriptor
 //! is closed, so that it is not closed again when it stands for something else.

@@ -8,6 +8,9 @@ use crate::error::Error;
 /// Caller's name for a pending request. Drawn by the caller; echoed in its completion.
 pub type Token = u64;
 
+/// Changes in one membership request: what it takes to plan them grows with their square.
+pub(crate) const MAX_CHANGES: usize = 1024;
+
 /// One change of membership; several in one request are one step (joint consensus).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberChange {

@@ -5,7 +5,7 @@ use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, Conf
 
 use crate::cluster::{ClusterState, Member, NodeId};
 use crate::error::{Error, ErrorCode, Result};
-use crate::request::MemberChange;
+use crate::request::{MemberChange, MAX_CHANGES};
 use crate::wire::MembershipContext;
 
 /// A membership change on its way to the leader.
@@ -112,9 +112,6 @@ const MAX_ID: NodeId = NodeId::MAX / 2;
 fn refuse<T>(message: String) -> Result<T> {
     Err(Error::not_done(ErrorCode::Membership, message))
 }
-
-/// Steps of one change, as in a call over the wire: what it takes to plan them grows with their square.
-const MAX_CHANGES: usize = 1024;
 
 /// A change that is too long for anybody to plan.
 pub fn bounded(change: &Change) -> Result<()> {

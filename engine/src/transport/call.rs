@@ -11,14 +11,12 @@ use prost::Message;
 use super::limits;
 use crate::cluster::ClusterState;
 use crate::error::{Committed, Error, ErrorCode, Result};
-use crate::request::{MemberChange, Reply, Request, SnapshotInfo, Ticket, Timeout};
+use crate::request::{MemberChange, Reply, Request, SnapshotInfo, Ticket, Timeout, MAX_CHANGES};
 
 /// Largest answer to a call; what `apply` returned above it is said to be lost on the way.
 pub const MAX_REPLY: usize = 64 << 20;
 /// Largest encoded ticket or cluster state in an answer: their many small parts take more memory than their bytes.
 const MAX_RECORD: usize = 4 << 20;
-/// Changes in one membership request.
-const MAX_CHANGES: usize = 1024;
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct CallWire {
