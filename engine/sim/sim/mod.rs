@@ -169,14 +169,17 @@ pub fn finish(world: &mut World) {
         first.is_some_and(|f| f.0 == f.1 && newest <= Some(f.0)) && at.all(|a| Some(a) == first)
     });
     assert!(ok, "VIOLATION: liveness: the members do not converge{}", world.describe());
-    // A removed node is told so.
+    // A removed node is told so, unless it has lost its directory with all that it ever learned, and those that it began with are gone:
+    // nobody dials it, and nobody answers where it dials.
     let ok = world.run_until_so(limit, |w| {
         let Some(members) = w.settled() else { return false };
         let cluster = w.hosts[&members[0]].life.as_ref().map(|l| l.core.cluster().clone()).unwrap_or_default();
         w.hosts.iter().filter(|(id, _)| cluster.is_removed(**id)).all(|(_, h)| {
-            h.life
-                .as_ref()
-                .is_none_or(|l| l.core.status().role == Role::Removed || l.core.cluster().members().is_empty())
+            h.life.as_ref().is_none_or(|l| {
+                let told = l.core.status().role == Role::Removed || l.core.cluster().members().is_empty();
+                let knows_its_cluster = h.disk.synced.identity.incarnation.is_some();
+                told || !(knows_its_cluster || l.peers.iter().any(|(id, addr)| w.is_there(*id, addr)))
+            })
         })
     });
     assert!(ok, "VIOLATION: a removed node is not told so{}", world.describe());

@@ -104,6 +104,11 @@ impl World {
         }
     }
 
+    /// Whoever dials that address reaches that node.
+    pub fn is_there(&self, id: u64, addr: &str) -> bool {
+        self.addrs.get(addr) == Some(&id) && self.hosts.get(&id).is_some_and(|h| h.life.is_some())
+    }
+
     pub fn dial(&mut self, at: Place, to: u64) {
         let number = self.network.streams + 1;
         let Some(life) = self.life(at) else { return };

@@ -61,7 +61,8 @@ pub(super) struct Greetings {
     founding_open: bool,
     /// What was told of a refused peer, once each, and since when: greetings go both ways and come again and again.
     refused: BTreeMap<NodeId, (Micros, BTreeSet<String>)>,
-    /// Where members of this cluster say they are: known before the log says so, when this node lags or waits to be joined.
+    /// Where members of this cluster say they are: known before the log says so, when this node lags or waits to be joined; and all that
+    /// there is to ask, once those that it began with are gone (seed 140873112).
     learned: BTreeMap<NodeId, String>,
     /// Whom their own greeting, or the word of one that was removed, has brought into the maps above; oldest first, members taken out late.
     strangers: VecDeque<NodeId>,
@@ -323,13 +324,7 @@ impl Core {
                 false
             }
             Ok(Verdict::Removed) => {
-                let theirs = Uid::from_bytes(&hello.incarnation);
-                // An initial member that was removed before it ever joined knows its cluster by the digest alone.
-                let ours = match self.identity.incarnation {
-                    Some(incarnation) => theirs == Some(incarnation),
-                    None => theirs.is_some() && self.identity.digest != 0 && hello.digest == self.identity.digest,
-                };
-                if ours {
+                if self.is_of_our_cluster(hello) {
                     self.note_removed("the cluster has removed it");
                 }
                 false
@@ -346,10 +341,18 @@ impl Core {
         }
     }
 
+    /// An initial member that was removed before it ever took part, or wiped, knows its cluster by the digest alone.
+    fn is_of_our_cluster(&self, hello: &Hello) -> bool {
+        let Some(theirs) = Uid::from_bytes(&hello.incarnation) else { return false };
+        match self.identity.incarnation {
+            Some(ours) => ours == theirs,
+            None => self.identity.digest != 0 && hello.digest == self.identity.digest,
+        }
+    }
+
     /// A removed node says who was left: whoever knows only nodes that are gone would wait for them for ever (found by seed 1007296).
     fn learn_members(&mut self, hello: &Hello, members: &[Member]) {
-        let ours =
-            self.identity.incarnation.is_some() && Uid::from_bytes(&hello.incarnation) == self.identity.incarnation;
+        let ours = self.is_of_our_cluster(hello);
         let mut news = false;
         let own = self.id;
         for member in members.iter().filter(|m| ours && m.id != 0 && m.id != own && !m.addr.is_empty()) {
@@ -431,9 +434,8 @@ impl Core {
             connected: before.is_some_and(|s| s.connected),
             listener: before.and_then(|s| s.listener),
         };
-        let ours = seen.incarnation.is_some() && seen.incarnation == self.identity.incarnation;
         self.greetings.seen.insert(hello.node_id, seen);
-        if ours && !hello.addr.is_empty() {
+        if self.is_of_our_cluster(hello) && !hello.addr.is_empty() {
             let recorded = self.cluster.member(hello.node_id).map(|m| m.addr.as_str());
             let known = self.greetings.learned.get(&hello.node_id).map(String::as_str).or(recorded);
             if known != Some(hello.addr.as_str()) {

@@ -8,7 +8,7 @@ use crate::cluster::{ClusterState, Member, Uid};
 use crate::error::ErrorCode;
 use crate::log::Identity;
 use crate::request::Ticket;
-use crate::status::Event;
+use crate::status::{Event, Role};
 use crate::wire::{Hello, Verdict, Welcome, PROTOCOL_VERSION};
 
 const INCARNATION: Uid = Uid(77);
@@ -181,6 +181,34 @@ fn s11_of_one_who_greets_under_ever_new_names_little_is_kept_and_told() {
     dialled = actions.peers.unwrap_or(dialled);
     assert_eq!(dialled.into_keys().collect::<Vec<_>>(), [1, 2, 3, 5]);
     assert!(core.greetings.seen(10_099).is_none());
+}
+
+/// Seed 140873112: 1 was wiped, and those that it began with are gone; who greets it takes it for a member still, and has moved on before it
+/// hears what became of 1, and dials it no more.
+#[test]
+fn s11_a_founder_without_its_directory_asks_those_that_greet_it_what_became_of_it() {
+    let digest = founding_digest("ours", &founders());
+    for (story, theirs, incarnation, asks) in [
+        ("of the cluster that it was born to", digest, Some(INCARNATION), true),
+        ("waits itself", digest, None, false),
+        ("of a cluster of other founders", digest ^ 1, Some(INCARNATION), false),
+        ("of a cluster that did not say who founded it", 0, Some(INCARNATION), false),
+    ] {
+        let mut cluster = ClusterState::founding(&founders());
+        cluster.voters = vec![1, 2, 3];
+        let mut log = log(None, (1, cluster), 1);
+        log.hard_state = raft::eraftpb::HardState { term: 1, vote: 0, commit: 1 };
+        log.terms = vec![(1, 1)];
+        log.identity.digest = digest;
+        let mut core = Core::new(options(log)).unwrap();
+        let hello = Hello { to: 1, digest: theirs, ..stranger(7, incarnation) };
+        core.greeted(&hello);
+        let peers = core.poll().peers.unwrap();
+        assert_eq!(peers.get(&7).map(String::as_str), asks.then_some("h:7"), "{story}");
+        assert!([2, 3].iter().all(|id| peers.contains_key(id)), "{story}: those that it began with may come");
+        core.welcomed(7, &Welcome { verdict: Verdict::Removed as i32, hello: Some(hello), ..Welcome::default() });
+        assert_eq!(core.status().role == Role::Removed, asks, "{story}");
+    }
 }
 
 #[test]
