@@ -27,14 +27,6 @@ use crate::wire::{Hello, Verdict, Welcome, PROTOCOL_VERSION};
 const MAX_REASONS: usize = 8;
 /// Characters of each that are told.
 const MAX_REASON: usize = 1000;
-/// A greeting costs its sender nothing. Of those whom no entry has added, and no ticket has named, so many are remembered, and dialled:
-/// more than there are members in any cluster that takes in a node which knows of none of them.
-const MAX_STRANGERS: usize = 64;
-/// One of them that has not let our stream in by then is nobody, or greets again.
-const STRANGER_PATIENCE: Micros = 60_000_000;
-/// Of so many of them it is told within a while why they are refused; others come too many at once to be told of.
-const MAX_REFUSED: usize = 16;
-const REFUSED_PAUSE: Micros = 60_000_000;
 
 /// What was heard of a peer.
 #[derive(Clone, Debug)]
@@ -50,22 +42,22 @@ pub(super) struct Seen {
 }
 
 pub(super) struct Greetings {
-    seen: BTreeMap<NodeId, Seen>,
+    pub(super) seen: BTreeMap<NodeId, Seen>,
     /// Directories in a founding entry that is in the log and not applied.
     heard: Option<BTreeMap<NodeId, Uid>>,
     /// When those were last asked to greet anew whom an entry that founds and did not last does not name.
-    anew: BTreeMap<NodeId, Micros>,
+    pub(super) anew: BTreeMap<NodeId, Micros>,
     /// Directories whose recording was proposed, with the term it was proposed in.
     recording: BTreeMap<NodeId, u64>,
     /// A fresh founder that has seen its majority takes part from then on.
     founding_open: bool,
     /// What was told of a refused peer, once each, and since when: greetings go both ways and come again and again.
-    refused: BTreeMap<NodeId, (Micros, BTreeSet<String>)>,
+    pub(super) refused: BTreeMap<NodeId, (Micros, BTreeSet<String>)>,
     /// Where members of this cluster say they are: known before the log says so, when this node lags or waits to be joined; and all that
     /// there is to ask, once those that it began with are gone (seed 140873112).
-    learned: BTreeMap<NodeId, String>,
+    pub(super) learned: BTreeMap<NodeId, String>,
     /// Whom their own greeting, or the word of one that was removed, has brought into the maps above; oldest first, members taken out late.
-    strangers: VecDeque<NodeId>,
+    pub(super) strangers: VecDeque<NodeId>,
 }
 
 /// The directories that a founding entry names.
@@ -116,7 +108,7 @@ impl Greetings {
         self.seen.get(&id)
     }
 
-    fn has_let_in(&self, id: NodeId) -> bool {
+    pub(super) fn has_let_in(&self, id: NodeId) -> bool {
         self.seen.get(&id).is_some_and(|seen| seen.listener.is_some())
     }
 }
@@ -371,58 +363,6 @@ impl Core {
         self.out.disconnect.extend(self.greetings.seen.keys());
     }
 
-    /// No entry has added it, and it is not one of those that this node began with.
-    fn is_stranger(&self, id: NodeId) -> bool {
-        self.cluster.member(id).is_none() && !self.initial.contains_key(&id)
-    }
-
-    /// Before anything is kept of a stranger: the oldest goes if there are too many, and rather one that has never let our stream in.
-    fn make_room_for(&mut self, id: NodeId) {
-        let known = self.greetings.learned.contains_key(&id) || self.greetings.strangers.contains(&id);
-        if known || !self.is_stranger(id) {
-            return;
-        }
-        if self.greetings.strangers.len() >= MAX_STRANGERS {
-            let cluster = &self.cluster;
-            self.greetings.strangers.retain(|id| cluster.member(*id).is_none());
-        }
-        if self.greetings.strangers.len() >= MAX_STRANGERS {
-            let strangers = &self.greetings.strangers;
-            let idle = strangers.iter().find(|id| !self.greetings.has_let_in(**id));
-            if let Some(oldest) = idle.or(strangers.front()).copied() {
-                self.forget_strangers(&[oldest]);
-            }
-        }
-        self.greetings.strangers.push_back(id);
-    }
-
-    /// Streams with those that are dialled end; whoever is there greets again.
-    fn forget_strangers(&mut self, gone: &[NodeId]) {
-        let mut dialled = false;
-        for id in gone {
-            self.greetings.seen.remove(id);
-            self.greetings.anew.remove(id);
-            dialled |= self.greetings.learned.remove(id).is_some();
-        }
-        self.greetings.strangers.retain(|id| !gone.contains(id));
-        if dialled {
-            self.announce_peers();
-        }
-    }
-
-    /// With each tick: those that have greeted and do not let us in are not dialled for ever.
-    pub(super) fn forget_idle_strangers(&mut self) {
-        let greetings = &self.greetings;
-        let over = |id: &NodeId| {
-            let silent = greetings.seen.get(id).is_some_and(|s| s.at.saturating_add(STRANGER_PATIENCE) < self.now);
-            silent && !greetings.has_let_in(*id) && self.is_stranger(*id)
-        };
-        let gone: Vec<NodeId> = greetings.strangers.iter().copied().filter(over).collect();
-        if !gone.is_empty() {
-            self.forget_strangers(&gone);
-        }
-    }
-
     fn see(&mut self, hello: &Hello) {
         self.make_room_for(hello.node_id);
         let before = self.greetings.seen.get(&hello.node_id);
@@ -623,23 +563,6 @@ impl Core {
         if told.len() < MAX_REASONS && told.insert(reason.clone()) {
             self.out.events.push(Event::PeerRefused { peer, reason });
         }
-    }
-
-    fn may_tell_of_stranger(&mut self) -> bool {
-        let told = &self.greetings.refused;
-        let mut strangers: Vec<NodeId> = told.keys().copied().filter(|id| self.is_stranger(*id)).collect();
-        if strangers.len() >= MAX_REFUSED {
-            let now = self.now;
-            let refused = &mut self.greetings.refused;
-            strangers.retain(|id| {
-                let stays = refused.get(id).is_some_and(|(at, _)| at.saturating_add(REFUSED_PAUSE) > now);
-                if !stays {
-                    refused.remove(id);
-                }
-                stays
-            });
-        }
-        strangers.len() < MAX_REFUSED
     }
 
     /// Members that greeted before an entry added them: their streams stay, so their directories are recorded from what they said then.

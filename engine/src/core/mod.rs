@@ -54,6 +54,7 @@ mod rng;
 mod run;
 mod snapshotting;
 mod status;
+mod strangers;
 mod sweep;
 mod tail;
 #[cfg(test)]
