@@ -24,9 +24,8 @@ from ._errors import (
 from ._events import EventStream
 from ._leadership import Leadership
 from ._library import lib
-from ._log import raft_log
 from ._members import Change, MemberChanges, native_changes
-from ._peers import InitialRole, Peers, checked_peers
+from ._peers import Peers, checked_peers, learners_of
 from ._read import Read, run_reader
 from ._running import RunningNode
 from ._status import Role, SnapshotInfo, Status
@@ -65,14 +64,11 @@ class Raft(Generic[S]):
         self._store = store
         self._methods = inspect_store(store)
         self._peers = checked_peers(peers if peers is not None else self._config.initial_peers)
-        learners = [key for key, peer in (self._peers or {}).items() if peer.role is InitialRole.LEARNER]
-        if learners:
-            raft_log.warning(
-                "node %d: peers names %s as learners, but initial members are voters; to have them as learners leave them out, and "
-                "add them to the running cluster: raft.members.add(id, addr, learner=True)",
-                node_id,
-                learners,
-                extra={"node_id": node_id, "term": None},
+        if self._peers and node_id in self._peers and len(learners_of(self._peers)) == len(self._peers):
+            raise InvalidConfig(
+                f"peers: {self._peers!r} has only learners, and nobody could ever lead them; one at least must be a voter",
+                field="peers",
+                value=peers,
             )
         self._running: RunningNode | None = None
         self._closed = False
@@ -92,6 +88,9 @@ class Raft(Generic[S]):
         With an empty directory, `peers` decides what it becomes: ids and addresses that include its own: one of these initial members;
         only its own: a cluster of one; None: id 1 founds a cluster of one, any other waits to be joined; without its own: waits to be
         joined, the peers are contacts. A directory with data resumes what it was, whatever `peers` says.
+
+        Initial members are voters; one that is named as `Peer(addr, InitialRole.LEARNER)` begins as a learner, which gets the log and has
+        no vote (`members.promote` gives it one). All initial members have to be told the same.
         """
         return cls(node_id, raft_addr, store, cfg, peers)
 

@@ -111,6 +111,11 @@ class Peers(MutableMapping[int, Peer]):
         return Peers, (dict(self._peers),)
 
 
+def learners_of(peers: Mapping[int, str]) -> list[int]:
+    """Of initial members, those that begin as learners."""
+    return [node_id for node_id, peer in peers.items() if isinstance(peer, Peer) and peer.role is InitialRole.LEARNER]
+
+
 def checked_peers(value: object) -> Peers | None:
     """What `Raft.build` takes: None, a `Peers`, or a mapping of id to address."""
     if value is None or isinstance(value, Peers):

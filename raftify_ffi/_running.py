@@ -25,6 +25,7 @@ from ._latch import Latch
 from ._library import call, ffi, lib
 from ._log import level_name
 from ._outbox import Outbox
+from ._peers import learners_of
 from ._pointer import Pointer
 from ._readers import Readers
 from ._settings import NativeConfig, checked
@@ -76,6 +77,8 @@ class _Opening:
         settings = {**self._config.settings(), "log_level": level_name()}
         if self._applied_index is not None:
             settings["applied_index"] = self._applied_index
+        if learners := learners_of(self._peers or {}):
+            settings["initial_learners"] = ",".join(map(str, learners))
         config = NativeConfig(settings)
         addr = self._addr.encode()
         pairs = [(node_id, str(peer).encode()) for node_id, peer in (self._peers or {}).items()]

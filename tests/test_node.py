@@ -12,13 +12,13 @@ from stores import AsyncKeyValue, KeyValue, Scripted
 
 from raftify_ffi import (
     Closed,
-    Config,
     DirectoryInUse,
     InitialRole,
     InvalidArgument,
     InvalidConfig,
     NoLeader,
     Peer,
+    PeerRefused,
     Peers,
     PresentState,
     ProposalTooLarge,
@@ -274,16 +274,51 @@ async def test_handles_keep_their_prepared_argument_apart(tmp_path: Path) -> Non
         assert await one.store() is raft.store
 
 
-def test_initial_members_named_as_learners_are_said_to_be_voters(caplog: pytest.LogCaptureFixture) -> None:
-    peers = Peers({1: "127.0.0.1:1", 2: Peer("127.0.0.1:2", InitialRole.LEARNER)})
-    Raft.build(1, "127.0.0.1:1", KeyValue(), None, peers)
-    assert "names [2] as learners" in caplog.text
-    caplog.clear()
-    Raft.build(1, "127.0.0.1:1", KeyValue(), None, {1: "127.0.0.1:1"})
-    later = Config()
-    later.initial_peers = {1: "127.0.0.1:1"}  # type: ignore[assignment]
-    Raft.build(1, "127.0.0.1:1", KeyValue(), later)
-    assert not caplog.text
+async def test_an_initial_member_named_as_a_learner_begins_as_one(tmp_path: Path) -> None:
+    addrs = free_addrs(3)
+    peers = Peers({1: addrs[0], 2: addrs[1], 3: Peer(addrs[2], InitialRole.LEARNER)})
+
+    def build(node_id: int, peers: Peers = peers) -> Raft[KeyValue]:
+        return Raft.build(node_id, addrs[node_id - 1], KeyValue(), quick_config(tmp_path), peers)
+
+    async with build(1) as one, build(2), build(3) as learner:
+        await one.wait_for(leader=True)
+        assert await learner.propose(b"a=1") == b""
+        assert await learner.read(lambda store: store.data["a"]) == "1"
+        assert (learner.status.voters, learner.status.learners) == ((1, 2), (3,))
+        assert learner.status.role is Role.LEARNER
+        await learner.members.promote(3)
+        assert (learner.status.voters, learner.status.learners) == ((1, 2, 3), ())
+    # A directory with data is what it was, whatever the roles say now.
+    async with build(1) as one, build(3):
+        await one.wait_for(leader=True)
+        assert one.status.voters == (1, 2, 3)
+
+
+async def test_initial_members_have_to_agree_about_who_learns(tmp_path: Path) -> None:
+    addrs = free_addrs(2)
+    for role, refused in [(InitialRole.LEARNER, True), (InitialRole.LEADER, False), (InitialRole.VOTER, False)]:
+        config = quick_config(tmp_path / role.name)
+        peers = {1: addrs[0], 2: Peer(addrs[1], role)}
+        async with Raft.build(1, addrs[0], KeyValue(), config, {1: addrs[0], 2: addrs[1]}) as one:
+            events = one.events(timeout=30)
+            async with Raft.build(2, addrs[1], KeyValue(), config, peers) as two:
+                if not refused:
+                    await two.wait_for(leader=True)
+                    continue
+                async for event in events:
+                    if isinstance(event, PeerRefused):
+                        assert "roles" in event.reason
+                        break
+
+
+def test_only_learners_are_an_invalid_config() -> None:
+    peers = {1: Peer("127.0.0.1:1", InitialRole.LEARNER)}
+    with pytest.raises(InvalidConfig, match="one at least must be a voter") as caught:
+        Raft.build(1, "127.0.0.1:1", KeyValue(), None, peers)
+    assert caught.value.field == "peers"
+    # Contacts are not asked.
+    Raft.build(2, "127.0.0.1:2", KeyValue(), None, peers)
 
 
 async def test_what_earlier_releases_needed_may_be_called(tmp_path: Path) -> None:

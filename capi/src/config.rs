@@ -73,6 +73,9 @@ pub extern "C" fn raftify_config_new() -> *mut ConfigHandle {
 /// everything, and has it on its disk. It is then asked to apply what comes after that, without a restore, unless the
 /// log begins later: then to restore first. Without it the machine starts empty.
 ///
+/// "initial_learners": ids of those among the initial members that begin as learners, with commas between them; the
+/// others are voters. All initial members have to be given the same.
+///
 /// "tls_cert", "tls_key" and "tls_ca", paths of PEM files, go together: with them every connection of the node is TLS
 /// 1.3 in which both sides show a certificate of a CA in tls_ca. That of a node names the host of its raft_addr, or
 /// "tls_server_name" where one name stands for all. The files are read when the node starts, and again before a

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use raftify_engine::cluster::ClusterState;
 use raftify_engine::core::{founding_digest, new_log, Body, Core, CoreOptions};
 use raftify_engine::log::{Identity, LogState};
 use raftify_engine::machine::{MachineAnswer, MachineRequest};
@@ -19,7 +20,7 @@ fn founders(nodes: u64) -> BTreeMap<NodeId, String> {
 }
 
 fn identity(id: NodeId, initial: &BTreeMap<NodeId, String>) -> Identity {
-    let digest = founding_digest("default", initial);
+    let digest = founding_digest("default", &ClusterState::founding(initial));
     Identity { node_id: id, directory: Uid(u128::from(id)), digest, cluster_id: "default".into(), incarnation: None }
 }
 
@@ -35,7 +36,7 @@ impl Cluster {
         let initial = founders(nodes);
         let config = Config { snapshot_entries: 0, snapshot_bytes: 0, ..Config::default() };
         let core = |id: NodeId| {
-            let (hard_state, cluster, snapshot) = new_log(&initial);
+            let (hard_state, cluster, snapshot) = new_log(&ClusterState::founding(&initial));
             let log = LogState {
                 identity: identity(id, &initial),
                 hard_state,

@@ -1,8 +1,8 @@
 //! Named scenarios of how a cluster begins, and how it goes on after a crash in the middle of that (S11).
 
-use crate::sim::act::Act;
+use crate::sim::act::{Act, Alter};
 use crate::sim::finish;
-use crate::sim::world::{Profile, World, MILLI, SECOND};
+use crate::sim::world::{Event, Profile, World, MILLI, SECOND};
 
 impl World {
     /// Runs in small steps to the moment when that is so.
@@ -93,4 +93,44 @@ fn s11_a_leader_that_was_cut_off_when_it_was_elected_gives_up_for_those_who_foun
         finish(&mut world);
     }
     assert!(staged > 0, "none of the seeds is the case that is meant");
+}
+
+#[test]
+fn s11_initial_learners_get_the_log_and_have_no_vote_until_they_are_promoted() {
+    for seed in 0..20 {
+        let (nodes, learners) = [(3, 1), (3, 2), (5, 2), (2, 1)][seed as usize % 4];
+        let mut profile = Profile::quiet(nodes);
+        profile.learners = learners;
+        let mut world = World::scripted(seed, profile);
+        let voters = nodes - learners;
+        // The voters found the cluster without them.
+        let late: Vec<u64> = (voters + 1..=nodes).collect();
+        late.iter().for_each(|id| world.hosts.get_mut(id).unwrap().retired = true);
+        world.settle_among(&(1..=voters).collect::<Vec<_>>());
+        let leader = world.leader().unwrap();
+        world.done(leader, 10);
+        assert!(!late.contains(&leader));
+        for id in &late {
+            world.hosts.get_mut(id).unwrap().retired = false;
+            world.after(0, Event::Restart(*id));
+        }
+        world.settle();
+        // What they propose and read is done by way of the leader.
+        late.iter().for_each(|id| world.done(*id, 5));
+        let cluster = world.hosts[&leader].life.as_ref().unwrap().core.cluster().clone();
+        assert_eq!((cluster.voters, cluster.learners), ((1..=voters).collect(), late.clone()));
+        // Without the voters they elect nobody.
+        for id in 1..=voters {
+            world.kill(id, false);
+        }
+        world.run_for(3 * SECOND);
+        assert!(late.iter().all(|id| !world.hosts[id].life.as_ref().unwrap().core.is_leader()));
+        (1..=voters).for_each(|id| world.after(0, Event::Restart(id)));
+        world.run_for(SECOND);
+        world.settle();
+        let leader = world.leader().unwrap();
+        world.change(leader, &[Alter::Promote(nodes)]);
+        assert!(world.voters(leader).contains(&nodes));
+        finish(&mut world);
+    }
 }

@@ -260,7 +260,7 @@ fn s11_every_member_knows_which_founding_the_cluster_is_of_also_one_that_joined(
     world.done(leader, 30);
     let joined = world.grow(leader, "host:4");
     world.settle();
-    let founding = raftify_engine::core::founding_digest("sim", &world.hosts[&1].initial);
+    let founding = raftify_engine::core::founding_digest("sim", &world.hosts[&1].founding);
     for id in [1, 2, 3, joined] {
         let core = &world.hosts[&id].life.as_ref().unwrap().core;
         assert_eq!(core.cluster().founding_digest, founding, "node {id}");

@@ -23,7 +23,7 @@ fn snapshotting(nodes: u64) -> Profile {
 
 impl World {
     /// Asks for a change of members, again until it is done.
-    fn change(&mut self, via: u64, changes: &[Alter]) {
+    pub fn change(&mut self, via: u64, changes: &[Alter]) {
         for _ in 0..10 {
             let changes = changes.iter().map(Alter::change).collect();
             let token = self.ask(via, Op::Change, Request::ChangeMembers(changes), LONG).unwrap();
@@ -34,7 +34,7 @@ impl World {
         panic!("the members do not change{}", self.describe());
     }
 
-    fn voters(&self, at: u64) -> Vec<u64> {
+    pub fn voters(&self, at: u64) -> Vec<u64> {
         self.hosts[&at].life.as_ref().map_or(Vec::new(), |l| l.core.cluster().voters.clone())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Encoded with prost, so a newer version may add fields that an older one skips.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::eraftpb::ConfState;
 
@@ -84,12 +84,19 @@ pub struct ClusterState {
 impl ClusterState {
     /// The state before the first entry of a cluster with these initial voters.
     pub fn founding(initial: &BTreeMap<NodeId, String>) -> Self {
+        Self::founding_with(initial, &BTreeSet::new())
+    }
+
+    /// The same, of whom these begin as learners.
+    pub fn founding_with(initial: &BTreeMap<NodeId, String>, learners: &BTreeSet<NodeId>) -> Self {
+        let (learners, voters) = initial.keys().copied().partition(|id| learners.contains(id));
         ClusterState {
             members: initial
                 .iter()
                 .map(|(id, addr)| Member { id: *id, addr: addr.clone(), directory: Vec::new(), promote: false })
                 .collect(),
-            voters: initial.keys().copied().collect(),
+            voters,
+            learners,
             next_id: initial.keys().max().copied().unwrap_or(0).saturating_add(1),
             ..Default::default()
         }

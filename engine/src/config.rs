@@ -1,8 +1,10 @@
 //! A node's settings: names, defaults, ranges. Checked as a whole before a node starts.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cluster::NodeId;
 use crate::error::{Error, Result};
 use crate::transport::TlsFiles;
 
@@ -25,6 +27,9 @@ pub struct Config {
     pub log_dir: PathBuf,
     /// Part of the founding digest: initial members with another one are refused by name.
     pub cluster_id: String,
+    /// Of the initial members, those that begin as learners: they get the log and have no vote. Part of the founding digest as well; of no
+    /// account where nothing is founded.
+    pub initial_learners: BTreeSet<NodeId>,
     /// Where to listen; empty: `raft_addr`, which is what others dial.
     pub listen_addr: String,
     /// Certificates of all connections, of members and clients; empty: connections are plain.
@@ -99,6 +104,7 @@ impl Default for Config {
         Config {
             log_dir: PathBuf::from("./logs"),
             cluster_id: "default".into(),
+            initial_learners: BTreeSet::new(),
             listen_addr: String::new(),
             tls: TlsFiles::default(),
             tick_interval: Duration::from_millis(100),
@@ -149,6 +155,20 @@ fn boolean(name: &str, value: &str) -> Result<bool> {
     }
 }
 
+/// Node ids with commas between them, or none.
+fn ids(name: &str, value: &str) -> Result<BTreeSet<NodeId>> {
+    let id = |text: &str| {
+        let id = text.trim().parse().ok().filter(|id| *id > 0);
+        id.ok_or_else(|| {
+            Error::config(name, format!("{text:?} is no node id; use ids above 0, with commas between them"))
+        })
+    };
+    if value.trim().is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    value.split(',').map(id).collect()
+}
+
 fn seconds(name: &str, value: &str) -> Result<Duration> {
     value
         .parse::<f64>()
@@ -163,6 +183,7 @@ impl Config {
         match name {
             "log_dir" => self.log_dir = PathBuf::from(value),
             "cluster_id" => self.cluster_id = value.into(),
+            "initial_learners" => self.initial_learners = ids(name, value)?,
             "listen_addr" => self.listen_addr = value.into(),
             "tls_cert" => self.tls.cert = value.into(),
             "tls_key" => self.tls.key = value.into(),
@@ -339,6 +360,15 @@ mod tests {
     }
 
     #[test]
+    fn initial_learners_are_ids_with_commas_between_them() {
+        for (value, ids) in [("", &[][..]), (" ", &[]), ("3", &[3]), ("3,2, 18446744073709551615", &[2, 3, u64::MAX])] {
+            let mut config = Config::default();
+            config.set("initial_learners", value).unwrap();
+            assert!(config.initial_learners.iter().eq(ids), "{value:?}: {:?}", config.initial_learners);
+        }
+    }
+
+    #[test]
     fn what_is_no_setting_or_no_value_is_refused() {
         let mut config = Config::default();
         for (name, value) in [
@@ -347,6 +377,9 @@ mod tests {
             ("pre_vote", "maybe"),
             ("log_engine", "paper"),
             ("request_timeout", "nan"),
+            ("initial_learners", "0"),
+            ("initial_learners", "2,,3"),
+            ("initial_learners", "two"),
         ] {
             assert!(config.set(name, value).is_err(), "{name}");
         }

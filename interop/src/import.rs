@@ -163,7 +163,7 @@ pub fn import(old: &Path, log_dir: &Path, options: &ImportOptions) -> Result<Imp
         ),
         _ => Error::io(&building, "make the directory", &e),
     })?;
-    let digest = founding_digest(&options.cluster_id, &members);
+    let digest = founding_digest(&options.cluster_id, &ClusterState::founding(&members));
     let made = build(&building, options.node_id, (digest, &options.cluster_id), cluster, plan).and_then(|()| {
         std::fs::rename(&building, &place).map_err(|e| Error::io(&place, "put the new directory in place", &e))
     });
@@ -274,7 +274,8 @@ fn build(
             incarnation: Some(incarnation),
         };
         // Of any founding map only term, commit and index count here; the members are ours.
-        let (hard_state, record, snapshot) = new_log(&BTreeMap::from([(node_id, String::new())]));
+        let (hard_state, record, snapshot) =
+            new_log(&ClusterState::founding(&BTreeMap::from([(node_id, String::new())])));
         let snapshot = snapshot.map(|meta| SnapshotMeta { cluster: cluster.clone(), ..meta });
         Ok(NewLog { identity, cluster: ClusterRecord { cluster: cluster.clone(), ..record }, hard_state, snapshot })
     })?;

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use raftify_engine::cluster::ClusterState;
 use raftify_engine::core::{new_log, Actions, Core, CoreOptions};
 use raftify_engine::log::{Identity, LogState};
 use raftify_engine::machine::{ApplyBatch, MachineAnswer};
@@ -41,7 +42,7 @@ fn chance(n: u64) -> u64 {
 fn leader() -> (Core, u64) {
     let founders = BTreeMap::from([(1, "h:1".to_owned())]);
     let identity = Identity { node_id: 1, directory: Uid(1), digest: 1, incarnation: None, cluster_id: String::new() };
-    let (hard_state, cluster, snapshot) = new_log(&founders);
+    let (hard_state, cluster, snapshot) = new_log(&ClusterState::founding(&founders));
     let log = LogState {
         identity,
         hard_state,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use raftify_engine::cluster::ClusterState;
 use raftify_engine::request::{Completion, MemberChange, Reply, Request, Token};
 use raftify_engine::{Committed, Error, ErrorCode};
 
@@ -410,7 +411,7 @@ impl World {
                     // Who was lost at this address is not there any more, and is not replaced a second time.
                     let before = self.hosts.values_mut().filter(|h| h.lost && h.addr == addr);
                     before.for_each(|h| h.addr.clear());
-                    self.add_host(id, addr, BTreeMap::new());
+                    self.add_host(id, addr, ClusterState::default());
                     self.hosts.get_mut(&id).expect("just added").ticket = Some(ticket.clone());
                     let wait = self.draws.node(id).range(0, 50 * MILLI);
                     self.after(wait, Event::Restart(id));

@@ -2,10 +2,11 @@
 //!
 //! Invariants checked here: entries stay contiguous, a stored commit or term never goes back, nothing above the named snapshot is compacted.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use raft::eraftpb::{EntryType, HardState};
+use raftify_engine::cluster::ClusterState;
 use raftify_engine::core::new_log;
 use raftify_engine::entry::Entry;
 use raftify_engine::log::{ClusterRecord, Identity, LogState, LogWrite, SnapshotMeta};
@@ -26,8 +27,8 @@ pub struct Image {
 }
 
 impl Image {
-    pub fn born(identity: Identity, initial: &BTreeMap<u64, String>) -> Self {
-        let (hard_state, cluster, snapshot) = new_log(initial);
+    pub fn born(identity: Identity, founding: &ClusterState) -> Self {
+        let (hard_state, cluster, snapshot) = new_log(founding);
         let start = snapshot.as_ref().map_or((0, 0), |s| (s.index, s.term));
         Image {
             identity,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft::eraftpb::MessageType;
+use raftify_engine::cluster::ClusterState;
 use raftify_engine::core::{Actions, Body, Core, CoreOptions, Outbound};
 use raftify_engine::machine::MachineAnswer;
 use raftify_engine::request::Ticket;
@@ -20,7 +21,8 @@ use super::world::{Event, Place, World, EPOCH, MILLI};
 
 pub struct Host {
     pub addr: String,
-    pub initial: BTreeMap<u64, String>,
+    /// What it was born to; without members: to be joined.
+    pub founding: ClusterState,
     pub disk: Disk,
     /// What a durable machine has on its own disk while no process runs.
     pub kept: Option<Machine>,
@@ -72,10 +74,10 @@ pub struct Life {
 }
 
 impl Host {
-    pub fn new(_id: u64, addr: String, initial: BTreeMap<u64, String>, disk: Disk, rate: u64, wall: u64) -> Self {
+    pub fn new(_id: u64, addr: String, founding: ClusterState, disk: Disk, rate: u64, wall: u64) -> Self {
         Host {
             addr,
-            initial,
+            founding,
             disk,
             kept: None,
             life: None,
@@ -131,7 +133,7 @@ impl World {
             config,
             node_id: id,
             addr: host.addr.clone(),
-            initial: host.initial.clone(),
+            initial: host.founding.members().iter().map(|m| (m.id, m.addr.clone())).collect(),
             start,
             seed,
             log,

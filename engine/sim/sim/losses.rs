@@ -61,12 +61,12 @@ impl World {
     /// Nor is a loss seen by one that is a majority of itself (seed 6027491), or where another founder of its has never come to know what they
     /// founded, removed by now or not (seed 7004465).
     fn could_found_anew(&self, id: u64) -> bool {
-        let Some(initial) = self.hosts.get(&id).map(|h| &h.initial) else { return false };
-        let unaware = |other: &u64| {
-            let host = self.hosts.get(other).filter(|h| *other != id && !h.retired);
+        let Some(founding) = self.hosts.get(&id).map(|h| &h.founding) else { return false };
+        let unaware = |other: u64| {
+            let host = self.hosts.get(&other).filter(|h| other != id && !h.retired);
             host.is_some_and(|h| h.disk.synced.identity.incarnation.is_none())
         };
-        initial.len() == 1 || initial.keys().any(unaware)
+        founding.voters.len() == 1 || founding.members().iter().any(|m| unaware(m.id))
     }
 
     /// Somebody who is well may yet be taken out of the voting by what was asked for before: it is on its way, or stands in a log, where
@@ -125,7 +125,7 @@ impl World {
             identity.directory = directory;
             identity.incarnation = None;
         }
-        host.disk = Disk::new(Image::born(identity, &host.initial));
+        host.disk = Disk::new(Image::born(identity, &host.founding));
         host.kept = None;
         host.wiped = true;
         host.lost = true;

@@ -85,6 +85,9 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
     pub nodes: u64,
+    /// So many of them, the last ones, begin as learners.
+    #[serde(default)]
+    pub learners: u64,
     /// How long faults and clients go on.
     pub turmoil: u64,
     pub tick: u64,
@@ -146,6 +149,7 @@ impl Profile {
         let tick = 10 * MILLI;
         Profile {
             nodes,
+            learners: 0,
             turmoil: 2 * SECOND,
             tick,
             config: Config {
@@ -188,6 +192,7 @@ impl Profile {
         if let Some(seconds) = std::env::var("RAFTIFY_SIM_SECONDS").ok().and_then(|v| v.parse::<f64>().ok()) {
             self.turmoil = (seconds * SECOND as f64) as u64;
             self.nodes = 3 + self.nodes % 3;
+            self.learners = self.learners.min(self.nodes - 1);
         }
     }
 
@@ -255,6 +260,9 @@ impl Profile {
         profile.tells = rng.chance(0.5);
         profile.spares = rng.chance(0.7);
         profile.answer = (5, pick(rng, &[50, 50, 2000, 100_000]));
+        if profile.nodes > 1 && rng.chance(0.15) {
+            profile.learners = rng.range(1, profile.nodes);
+        }
         profile
     }
 }

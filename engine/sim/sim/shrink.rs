@@ -87,6 +87,7 @@ impl Shrinker {
         let plain = quiet.clone();
         let mut changes: Vec<Change> = vec![Box::new(move |p: &mut Profile| {
             *p = Profile {
+                learners: p.learners,
                 turmoil: p.turmoil,
                 wipes: p.wipes,
                 sabotage: p.sabotage,
@@ -103,7 +104,19 @@ impl Shrinker {
             };
         }
         plain!(loss, duplicates, reorder, late, codec, snapshot_fails, clock_skew, delay, sync, machine, restore);
-        plain!(snapshot_file, snapshot_send, padding, mix, shares, retries, fault_every, client_every, lasting, config);
+        plain!(
+            learners,
+            snapshot_file,
+            snapshot_send,
+            padding,
+            mix,
+            shares,
+            retries,
+            fault_every,
+            client_every,
+            lasting,
+            config
+        );
         macro_rules! plain_config {
             ($($field:ident),*) => {
                 $({
@@ -131,6 +144,7 @@ impl Shrinker {
         while self.best.profile.nodes > 1 {
             let mut script = self.best.clone();
             script.profile.nodes -= 1;
+            script.profile.learners = script.profile.learners.min(script.profile.nodes - 1);
             if !self.takes(script) {
                 return;
             }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 use raft::eraftpb::Message;
+use raftify_engine::cluster::ClusterState;
 use raftify_engine::core::{founding_digest, Body, Fetch};
 use raftify_engine::log::{Identity, SnapshotMeta};
 use raftify_engine::wire::{Hello, Welcome};
@@ -243,8 +244,10 @@ impl World {
             number: 0,
         };
         let initial: BTreeMap<u64, String> = (1..=world.profile.nodes).map(|id| (id, format!("host:{id}"))).collect();
+        let voters = world.profile.nodes - world.profile.learners;
+        let founding = ClusterState::founding_with(&initial, &(voters + 1..=world.profile.nodes).collect());
         for (id, addr) in &initial {
-            world.add_host(*id, addr.clone(), initial.clone());
+            world.add_host(*id, addr.clone(), founding.clone());
             let at = world.now + world.draws.node(*id).range(0, 50 * MILLI);
             world.schedule(at, Event::Restart(*id));
         }
@@ -252,18 +255,18 @@ impl World {
     }
 
     /// A machine with an empty disk; not started yet.
-    pub fn add_host(&mut self, id: u64, addr: String, initial: BTreeMap<u64, String>) {
+    pub fn add_host(&mut self, id: u64, addr: String, founding: ClusterState) {
         let rng = self.draws.node(id);
         let directory = Uid(u128::from(rng.next()) << 64 | u128::from(rng.next()));
-        let digest = if initial.is_empty() { 0 } else { founding_digest("sim", &initial) };
+        let digest = if founding.members().is_empty() { 0 } else { founding_digest("sim", &founding) };
         let identity = Identity { node_id: id, directory, digest, cluster_id: "sim".into(), incarnation: None };
-        let disk = Disk::new(Image::born(identity, &initial));
+        let disk = Disk::new(Image::born(identity, &founding));
         let skew = self.profile.clock_skew;
         let rng = self.draws.node(id);
         let rate = 1000 + rng.range(0, skew + 1) - skew / 2;
         let wall = rng.range(0, 10 * SECOND);
         self.addrs.insert(addr.clone(), id);
-        self.hosts.insert(id, Host::new(id, addr, initial, disk, rate, wall));
+        self.hosts.insert(id, Host::new(id, addr, founding, disk, rate, wall));
     }
 
     pub fn schedule(&mut self, at: u64, event: Event) {

@@ -69,8 +69,8 @@ pub(super) fn founding_of(entry: &Entry) -> Option<BTreeMap<NodeId, Uid>> {
     Some(founding.heard.iter().filter_map(|m| Some((m.id, Uid::from_bytes(&m.directory)?))).collect())
 }
 
-/// Digest of what initial members must agree on before they found a cluster: FNV-1a over cluster id and members.
-pub fn founding_digest(cluster_id: &str, initial: &BTreeMap<NodeId, String>) -> u64 {
+/// Digest of what initial members must agree on before they found a cluster: FNV-1a over cluster id, members, and who of them learns.
+pub fn founding_digest(cluster_id: &str, founding: &ClusterState) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut add = |bytes: &[u8]| {
         for byte in bytes.iter().chain(&[0xff]) {
@@ -78,9 +78,14 @@ pub fn founding_digest(cluster_id: &str, initial: &BTreeMap<NodeId, String>) -> 
         }
     };
     add(cluster_id.as_bytes());
-    for (id, addr) in initial {
-        add(&id.to_le_bytes());
-        add(addr.as_bytes());
+    for member in founding.members() {
+        add(&member.id.to_le_bytes());
+        add(member.addr.as_bytes());
+    }
+    // Versions that knew no initial learners had none.
+    if !founding.learners.is_empty() {
+        add(b"learners");
+        founding.learners.iter().for_each(|id| add(&id.to_le_bytes()));
     }
     // 0 means "no initial member".
     hash.max(1)
@@ -237,7 +242,7 @@ impl Core {
                     self.adopt(theirs);
                     (Verdict::Accepted, String::new())
                 } else if self.identity.digest != 0 && hello.digest != 0 && hello.digest != self.identity.digest {
-                    (Verdict::ClusterMismatch, "the initial members or the cluster_id differ".into())
+                    (Verdict::ClusterMismatch, "the initial members, their roles or the cluster_id differ".into())
                 } else if self.identity.digest != 0 && !self.is_fresh() {
                     (Verdict::Accepted, String::new())
                 } else {
@@ -248,7 +253,7 @@ impl Core {
             (None, None) if hello.digest == 0 => (Verdict::Later, format!("node {peer} waits to be joined")),
             (None, None) if hello.digest != self.identity.digest => (
                 Verdict::ClusterMismatch,
-                "the initial members or the cluster_id differ: give every initial member the same peers and the same cluster_id".into(),
+                "the initial members, their roles or the cluster_id differ: give every initial member the same peers and the same cluster_id".into(),
             ),
             (None, None) => (Verdict::Accepted, String::new()),
         }
@@ -259,7 +264,8 @@ impl Core {
     fn founded_before(&self, hello: &Hello) -> Option<Uid> {
         let theirs = Uid::from_bytes(&hello.incarnation).filter(|theirs| Some(*theirs) != self.identity.incarnation)?;
         let recorded = Uid::from_bytes(&hello.recorded)?;
-        let alone = self.cluster.members().iter().all(|member| member.id == self.id);
+        // An initial learner is named without ever having come.
+        let alone = self.cluster.members().iter().all(|member| member.id == self.id || member.directory.is_empty());
         let born_alike = self.identity.digest != 0 && self.identity.digest == hello.digest;
         (alone && born_alike && hello.to == self.id && recorded != self.identity.directory).then_some(theirs)
     }
@@ -386,18 +392,22 @@ impl Core {
         self.open_founding();
     }
 
-    /// A fresh founder takes part once it has seen a majority of the map without an incarnation, and nobody with one. Who was removed before
-    /// it ever took part founds nothing: whoever sees it may have lost a directory of the cluster that removed it (found by seed 7004465).
+    /// A fresh founder takes part once it has seen a majority of the voters of the map without an incarnation, and nobody with one. Who was
+    /// removed before it ever took part founds nothing: whoever sees it may have lost a directory of the cluster that removed it (found by
+    /// seed 7004465).
     fn open_founding(&mut self) {
         if self.initial.is_empty() || self.identity.incarnation.is_some() || self.greetings.founding_open {
             return;
         }
-        let others = || self.initial.keys().filter(|id| **id != self.id).filter_map(|id| self.greetings.seen.get(id));
-        if others().any(|seen| seen.incarnation.is_some()) {
+        let mut others = self.initial.keys().filter(|id| **id != self.id).filter_map(|id| self.greetings.seen.get(id));
+        if others.any(|seen| seen.incarnation.is_some()) {
             return;
         }
-        let fresh = others().filter(|seen| seen.founder).count().saturating_add(1);
-        if fresh > self.initial.len() / 2 || bugs::on(Bug::FreshDirectoriesVote) {
+        // No entry was applied yet: these are the voters that the map names.
+        let voters = &self.cluster.voters;
+        let founders = |id: &&NodeId| **id == self.id || self.greetings.seen.get(id).is_some_and(|seen| seen.founder);
+        let fresh = voters.iter().filter(founders).count();
+        if fresh > voters.len() / 2 || bugs::on(Bug::FreshDirectoriesVote) {
             self.greetings.founding_open = true;
         }
     }

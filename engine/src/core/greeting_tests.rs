@@ -44,7 +44,10 @@ fn late_founder(digest: u64) -> Hello {
 
 #[test]
 fn s11_a_member_that_joined_refuses_a_late_initial_member_of_another_cluster_id_by_name() {
-    let (ours, other) = (founding_digest("ours", &founders()), founding_digest("another", &founders()));
+    let (ours, other) = (
+        founding_digest("ours", &ClusterState::founding(&founders())),
+        founding_digest("another", &ClusterState::founding(&founders())),
+    );
     for (known, theirs, expected) in [
         (ours, ours, Verdict::Later),
         (ours, other, Verdict::ClusterMismatch),
@@ -84,30 +87,87 @@ fn s11_a_fresh_founder_counts_founders_alone_and_none_that_was_removed() {
     }
 }
 
+/// Node 1 of so many founders, of whom these learn, with an empty directory.
+fn fresh_founder(members: u64, learners: &[u64]) -> Core {
+    let initial: BTreeMap<u64, String> = (1..=members).map(|id| (id, format!("h:{id}"))).collect();
+    let cluster = ClusterState::founding_with(&initial, &learners.iter().copied().collect());
+    let digest = founding_digest("ours", &cluster);
+    let mut log = log(None, (1, cluster), 1);
+    log.hard_state = raft::eraftpb::HardState { term: 1, vote: 0, commit: 1 };
+    log.terms = vec![(1, 1)];
+    log.identity.digest = digest;
+    Core::new(CoreOptions { initial, ..options(log) }).unwrap()
+}
+
+#[test]
+fn s11_a_majority_of_the_initial_voters_founds_and_learners_do_not_count() {
+    // Members; of these learners; who has greeted; with that it takes part.
+    let cases: [(u64, &[u64], &[u64], bool); 8] = [
+        (3, &[], &[3], true),
+        (3, &[3], &[3], false),
+        (3, &[3], &[2], true),
+        (5, &[4, 5], &[4, 5], false),
+        (5, &[4, 5], &[2], true),
+        (4, &[1, 4], &[2], false),
+        (4, &[1, 4], &[2, 3], true),
+        (3, &[2, 3], &[], true),
+    ];
+    for (members, learners, greet, takes_part) in cases {
+        let mut core = fresh_founder(members, learners);
+        core.tick();
+        for id in greet {
+            let digest = core.hello(*id).digest;
+            core.greeted(&Hello { to: 1, digest, ..stranger(*id, None) });
+        }
+        core.found_cluster();
+        assert_eq!(core.may_take_part(), takes_part, "{members} {learners:?} {greet:?}");
+    }
+}
+
+#[test]
+fn s11_founders_that_disagree_about_who_learns_refuse_each_other_by_name() {
+    let digest = |learners: &[u64]| fresh_founder(3, learners).hello(2).digest;
+    for (ours, theirs, expected) in [
+        (&[3][..], &[3][..], Verdict::Accepted),
+        (&[3], &[], Verdict::ClusterMismatch),
+        (&[], &[3], Verdict::ClusterMismatch),
+        (&[2, 3], &[3], Verdict::ClusterMismatch),
+    ] {
+        let hello = Hello { to: 1, digest: digest(theirs), ..stranger(2, None) };
+        let welcome = fresh_founder(3, ours).greeted(&hello);
+        assert_eq!(welcome.verdict, expected as i32, "{ours:?} {theirs:?}: {}", welcome.reason);
+    }
+    assert_eq!(digest(&[]), founding_digest("ours", &ClusterState::founding(&founders())), "as versions before had it");
+}
+
+/// An initial learner that has never come.
+const AWAY: u64 = 6;
+
 /// Node 1, which began alone and has founded `incarnation`; `others` have joined it since.
 fn lone_founder(incarnation: Option<Uid>, others: &[u64]) -> Core {
     let initial = BTreeMap::from([(1, "h:1".to_owned())]);
     let mut cluster = ClusterState::founding(&initial);
     for id in [1].iter().chain(others) {
-        let directory = Uid(u128::from(*id)).to_bytes();
+        let directory = if *id == AWAY { Vec::new() } else { Uid(u128::from(*id)).to_bytes() };
         cluster.put_member(Member { id: *id, addr: format!("h:{id}"), directory, promote: false });
     }
     cluster.incarnation = incarnation.map(Uid::to_bytes).unwrap_or_default();
     let mut log = log(None, (9, cluster), 9);
-    log.identity.digest = founding_digest("ours", &initial);
+    log.identity.digest = founding_digest("ours", &ClusterState::founding(&initial));
     log.identity.incarnation = incarnation;
     Core::new(CoreOptions { initial, ..options(log) }).unwrap()
 }
 
 #[test]
 fn s11_a_lone_founder_that_lost_its_directory_stops_when_its_old_cluster_greets_it() {
-    let digest = founding_digest("ours", &BTreeMap::from([(1, "h:1".to_owned())]));
+    let digest = founding_digest("ours", &ClusterState::founding(&BTreeMap::from([(1, "h:1".to_owned())])));
     let (new, old, other) = (Some(Uid(78)), INCARNATION, Uid(1000));
     // Its own cluster; who has joined that; what node 2 belongs to, was founded by, and knows as the directory of node 1.
     for (story, own, others, theirs, digest, recorded, stops) in [
         ("founded again", new, &[][..], old, digest, other, true),
         ("about to found again", None, &[], old, digest, other, true),
         ("others have joined the new cluster", new, &[5], old, digest, other, false),
+        ("others are named there that never came", new, &[AWAY], old, digest, other, true),
         ("a cluster of other founders", new, &[], old, digest ^ 1, other, false),
         ("its own cluster", Some(old), &[2], old, digest, Uid(1), false),
         ("the directory that it has", new, &[], old, digest, Uid(1), false),
@@ -146,7 +206,7 @@ fn stranger(id: u64, incarnation: Option<Uid>) -> Hello {
 
 #[test]
 fn s11_of_one_who_greets_under_ever_new_names_little_is_kept_and_told() {
-    let mut core = joined(founding_digest("ours", &founders()));
+    let mut core = joined(founding_digest("ours", &ClusterState::founding(&founders())));
     core.begin_turn(1, 1);
     // It waits to be joined, and has let our stream in.
     core.greeted(&stranger(5, Some(INCARNATION)));
@@ -187,7 +247,7 @@ fn s11_of_one_who_greets_under_ever_new_names_little_is_kept_and_told() {
 /// hears what became of 1, and dials it no more.
 #[test]
 fn s11_a_founder_without_its_directory_asks_those_that_greet_it_what_became_of_it() {
-    let digest = founding_digest("ours", &founders());
+    let digest = founding_digest("ours", &ClusterState::founding(&founders()));
     for (story, theirs, incarnation, asks) in [
         ("of the cluster that it was born to", digest, Some(INCARNATION), true),
         ("waits itself", digest, None, false),

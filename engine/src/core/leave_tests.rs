@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::test_cores::{log, options};
 use super::{new_log, Core, CoreOptions};
-use crate::cluster::Uid;
+use crate::cluster::{ClusterState, Uid};
 use crate::error::{Committed, Error, ErrorCode};
 use crate::log::Identity;
 use crate::request::{Request, Ticket};
@@ -25,7 +25,7 @@ fn ticket() -> Ticket {
 }
 
 fn joining() -> Core {
-    let (hard_state, cluster, snapshot) = new_log(&BTreeMap::new());
+    let (hard_state, cluster, snapshot) = new_log(&ClusterState::default());
     let mut log = log(snapshot, (cluster.index, cluster.cluster), 0);
     log.hard_state = hard_state;
     log.identity = Identity { node_id: 4, directory: Uid(4), digest: 0, incarnation: None, cluster_id: "c".into() };

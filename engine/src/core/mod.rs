@@ -110,11 +110,11 @@ pub const FOUNDING_INDEX: u64 = 1;
 pub const FOUNDING_TERM: u64 = 1;
 
 /// What a new directory's log says: for an initial member the founding snapshot, for one that waits to be joined nothing.
-pub fn new_log(initial: &BTreeMap<NodeId, String>) -> (HardState, ClusterRecord, Option<SnapshotMeta>) {
-    if initial.is_empty() {
+pub fn new_log(founding: &ClusterState) -> (HardState, ClusterRecord, Option<SnapshotMeta>) {
+    if founding.members().is_empty() {
         return (HardState::default(), ClusterRecord { index: 0, cluster: ClusterState::default() }, None);
     }
-    let cluster = ClusterState::founding(initial);
+    let cluster = founding.clone();
     let hard_state = HardState { term: FOUNDING_TERM, vote: 0, commit: FOUNDING_INDEX };
     let snapshot = SnapshotMeta {
         index: FOUNDING_INDEX,

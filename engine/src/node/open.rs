@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::NodeOptions;
-use crate::cluster::{NodeId, Uid};
+use crate::cluster::{ClusterState, NodeId, Uid};
 use crate::core::{founding_digest, new_log};
 use crate::entry::Entry;
 use crate::error::{Error, ErrorCode, Result};
@@ -37,7 +37,26 @@ pub(super) fn random() -> Result<u64> {
         .map_err(|e| Error::not_done(ErrorCode::Internal, format!("the system gives no random numbers: {e}")))
 }
 
-/// The founding map that these options mean for an empty directory; empty for a node that waits to be joined.
+/// The cluster that these options mean for an empty directory to found; without members for a node that waits to be joined.
+fn founding(options: &NodeOptions) -> Result<ClusterState> {
+    let initial = initial_members(options)?;
+    let learners = &options.config.initial_learners;
+    if initial.is_empty() || learners.is_empty() {
+        return Ok(ClusterState::founding(&initial));
+    }
+    if let Some(unknown) = learners.iter().find(|id| !initial.contains_key(id)) {
+        let text = format!("node {unknown} is none of the initial members; name it in peers as well, or leave it out");
+        return Err(Error::config("initial_learners", text));
+    }
+    let founding = ClusterState::founding_with(&initial, learners);
+    if founding.voters.is_empty() {
+        let text = "all initial members are learners, and nobody could ever lead them; one at least must be a voter";
+        return Err(Error::config("initial_learners", text));
+    }
+    Ok(founding)
+}
+
+/// The founding map; empty for a node that waits to be joined.
 fn initial_members(options: &NodeOptions) -> Result<BTreeMap<NodeId, String>> {
     let (id, addr) = (options.node_id, &options.raft_addr);
     let (host, port) = address::dialable("raft_addr", addr, true)?;
@@ -113,7 +132,7 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
     if options.node_id == 0 {
         return Err(Error::config("node_id", "0 is not a node id; use an id above 0"));
     }
-    let initial = initial_members(options)?;
+    let founding = founding(options)?;
     if !options.config.listen_addr.is_empty() {
         address::split("listen_addr", &options.config.listen_addr)?;
     }
@@ -124,10 +143,10 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
         engine: options.config.log_engine,
         ..LogOptions::of(options.node_id)
     };
-    let founding = initial.clone();
     let opened = open_or_create(&dir, &log_options, || {
         let directory = Uid((u128::from(random()?) << 64) | u128::from(random()?));
-        let digest = if founding.is_empty() { 0 } else { founding_digest(&options.config.cluster_id, &founding) };
+        let founds = !founding.members().is_empty();
+        let digest = if founds { founding_digest(&options.config.cluster_id, &founding) } else { 0 };
         let cluster_id = options.config.cluster_id.clone();
         let identity = Identity { node_id: options.node_id, directory, digest, cluster_id, incarnation: None };
         let (hard_state, cluster, snapshot) = new_log(&founding);
@@ -183,6 +202,51 @@ mod tests {
         let mut cluster = ClusterState::founding(&BTreeMap::from([(1, "a:1".into())]));
         cluster.incarnation = vec![incarnation; 16];
         cluster
+    }
+
+    #[test]
+    fn a_founding_map_has_a_voter_and_names_its_learners() {
+        // Peers, who of them learns; voters and learners, or what is said.
+        type Found = std::result::Result<(&'static [u64], &'static [u64]), &'static str>;
+        let cases: [(&[u64], &[u64], Found); 8] = [
+            (&[1, 2, 3], &[], Ok((&[1, 2, 3], &[]))),
+            (&[1, 2, 3], &[3], Ok((&[1, 2], &[3]))),
+            (&[1, 2, 3], &[1, 3], Ok((&[2], &[1, 3]))),
+            (&[1, 2, 3], &[1, 2, 3], Err("all initial members are learners")),
+            (&[1], &[1], Err("all initial members are learners")),
+            (&[1, 2], &[2, 7], Err("node 7 is none of the initial members")),
+            // Contacts of one who joins: it is told there what it becomes.
+            (&[2, 3], &[3], Ok((&[], &[]))),
+            (&[2, 3], &[1, 7], Ok((&[], &[]))),
+        ];
+        for (peers, learners, found) in cases {
+            let mut options = NodeOptions {
+                config: Default::default(),
+                node_id: 1,
+                raft_addr: "h:1".into(),
+                peers: Some(peers.iter().map(|id| (*id, format!("h:{id}"))).collect()),
+                machine_applied: None,
+            };
+            options.config.initial_learners = learners.iter().copied().collect();
+            match (founding(&options), found) {
+                (Ok(cluster), Ok((voters, learners))) => {
+                    assert_eq!((&cluster.voters[..], &cluster.learners[..]), (voters, learners), "{peers:?}");
+                    assert!(cluster
+                        .members()
+                        .iter()
+                        .map(|m| m.id)
+                        .eq(if voters.is_empty() { &[] } else { peers }.iter().copied()));
+                }
+                (Err(error), Err(says)) => {
+                    assert_eq!(
+                        (error.code, error.field.as_deref()),
+                        (ErrorCode::InvalidConfig, Some("initial_learners"))
+                    );
+                    assert!(error.message.contains(says), "{error}");
+                }
+                (other, _) => panic!("{peers:?} {learners:?}: {other:?}"),
+            }
+        }
     }
 
     fn written(snapshots: &SnapshotDir, index: u64, term: u64, incarnation: u8) -> SnapshotMeta {
