@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ._errors import RaftError, RaftTimeout, plain_copy
+from ._context import refuse_inside_store
+from ._errors import InvalidArgument, RaftError, RaftTimeout, plain_copy
 from ._status import Role, Status
 
 
@@ -211,6 +212,9 @@ class EventStream:
         return self
 
     async def __anext__(self) -> Event:
+        refuse_inside_store("events()")
+        if self._waiter is not None:
+            raise InvalidArgument("another task waits for this iterator's next event; take one for each: raft.events()")
         while True:
             if self._stale:
                 self._stale = False
@@ -242,6 +246,8 @@ class EventHub:
         #: What was found at start, before anybody could listen, and no status tells.
         self._found: list[SnapshotDamaged] = []
         self._over = False
+        #: What ended the node, for those who come later.
+        self._error: RaftError | None = None
         self._lock = threading.Lock()
 
     def add(self, stream: EventStream) -> None:
@@ -252,7 +258,7 @@ class EventHub:
         for event in found:
             stream.put(event)
         if over:
-            stream.end(None)
+            stream.end(self._error)
 
     def _each(self, streams: list[EventStream], method: str, argument: object) -> None:
         for stream in streams:
@@ -272,7 +278,7 @@ class EventHub:
         self._each(streams, "put", event)
 
     def end(self, error: RaftError | None) -> None:
-        self._each(self._last_streams(), "end", error)
+        self._each(self._last_streams(error), "end", error)
 
     def end_from_anywhere(self) -> None:
         """From a thread that is not the home loop's, which may be closed."""
@@ -282,8 +288,8 @@ class EventHub:
             except RuntimeError:
                 pass  # that loop has closed
 
-    def _last_streams(self) -> list[EventStream]:
+    def _last_streams(self, error: RaftError | None = None) -> list[EventStream]:
         """Who comes later finds that it is over."""
         with self._lock:
-            self._over = True
+            self._over, self._error = True, error
             return list(self._streams)

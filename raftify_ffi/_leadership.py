@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from ._context import refuse_inside_store
-from ._errors import Closed, LeadershipLost, RaftTimeout
+from ._errors import Closed, InvalidArgument, LeadershipLost, RaftTimeout
 from ._events import Event, EventStream, LeaderChanged, RoleChanged
 from ._running import RunningNode
 from ._status import Role
@@ -31,8 +31,19 @@ class Leadership:
 
     async def __aenter__(self) -> int:
         refuse_inside_store("leadership()")
+        if self._task is not None:
+            raise InvalidArgument(
+                "this leadership() is waited for, or held, already; ask for one of your own: raft.leadership()"
+            )
         node: RunningNode = self._node_of()
-        self._task = asyncio.current_task()
+        self._task, self._lost = asyncio.current_task(), False
+        try:
+            return await self._lead(node)
+        except BaseException:
+            self._task = None
+            raise
+
+    async def _lead(self, node: RunningNode) -> int:
         events = node.event_stream()
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
@@ -81,11 +92,12 @@ class Leadership:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stream = None
+        task, self._task = self._task, None
         if not self._lost:
             return
-        if sys.version_info >= (3, 11) and self._task is not None:
+        if sys.version_info >= (3, 11) and task is not None:
             # As asyncio.timeout does: another cancel beside ours goes on.
-            if self._task.uncancel() > self._cancelling:
+            if task.uncancel() > self._cancelling:
                 return
         if kind is None or issubclass(kind, asyncio.CancelledError):
             raise LeadershipLost(

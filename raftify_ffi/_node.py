@@ -114,7 +114,8 @@ class Raft(Generic[S]):
         if self._closed:
             raise Closed(f"node {self._node_id} was closed; build a new one")
         if self._running is not None and not (self._running.given_up and self._running.ended.is_set()):
-            raise InvalidArgument(f"node {self._node_id} is running already")
+            what = "has ended; build a new one" if self.is_finished() else "is running already"
+            raise InvalidArgument(f"node {self._node_id} {what}")
         limit = seconds(timeout, None)
         node = RunningNode(self._node_id, self._raft_addr, self._methods, self._config, self._peers)
         self._running = node

@@ -19,16 +19,20 @@ from test_loops import run_program
 
 from raftify_ffi import (
     Closed,
+    InvalidArgument,
     LeadershipLost,
     MachineFailed,
+    PresentState,
     Raft,
     RaftServiceClient,
     RaftTimeout,
     Role,
     SnapshotFailed,
+    Status,
     _bridge,
     _running,
 )
+from raftify_ffi._events import EventStream
 from raftify_ffi._library import lib
 
 #: Longer than anything here takes.
@@ -418,17 +422,65 @@ async def test_leadership_that_is_there_needs_no_time(tmp_path: Path) -> None:
 
 
 async def test_a_cancel_is_not_lost_beside_an_event(tmp_path: Path) -> None:
+    # Of no node: one that is there has events of its own, now or in a moment.
+    stream = EventStream(lambda: Status(1, "a:1", Role.LEADER), timeout=SOON)
+    present = await stream.__anext__()
+    task = asyncio.ensure_future(stream.__anext__())
+    await asyncio.sleep(0)
+    stream.put(present)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await stream.__anext__() is present
+
+
+async def test_two_tasks_that_wait_for_the_same_event_are_told_so() -> None:
+    stream = EventStream(lambda: Status(1, "a:1", Role.LEADER), timeout=SOON)
+    present = await stream.__anext__()
+    first = asyncio.ensure_future(stream.__anext__())
+    await asyncio.sleep(0)
+    with pytest.raises(InvalidArgument, match="another task"):
+        await stream.__anext__()
+    stream.put(present)
+    assert await first is present
+
+
+async def test_what_ended_a_node_is_told_to_those_who_come_later(tmp_path: Path) -> None:
+    async with one_node(tmp_path, Scripted()) as raft:
+        with pytest.raises(MachineFailed):
+            await raft.propose(b"raise:OSError:broken")
+        with pytest.raises(MachineFailed):
+            await raft.wait()
+        events = raft.events()
+        assert isinstance(await events.__anext__(), PresentState)
+        with pytest.raises(MachineFailed, match="broken"):
+            await events.__anext__()
+        with pytest.raises(MachineFailed, match="broken"):
+            async with raft.leadership(timeout=SOON):
+                pass
+        with pytest.raises(InvalidArgument, match="node 1 has ended; build a new one"):
+            await raft.run()
+
+
+async def test_leadership_may_be_waited_for_again_with_the_same_object(tmp_path: Path) -> None:
     async with one_node(tmp_path, KeyValue()) as raft:
-        stream = raft.events(timeout=SOON)
-        present = await stream.__anext__()
-        task = asyncio.ensure_future(stream.__anext__())
-        await asyncio.sleep(0)
-        stream.put(present)
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert await stream.__anext__() is present
+        leadership, terms = raft.leadership(timeout=SOON), []
+
+        async def lead() -> None:
+            async with leadership as term:
+                terms.append(term)
+                await raft.step_down()
+                await asyncio.Event().wait()
+
+        for _ in range(2):
+            with pytest.raises(LeadershipLost, match="no longer the leader"):
+                await asyncio.wait_for(lead(), SOON)
+        async with leadership as term:
+            assert terms[0] < terms[1] < term
+            with pytest.raises(InvalidArgument, match="held, already"):
+                async with leadership:
+                    pass
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
