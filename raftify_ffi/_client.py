@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
@@ -13,7 +14,7 @@ from . import _bridge
 from ._address import checked_address, checked_node_id
 from ._bridge import Bridge, Record, bridge_of_running_loop
 from ._context import refuse_inside_store
-from ._eraftpb import encode_message
+from ._eraftpb import checked_message, encode_message
 from ._errors import Closed, InvalidArgument, RaftError
 from ._latch import Latch
 from ._library import call, ffi, lib
@@ -22,10 +23,10 @@ from ._peers import checked_peers
 from ._pointer import Pointer
 from ._settings import NativeConfig
 from ._status import SnapshotInfo, Status
-from ._store import Buffer, contiguous_bytes
+from ._store import Buffer, command_bytes
 from ._ticket import ClusterJoinTicket
-from ._timeouts import DEFAULT, Timeout, milliseconds
-from ._tls import TlsConfig
+from ._timeouts import DEFAULT, Timeout, milliseconds, seconds
+from ._tls import TlsConfig, checked_tls
 from ._types import ConfChangeRequest, ConfChangeV2, Message
 
 _CLOSED: Final[int] = lib.RAFTIFY_EVENT_CLOSED
@@ -42,7 +43,7 @@ class RaftServiceClient:
         if not addrs:
             raise InvalidArgument("no address: give at least one node's host:port")
         self._addrs = [checked_address(addr, "addr") for addr in addrs]
-        self._tls = tls
+        self._tls = checked_tls(tls)
         self._bridge: Bridge | None = None
         self._pointer: Pointer | None = None
         self._ended: Latch[None] = Latch()
@@ -150,11 +151,7 @@ class RaftServiceClient:
 
     async def propose(self, data: Buffer | None = None, *, timeout: Timeout = DEFAULT) -> bytes:
         """What `apply` returned on the leader. Sent again by itself only where it certainly was not done."""
-        command = contiguous_bytes(self._take("propose", "prepare_propose", data))
-        if command is None:
-            raise InvalidArgument(
-                f"a command is bytes or a contiguous buffer, not {type(data).__name__}; encode it first"
-            )
+        command = command_bytes(self._take("propose", "prepare_propose", data))
         return await self._request(
             "propose()", lib.raftify_client_propose, command, len(command), milliseconds(timeout)
         )
@@ -171,9 +168,14 @@ class RaftServiceClient:
     async def change_config(
         self, change: ConfChangeV2 | ConfChangeRequest | None = None, *, timeout: Timeout = DEFAULT
     ) -> None:
+        """The messages of earlier releases; `client.members` says the same. One deadline for the look at the members and the change."""
         request = self._take("change_config", "prepare_change_config", change)
+        begun = time.monotonic()
         status = await self.status(timeout=timeout)
-        await self._change_members(changes_of(request, set(status.voters), set(status.learners)), timeout)
+        changes = changes_of(request, set(status.voters), set(status.learners))
+        limit = seconds(timeout, None)
+        left = timeout if limit is None else max(0.0, begun + limit - time.monotonic())
+        await self._change_members(changes, left)
 
     async def transfer_leader(self, node_id: int | None = None, *, timeout: Timeout = DEFAULT) -> None:
         to = 0 if node_id is None else checked_node_id(node_id)
@@ -239,7 +241,8 @@ class RaftServiceClient:
 
     async def send_message(self, message: Message | None = None, *, timeout: Timeout = DEFAULT) -> None:
         """As `RaftNode.send_message`, on the first node that answers. Kept; not recommended."""
-        encoded = encode_message(self._take("send_message", "prepare_message", message))
+        message = checked_message(self._take("send_message", "prepare_message", message))
+        encoded = encode_message(message)
         await self._request(
             "send_message()", lib.raftify_client_send_message, encoded, len(encoded), milliseconds(timeout)
         )

@@ -14,7 +14,7 @@ from ._errors import InvalidConfig
 from ._peers import Peers, checked_peers
 from ._raft_config import RaftConfig
 from ._settings import NativeConfig, checked, invalid
-from ._tls import TlsConfig
+from ._tls import TlsConfig, checked_tls
 
 _log = logging.getLogger("raftify")
 
@@ -96,9 +96,7 @@ class Config:
     ) -> None:
         if raft_config is not None and not isinstance(raft_config, RaftConfig):
             raise invalid("raft_config", raft_config, "is not a RaftConfig")
-        if tls is not None and not isinstance(tls, TlsConfig):
-            raise invalid("tls", tls, "is not a TlsConfig")
-        self.tls = tls
+        self.tls = checked_tls(tls)
         self.raft_config = raft_config or RaftConfig()
         self.log_dir = os.fspath(checked("log_dir", "path", _or_default("log_dir", log_dir)))
         self.save_compacted_logs = save_compacted_logs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ._errors import InvalidArgument
 from ._types import ConfState, Entry, Message, Snapshot
 
 
@@ -59,6 +60,12 @@ def _snapshot(snapshot: Snapshot) -> bytes:
         conf = _bytes(1, _conf_state(metadata.conf_state), always=True) if metadata.conf_state is not None else b""
         out += _bytes(2, conf + _number(2, metadata.index) + _number(3, metadata.term), always=True)
     return out
+
+
+def checked_message(message: object) -> Message:
+    if not isinstance(message, Message):
+        raise InvalidArgument(f"send_message({message!r}): that is no Message")
+    return message
 
 
 def encode_message(message: Message) -> bytes:

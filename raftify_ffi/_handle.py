@@ -9,10 +9,10 @@ from ._context import refuse_inside_store
 from ._errors import InvalidArgument
 from ._members import changes_of
 from ._node import Raft
-from ._peers import InitialRole, Peers
+from ._peers import InitialRole, Peers, checked_role
 from ._status import Role, SnapshotInfo
 from ._store import Buffer
-from ._ticket import ClusterJoinTicket
+from ._ticket import ClusterJoinTicket, checked_tickets
 from ._timeouts import DEFAULT, Timeout
 from ._types import ConfChangeRequest, ConfChangeV2, Message
 
@@ -85,10 +85,12 @@ class RaftNode:
         given = None if node_id is None else (node_id, addr, role)
         node_id, addr, role = self._take("add_peer", "prepare_add_peer", given)
         assert node_id is not None and addr is not None
-        await self._raft.members.add(node_id, addr, learner=role is InitialRole.LEARNER, timeout=timeout)
+        learner = checked_role(role) is InitialRole.LEARNER
+        await self._raft.members.add(node_id, addr, learner=learner, timeout=timeout)
 
     async def join_cluster(self, tickets: Sequence[ClusterJoinTicket], *, timeout: Timeout = DEFAULT) -> None:
         """Joins this node with its ticket; adds the nodes of the others."""
+        tickets = checked_tickets(tickets)
         own = [ticket for ticket in tickets if ticket.reserved_id == self._raft.node_id]
         changes = self._raft.members
         others = [ticket for ticket in tickets if ticket.reserved_id != self._raft.node_id]

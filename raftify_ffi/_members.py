@@ -41,8 +41,9 @@ class MemberChanges:
         await raft.members.add(4, "host:60064")
         await raft.members.add(5, "host:60065").remove(2)
 
-    Each method gives a new object; the last `timeout=` given counts (default: `conf_change_request_timeout`). It returns once the step
-    is applied here. An added voter is a learner first and is promoted by itself once it has caught up.
+    Each method gives a new object; the last `timeout=` given counts (default: `conf_change_request_timeout`). An added voter is a learner
+    first and is promoted by itself once it has caught up: so its node has to run for this to return, which it does once that is
+    applied here.
     """
 
     __slots__ = ("_changes", "_submit", "_timeout")
@@ -112,10 +113,13 @@ def native_changes(changes: list[Change]) -> tuple[Any, int, list[Any]]:
 def changes_of(request: ConfChangeV2 | ConfChangeRequest, voters: set[int], learners: set[int]) -> list[Change]:
     """The messages of earlier releases as changes. Adding who is there already changes what it is."""
     if isinstance(request, ConfChangeRequest):
-        addrs: list[str] = list(request.addrs)
+        addrs: list[str] = list(request.addrs or ())
         aligned = len(addrs) == len(request.changes)
+    elif not isinstance(request, ConfChangeV2):
+        raise InvalidArgument(f"{request!r} is neither a ConfChangeV2 nor a ConfChangeRequest; or use raft.members")
     else:
-        text = bytes(request.context).decode("utf-8", "replace")
+        context: object = request.context
+        text = context if isinstance(context, str) else bytes(request.context).decode("utf-8", "replace")
         addrs = [addr for addr in (part.strip() for part in text.replace("\n", ",").split(",")) if addr]
         aligned = False
     changes: list[Change] = []
@@ -140,6 +144,8 @@ def changes_of(request: ConfChangeV2 | ConfChangeRequest, voters: set[int], lear
 
 
 def _kind_of(single: ConfChangeSingle, voters: set[int], learners: set[int]) -> ChangeKind:
+    if not isinstance(single, ConfChangeSingle) or single.change_type not in list(ConfChangeType):
+        raise InvalidArgument(f"{single!r} is no change: ConfChangeSingle(node_id, ConfChangeType.AddNode)")
     match ConfChangeType(single.change_type):
         case ConfChangeType.RemoveNode:
             return ChangeKind.REMOVE

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 from ._address import checked_address, checked_node_id
 from ._config import Config
 from ._context import inside_store, refuse_inside_store
-from ._eraftpb import encode_message
+from ._eraftpb import checked_message, encode_message
 from ._errors import (
     Closed,
     InvalidArgument,
@@ -29,8 +29,8 @@ from ._peers import Peers, checked_peers, learners_of
 from ._read import Read, run_reader
 from ._running import RunningNode
 from ._status import Role, SnapshotInfo, Status
-from ._store import Buffer, contiguous_bytes, inspect_store
-from ._ticket import ClusterJoinTicket
+from ._store import Buffer, command_bytes, inspect_store
+from ._ticket import ClusterJoinTicket, checked_tickets
 from ._timeouts import DEFAULT, DEFAULT_MS, Timeout, milliseconds, seconds
 from ._tls import TlsConfig
 from ._types import Message
@@ -233,7 +233,7 @@ class Raft(Generic[S]):
         # What follows is `node.outbox()` and so on, unrolled where every proposal passes.
         outbox = node.outboxes.get(asyncio._get_running_loop()) or node.outbox()
         return await outbox.put(
-            data if type(data) is bytes else _command(data),
+            data if type(data) is bytes else command_bytes(data),
             DEFAULT_MS if timeout is DEFAULT else milliseconds(timeout),
         )
 
@@ -246,7 +246,7 @@ class Raft(Generic[S]):
         outbox = self._node().outbox()
         taken = list(commands)
         if not set(map(type, taken)) <= {bytes}:
-            taken = [_command(data) for data in taken]
+            taken = [command_bytes(data) for data in taken]
         ms = milliseconds(timeout)
         if not taken:
             return []
@@ -279,6 +279,8 @@ class Raft(Generic[S]):
     async def wait_for(self, *, leader: bool = False, applied: int | None = None, timeout: Timeout = DEFAULT) -> Status:
         """Until a leader is known and has a log to serve from, or this node has applied up to an index, or both."""
         refuse_inside_store("wait_for()")
+        if applied is not None and (isinstance(applied, bool) or not isinstance(applied, int)):
+            raise InvalidArgument(f"wait_for(applied={applied!r}): that is no index, a whole number, as in raft.status")
         node = self._node()
         if asyncio.get_running_loop() is not node.home:
             return await node.bridge.at_home(self.wait_for(leader=leader, applied=applied, timeout=timeout))
@@ -364,17 +366,11 @@ class Raft(Generic[S]):
 
     async def _send_message(self, message: Message, timeout: Timeout) -> None:
         refuse_inside_store("send_message()")
-        encoded = encode_message(message)
+        encoded = encode_message(checked_message(message))
         await self._node().request(lib.raftify_send_message, encoded, len(encoded), milliseconds(timeout))
 
     def _own_ticket(self, ticket: ClusterJoinTicket | Sequence[ClusterJoinTicket] | None) -> ClusterJoinTicket:
-        if isinstance(ticket, ClusterJoinTicket):
-            return ticket
-        tickets = list(ticket or ()) if isinstance(ticket, (Sequence, type(None))) else [ticket]
-        if not all(isinstance(one, ClusterJoinTicket) for one in tickets):
-            raise InvalidArgument(
-                f"join({ticket!r}): that is no ticket; Raft.request_id() gives one, and ClusterJoinTicket.from_json() reads one"
-            )
+        tickets = checked_tickets(ticket)
         if not tickets:
             raise InvalidArgument(
                 "join() has no ticket: give it one, join(ticket), or call prepare_join(ticket) before"
@@ -396,7 +392,10 @@ class Raft(Generic[S]):
         from ._client import RaftServiceClient
 
         refuse_inside_store("join_cluster()")
-        config = cfg or Config()
+        if isinstance(seeds, str):
+            raise InvalidArgument(f"seeds={seeds!r}: give a list of addresses: seeds=[{seeds!r}]")
+        # What is wrong with these is said before an id is spent.
+        config = cls(1, raft_addr, store, cfg, Peers()).config
         limit = seconds(timeout, config.conf_change_request_timeout)
         deadline = None if limit is None else time.monotonic() + limit
 
@@ -404,7 +403,7 @@ class Raft(Generic[S]):
             return None if deadline is None else max(0.0, deadline - time.monotonic())
 
         async with RaftServiceClient.connect(*seeds, tls=config.tls) as client:
-            ticket = await client.reserve_id(checked_address(raft_addr, "raft_addr"), timeout=left())
+            ticket = await client.reserve_id(raft_addr, timeout=left())
         # Contacts only: with its own address among them an empty directory would count as an initial member's.
         contacts = {node_id: addr for node_id, addr in ticket.peers.items() if node_id != ticket.reserved_id}
         raft = cls(ticket.reserved_id, raft_addr, store, config, Peers(contacts))
@@ -437,13 +436,6 @@ class Raft(Generic[S]):
 
     async def member_bootstrap_ready(self) -> None:
         """Not needed; see `prepare_member_bootstrap_ready`."""
-
-
-def _command(data: object) -> bytes:
-    command = contiguous_bytes(data)
-    if command is None:
-        raise InvalidArgument(f"a command is bytes or a contiguous buffer, not {type(data).__name__}; encode it first")
-    return command
 
 
 async def wait_for_termination(raft: Raft[Any], *, timeout: float | None = None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 from ._address import checked_address, checked_node_id
+from ._errors import InvalidConfig
 
 
 class InitialRole(enum.IntEnum):
@@ -21,8 +22,18 @@ class InitialRole(enum.IntEnum):
     def from_str(cls, name: str) -> InitialRole:
         try:
             return cls[name.upper()]
-        except KeyError:
+        except (KeyError, AttributeError):
             raise ValueError(f"{name!r} is no role; use leader, voter or learner") from None
+
+
+def checked_role(value: object) -> InitialRole:
+    """A role, or its number."""
+    try:
+        return InitialRole(value)  # type: ignore[arg-type]
+    except ValueError:
+        raise InvalidConfig(
+            f"role: {value!r} is no role; use InitialRole.LEADER, .VOTER or .LEARNER", field="role", value=value
+        ) from None
 
 
 class Peer(str):
@@ -33,7 +44,7 @@ class Peer(str):
 
     def __new__(cls, addr: str, role: InitialRole = InitialRole.VOTER) -> Peer:
         peer = super().__new__(cls, checked_address(addr, "addr"))
-        peer.role = InitialRole(role)
+        peer.role = checked_role(role)
         return peer
 
     def get_addr(self) -> str:
@@ -121,8 +132,6 @@ def checked_peers(value: object) -> Peers | None:
     if value is None or isinstance(value, Peers):
         return value
     if not isinstance(value, Mapping):
-        from ._errors import InvalidConfig
-
         raise InvalidConfig(
             f'peers: {value!r} is neither None, a Peers nor a dict {{id: "host:port"}}', field="peers", value=value
         )

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from ._errors import InvalidConfig
+from ._errors import InvalidArgument, InvalidConfig
 
 Buffer = bytes | bytearray | memoryview
 #: What `snapshot` returns. An iterable runs over a copy of the state and is read after `snapshot` has returned.
@@ -128,3 +128,12 @@ def contiguous_bytes(value: object) -> bytes | None:
         return None
     with view:
         return view.tobytes() if view.contiguous else None
+
+
+def command_bytes(value: object) -> bytes:
+    """A command as it goes into the log, or `InvalidArgument`."""
+    command = contiguous_bytes(value)
+    if command is None:
+        what = "one with gaps" if isinstance(value, memoryview) else type(value).__name__
+        raise InvalidArgument(f"a command is bytes or a contiguous buffer, not {what}; encode it first")
+    return command

@@ -34,9 +34,9 @@ def milliseconds(timeout: Timeout) -> int:
         return DEFAULT_MS
     if timeout is None:
         return _NONE_MS
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or math.isnan(timeout) or timeout < 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
         raise InvalidArgument(f"timeout={timeout!r}: use a number of seconds of 0 or more, or None for no deadline")
-    return min(math.ceil(timeout * 1000), 2**62) if math.isfinite(timeout) else _NONE_MS
+    return min(math.ceil(timeout * 1000), 2**62) if timeout < math.inf else _NONE_MS
 
 
 def seconds(timeout: Timeout, default: float | None) -> float | None:

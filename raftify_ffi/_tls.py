@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._errors import InvalidConfig
-from ._settings import checked
+from ._settings import checked, invalid
 
 
 @dataclass(frozen=True)
@@ -51,3 +51,9 @@ class TlsConfig:
                 f"tls.{name}: is not set; TLS takes cert, key and ca together", field=f"tls.{name}", value=None
             )
         return cls(**settings)
+
+
+def checked_tls(value: object) -> TlsConfig | None:
+    if value is not None and not isinstance(value, TlsConfig):
+        raise invalid("tls", value, "is not a TlsConfig")
+    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cluster import free_addrs, leader_of, nodes_in_one_loop, one_node, quick_config
@@ -341,6 +342,41 @@ async def test_what_is_no_ticket_and_no_id_is_refused(tmp_path: Path) -> None:
             for node_id in (-1, "x", 1.5):
                 with pytest.raises((InvalidArgument, InvalidConfig)):
                     await client.transfer_leader(node_id)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("part", "call"),
+    [
+        ("bytes or a contiguous buffer, not str", lambda raft, node, client: node.propose("text")),
+        ("bytes or a contiguous buffer, not one with gaps", lambda raft, *_: raft.propose(memoryview(b"abcd")[::2])),
+        ("bytes or a contiguous buffer, not str", lambda raft, node, client: client.propose()),
+        ("index", lambda raft, *_: raft.wait_for(applied="5")),
+        ("ConfChangeV2", lambda raft, node, client: node.change_config(5)),
+        ("ConfChangeV2", lambda raft, node, client: client.change_config(5)),
+        ("no Message", lambda raft, node, client: node.send_message(5)),
+        ("no Message", lambda raft, node, client: client.send_message(5)),
+        ("no role", lambda raft, node, client: node.add_peer(2, "127.0.0.1:1", "learner")),
+        ("no ticket", lambda raft, node, client: node.join_cluster([5])),
+        ("list of addresses", lambda raft, *_: Raft.join_cluster("127.0.0.1:1", KeyValue(), seeds=raft.addr)),
+        ("not a Config", lambda raft, *_: Raft.join_cluster("127.0.0.1:1", KeyValue(), {}, seeds=[raft.addr])),  # type: ignore[arg-type]
+        ("has no method apply", lambda raft, *_: Raft.join_cluster("127.0.0.1:1", None, seeds=[raft.addr])),
+    ],
+)
+async def test_an_argument_that_makes_no_sense_is_refused_and_nothing_done(
+    tmp_path: Path, part: str, call: Any
+) -> None:
+    async with one_node(tmp_path, KeyValue()) as raft, RaftServiceClient.connect(raft.addr) as client:
+        client.prepare_propose("text")  # type: ignore[arg-type]
+        with pytest.raises((InvalidArgument, InvalidConfig), match=part):
+            await call(raft, raft.get_raft_node(), client)
+        assert (await client.reserve_id()).reserved_id == 2
+        assert raft.store.applied == 0
+
+
+async def test_a_role_may_be_given_as_its_number(tmp_path: Path) -> None:
+    async with nodes_in_one_loop(tmp_path, 1, KeyValue) as [raft]:
+        await raft.get_raft_node().add_peer(2, free_addrs(1)[0], int(InitialRole.LEARNER))
+        assert raft.status.learners == (2,)
 
 
 async def test_calls_before_run_say_so() -> None:

@@ -76,9 +76,27 @@ def test_a_ticket_travels_as_json() -> None:
     ticket = ClusterJoinTicket(4, "d:4", "a:1", Peers({1: "a:1"}), leader_id=1, incarnation="ab")
     assert ClusterJoinTicket.from_json(ticket.to_json()) == ticket
     assert ticket.get_reserved_id() == 4
-    for bad in ("", "[]", "{}", '{"reserved_id": "x", "leader_addr": ""}'):
-        with pytest.raises(InvalidArgument):
-            ClusterJoinTicket.from_json(bad)
+    assert ClusterJoinTicket(4, "d:4", "a:1", {1: "a:1"}).to_dict()["peers"] == {"1": "a:1"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "[]",
+        "{}",
+        None,
+        '{"reserved_id": "x", "leader_addr": "a:1"}',
+        '{"reserved_id": 0, "leader_addr": "a:1"}',
+        '{"reserved_id": 3.7, "leader_addr": "a:1"}',
+        '{"reserved_id": 4, "leader_addr": null}',
+        '{"reserved_id": 4, "leader_addr": "a:1", "raft_addr": null}',
+        '{"reserved_id": 4, "leader_addr": "a:1", "peers": {"one": "a:1"}}',
+    ],
+)
+def test_what_is_no_ticket_is_not_read_as_one(bad: Any) -> None:
+    with pytest.raises(InvalidArgument, match="not a ticket"):
+        ClusterJoinTicket.from_json(bad)
 
 
 def test_messages_have_accessors_and_real_enums() -> None:
@@ -109,8 +127,21 @@ def test_old_membership_messages_become_changes() -> None:
         (ChangeKind.ADD_LEARNER, 5, "e:5"),
         (ChangeKind.REMOVE, 2, ""),
     ]
+    text: Any = "f:6"
+    assert changes_of(ConfChangeV2([add(6)], context=text), set(), set())[0].addr == "f:6"
     with pytest.raises(InvalidArgument, match="no address for node 9"):
         changes_of(ConfChangeV2([add(9)]), set(), set())
+
+
+NINE: Any = 9
+
+
+@pytest.mark.parametrize(
+    "request_", [NINE, ConfChangeSingle(4), ConfChangeV2([NINE]), ConfChangeV2([ConfChangeSingle(4, NINE)])]
+)
+def test_what_is_no_change_of_members_is_refused(request_: Any) -> None:
+    with pytest.raises(InvalidArgument, match="ConfChange"):
+        changes_of(request_, set(), set())
 
 
 def test_a_status_reads_what_a_newer_node_says() -> None:
@@ -225,3 +256,4 @@ def test_building_needs_no_loop_and_says_what_is_wrong() -> None:
     for node_id, addr, peers in ((0, "a:1", None), (1, "a", None), (1, "a:1", 5), (True, "a:1", None)):
         with pytest.raises(InvalidConfig):
             Raft.build(node_id, addr, KeyValue(), None, peers)  # type: ignore[arg-type]
+    assert milliseconds(10**400) == 2**62
