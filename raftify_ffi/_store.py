@@ -90,6 +90,25 @@ def takes_applied(apply: Callable[..., Any]) -> bool:
     return len(positional) >= 2
 
 
+def _check_call(store: object, name: str, method: Callable[..., Any] | None, arguments: tuple[str, ...]) -> None:
+    """Before the first command: one that nobody can apply would be in the log for good."""
+    if method is None:
+        return
+    try:
+        signature = inspect.signature(method)
+    except (TypeError, ValueError):
+        return  # of C, which does not say
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        kind = type(store).__name__
+        raise InvalidConfig(
+            f"store: {kind}.{name}{signature} is called as {name}({', '.join(arguments)}): {error}; change its parameters",
+            field="store",
+            value=store,
+        ) from None
+
+
 def inspect_store(store: object) -> StoreMethods:
     """The store's methods, or `InvalidConfig` saying what is missing or cannot work."""
     if inspect.isclass(store):
@@ -100,6 +119,17 @@ def inspect_store(store: object) -> StoreMethods:
     snapshot = _method(store, "snapshot")
     restore = _method(store, "restore")
     assert apply is not None and snapshot is not None and restore is not None
+    wants_applied = takes_applied(apply)
+    restore_chunks = _method(store, "restore_chunks", needed=False)
+    applied_index = _method(store, "applied_index", needed=False)
+    for name, method, arguments in (
+        ("apply", apply, ("command", "applied") if wants_applied else ("command",)),
+        ("snapshot", snapshot, ()),
+        ("restore", restore, ("snapshot",)),
+        ("restore_chunks", restore_chunks, ("chunks",)),
+        ("applied_index", applied_index, ()),
+    ):
+        _check_call(store, name, method, arguments)
     body = _function(snapshot)
     if inspect.isgeneratorfunction(body) or inspect.isasyncgenfunction(body):
         raise InvalidConfig(
@@ -110,11 +140,11 @@ def inspect_store(store: object) -> StoreMethods:
         )
     return StoreMethods(
         apply=apply,
-        wants_applied=takes_applied(apply),
+        wants_applied=wants_applied,
         snapshot=snapshot,
         restore=restore,
-        restore_chunks=_method(store, "restore_chunks", needed=False),
-        applied_index=_method(store, "applied_index", needed=False),
+        restore_chunks=restore_chunks,
+        applied_index=applied_index,
     )
 
 

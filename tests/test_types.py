@@ -180,8 +180,37 @@ class NoRestore:
         return b""
 
 
+class AppliesNothing(KeyValue):
+    def apply(self) -> bytes:  # type: ignore[override]
+        return b""
+
+
+class AppliesMore(KeyValue):
+    def apply(self, command: bytes, applied: object, more: object) -> bytes:  # type: ignore[override]
+        return b""
+
+
+class AppliesByName(KeyValue):
+    def apply(self, *, command: bytes) -> bytes:  # type: ignore[override]
+        return b""
+
+
+class SnapshotsAt(KeyValue):
+    def snapshot(self, index: int) -> bytes:  # type: ignore[override]
+        return b""
+
+
+class RestoresNothing(KeyValue):
+    def restore(self) -> None:  # type: ignore[override]
+        pass
+
+
 @pytest.mark.parametrize(
-    "store", [GeneratorStore(), AsyncGeneratorStore(), WrappedGeneratorStore(), NoRestore(), KeyValue, None]
+    "store",
+    [
+        *(GeneratorStore(), AsyncGeneratorStore(), WrappedGeneratorStore(), NoRestore(), KeyValue, None),
+        *(AppliesNothing(), AppliesMore(), AppliesByName(), SnapshotsAt(), RestoresNothing()),
+    ],
 )
 def test_a_store_that_cannot_work_is_refused_at_build(store: Any) -> None:
     with pytest.raises(InvalidConfig) as caught:
