@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import logging
@@ -50,7 +51,7 @@ class Config:
 
     Times are seconds, sizes bytes. `None` stands for the default. `log_engine` ("segment" or "lmdb") keeps the log of a directory that is
     made now; one that exists is opened as what it is. A snapshot is taken after `snapshot_entries`, `snapshot_bytes` or
-    `snapshot_interval`, whichever comes first (0, `None`: not by that): by each member at indexes of its own, up to half an interval
+    `snapshot_interval`, whichever comes first (0: not by that; by time only where an interval is given): by each member at indexes of its own, up to half an interval
     sooner or once up to an interval later, so that they do not all take one at the same time. Without `tls` connections are plain:
     whoever reaches the node's port can do everything.
 
@@ -124,7 +125,7 @@ class Config:
         self.log_engine = log_engine
         self.disk_quota = disk_quota
         self.hung_write = hung_write
-        self.on_apply_error = on_apply_error
+        self.on_apply_error: str = _or_default("on_apply_error", on_apply_error)
         self.verify_results = verify_results
         if bootstrap_from_snapshot is not None:
             raise invalid(
@@ -168,22 +169,18 @@ class Config:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Config:
         """From plain data: keyword names as above; the table `raft` (or `raft_config`) holds `RaftConfig`'s, `tls` `TlsConfig`'s."""
-        values = dict(settings)
+        values = _known("", settings, Config)
         if (raft := values.pop("raft", None)) is not None:
             if not isinstance(raft, Mapping):
                 raise invalid("raft", raft, "is not a table of RaftConfig's settings")
             values["raft_config"] = raft
-        try:
-            if isinstance(values.get("raft_config"), Mapping):
-                values["raft_config"] = RaftConfig(**values["raft_config"])
-            if isinstance(values.get("tls"), Mapping):
-                values["tls"] = TlsConfig.from_dict(values["tls"])
-            if isinstance(peers := values.get("initial_peers"), Mapping):
-                values["initial_peers"] = {_node_id(key): addr for key, addr in peers.items()}
-            return cls(**values)
-        except TypeError as error:
-            name = str(error).rpartition("argument ")[2].strip("'")
-            raise InvalidConfig(f"{name}: there is no setting of this name", field=name) from error
+        if isinstance(raft := values.get("raft_config"), Mapping):
+            values["raft_config"] = RaftConfig(**_known("raft.", raft, RaftConfig))
+        if isinstance(values.get("tls"), Mapping):
+            values["tls"] = TlsConfig.from_dict(values["tls"])
+        if isinstance(peers := values.get("initial_peers"), Mapping):
+            values["initial_peers"] = {_node_id(key): addr for key, addr in peers.items()}
+        return cls(**values)
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Config:
@@ -192,7 +189,7 @@ class Config:
         try:
             with open(path, "rb") as file:
                 settings = toml.load(file)
-        except toml.TOMLDecodeError as error:
+        except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidConfig(f"{os.fspath(path)}: not TOML: {error}") from error
         return cls.from_dict(settings)
 
@@ -200,6 +197,22 @@ class Config:
 def _or_default(name: str, value: Any) -> Any:
     """The value; for None what the parameter has if it is left out. Of the others the library knows the default."""
     return inspect.signature(Config.__init__).parameters[name].default if value is None else value
+
+
+def _known(table: str, settings: Mapping[str, Any], taken_by: type) -> dict[str, Any]:
+    """The settings, if these are names that the class takes."""
+    if not isinstance(settings, Mapping):
+        raise InvalidConfig(f"{settings!r} is not a mapping of settings", value=settings)
+    names = [*inspect.signature(taken_by).parameters, *([] if table else ["raft"])]
+    for name in settings:
+        if name not in names:
+            alike = [f"{table}{other}" for other in difflib.get_close_matches(str(name), names, 1)]
+            raise InvalidConfig(
+                f"{table}{name}: there is no setting of this name{'; is it ' + alike[0] + '?' if alike else '; leave it out'}",
+                field=f"{table}{name}",
+                value=settings[name],
+            )
+    return dict(settings)
 
 
 def _node_id(key: object) -> int:

@@ -59,7 +59,7 @@ class RaftConfig:
     #: The election timeout is drawn from this range of ticks; 0 or None: `election_tick` to twice that.
     min_election_tick: int | None = None
     max_election_tick: int | None = None
-    read_only_option: ReadOnlyOption = ReadOnlyOption.SAFE
+    read_only_option: ReadOnlyOption | None = ReadOnlyOption.SAFE
     skip_bcast_commit: bool = False
     batch_append: bool = False
     #: A node of higher priority is preferred as leader.
@@ -86,7 +86,7 @@ class RaftConfig:
                 raise invalid(
                     in_seconds, value, f"is given beside {ticks} ({getattr(self, ticks)}); give one of the two"
                 )
-        if self.read_only_option != ReadOnlyOption.SAFE:
+        if self.read_only_option not in (ReadOnlyOption.SAFE, None):
             raise invalid("read_only_option", self.read_only_option, "can return stale data; use ReadOnlyOption.SAFE")
         if self.election_timeout is None and self.heartbeat_interval is None:
             # In seconds they are only known together with a tick: then `Config` checks them.

@@ -45,7 +45,9 @@ class TlsConfig:
         """From plain data with the names above. `InvalidConfig` names what is missing or unknown."""
         names = {"cert", "key", "ca", "server_name"}
         for name in sorted(settings.keys() - names):
-            raise InvalidConfig(f"tls.{name}: there is no setting of this name", field=f"tls.{name}")
+            raise InvalidConfig(
+                f"tls.{name}: there is no setting of this name; use cert, key, ca and server_name", field=f"tls.{name}"
+            )
         for name in sorted(names - settings.keys() - {"server_name"}):
             raise InvalidConfig(
                 f"tls.{name}: is not set; TLS takes cert, key and ca together", field=f"tls.{name}", value=None

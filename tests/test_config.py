@@ -67,6 +67,9 @@ def test_a_raft_option_that_cannot_work_is_named(field: str, settings: dict[str,
         ("raft", {"raft": 3}),
         ("read_only_option", {"raft": {"read_only_option": "safe"}}),
         ("nothing", {"nothing": 1}),
+        ("raft.nothing", {"raft": {"nothing": 1}}),
+        ("tls.nothing", {"tls": {"nothing": 1}}),
+        ("7", {7: 1}),
     ],
 )
 def test_plain_data_that_cannot_work_is_named(field: str, settings: dict[str, Any]) -> None:
@@ -76,11 +79,32 @@ def test_plain_data_that_cannot_work_is_named(field: str, settings: dict[str, An
 
 
 @pytest.mark.parametrize(
-    "name", ["log_dir", "tick_interval", "cluster_id", "conf_change_request_timeout", "request_timeout"]
+    ("meant", "settings"),
+    [("request_timeout", {"request_timout": 3}), ("raft.election_tick", {"raft": {"election_ticks": 3}})],
+)
+def test_a_name_with_a_slip_is_told_with_the_one_that_was_meant(meant: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfig, match=f"is it {meant}\\?"):
+        Config.from_dict(settings)
+
+
+def test_what_is_no_mapping_is_no_plain_data() -> None:
+    nothing: Any = None
+    with pytest.raises(InvalidConfig, match="None is not a mapping"):
+        Config.from_dict(nothing)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["log_dir", "tick_interval", "cluster_id", "conf_change_request_timeout", "request_timeout", "on_apply_error"],
 )
 def test_none_stands_for_the_default(name: str) -> None:
     settings: dict[str, Any] = {name: None}
     assert getattr(Config(**settings), name) == getattr(Config(), name)
+
+
+def test_none_stands_for_the_default_of_every_raft_option() -> None:
+    nothing: dict[str, Any] = dict.fromkeys(RaftConfig.__dataclass_fields__)
+    assert RaftConfig(**nothing).settings(0.1) == RaftConfig().settings(0.1)
 
 
 def test_the_names_of_earlier_releases_are_taken() -> None:
@@ -123,10 +147,12 @@ def test_a_file_says_the_same_as_keywords(tmp_path: Path) -> None:
     assert Config.from_toml(path) == expected
 
 
-@pytest.mark.parametrize("text", ["nonsense = 1", "[raft]\nnonsense = 1", "not toml", "log_dir = 5"])
+@pytest.mark.parametrize(
+    "text", ["nonsense = 1", "[raft]\nnonsense = 1", "not toml", "log_dir = 5", "log_dir = '\xff'"]
+)
 def test_a_file_that_cannot_work_is_an_invalid_config(tmp_path: Path, text: str) -> None:
     pytest.importorskip("tomllib")
     path = tmp_path / "node.toml"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     with pytest.raises(InvalidConfig):
         Config.from_toml(path)
