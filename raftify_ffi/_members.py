@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, NamedTuple
 
 from ._address import checked_address, checked_node_id
+from ._call import Call
 from ._context import refuse_inside_store
 from ._errors import InvalidArgument
 from ._library import ffi
@@ -35,7 +36,7 @@ class Change(NamedTuple):
 Submit = Callable[[list[Change], Timeout], Awaitable[object]]
 
 
-class MemberChanges:
+class MemberChanges(Call[None]):
     """Changes that are made when this is awaited, all in one step:
 
         await raft.members.add(4, "host:60064")
@@ -83,7 +84,7 @@ class MemberChanges:
         change = Change(ChangeKind.UPDATE_ADDRESS, checked_node_id(node_id), checked_address(addr, "addr"))
         return self._and(change, timeout)
 
-    def __await__(self) -> Generator[Any, None, None]:
+    def __await__(self) -> Generator[Any, Any, None]:
         return self._run().__await__()
 
     async def _run(self) -> None:

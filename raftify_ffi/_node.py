@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast, overload
 
 from ._address import checked_address, checked_node_id
 from ._config import Config
@@ -256,7 +256,11 @@ class Raft(Generic[S]):
             raise next(outcome for outcome in outcomes if isinstance(outcome, BaseException))
         return outcomes
 
-    def read(self, fn: Callable[[S], T] | None = None, *, timeout: Timeout = DEFAULT) -> Read[T]:
+    @overload
+    def read(self, fn: None = None, *, timeout: Timeout = DEFAULT) -> Read[S, None]: ...
+    @overload
+    def read(self, fn: Callable[[S], T], *, timeout: Timeout = DEFAULT) -> Read[S, T]: ...
+    def read(self, fn: Callable[[S], Any] | None = None, *, timeout: Timeout = DEFAULT) -> Read[S, Any]:
         """Linearizable, on any node: `await raft.read(fn)` gives `fn(store)` with everything in it that was acknowledged anywhere
         before the call. `await raft.read()` and `async with raft.read() as store:` give the same until the next await."""
         return Read(self._node, self._store, fn, timeout)

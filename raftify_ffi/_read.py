@@ -9,11 +9,13 @@ from types import CoroutineType, TracebackType
 from typing import Any, Generic, TypeVar
 
 from ._applier import Applier
+from ._call import Call
 from ._context import inside_store, refuse_inside_store
 from ._errors import RaftTimeout
 from ._running import RunningNode
 from ._timeouts import DEFAULT, DEFAULT_MS, Timeout, milliseconds, seconds
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -26,21 +28,21 @@ def run_reader(read: Callable[[Any], T], store: object) -> T:
     return value  # type: ignore[no-any-return]
 
 
-class Read(Generic[T]):
+class Read(Call[T], Generic[S, T]):
     """One read, not yet started. Awaiting it, or entering it, waits until everything that was acknowledged anywhere before is applied
     here, at a moment when no method of the store is half way. It holds nothing after that: it promises freshness, not isolation."""
 
     __slots__ = ("_node", "_read", "_store", "_timeout")
 
     def __init__(
-        self, node: Callable[[], RunningNode], store: object, read: Callable[[Any], T] | None, timeout: Timeout
+        self, node: Callable[[], RunningNode], store: S, read: Callable[[S], T] | None, timeout: Timeout
     ) -> None:
         self._node = node
         self._store = store
         self._read = read
         self._timeout = timeout
 
-    def __await__(self) -> Generator[Any, None, T]:
+    def __await__(self) -> Generator[Any, Any, T]:
         if inside_store():
             refuse_inside_store("read()")
         node = self._node()
@@ -77,7 +79,7 @@ class Read(Generic[T]):
         at_home = Read(lambda: node, self._store, self._read, self._timeout)
         return await node.bridge.at_home(at_home._run())
 
-    async def __aenter__(self) -> object:
+    async def __aenter__(self) -> S:
         """Gives the store."""
         await self._run()
         return self._store

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from ._errors import InvalidArgument, InvalidConfig
 
 Buffer = bytes | bytearray | memoryview
+#: What `apply` returns.
+Answer = Buffer | Awaitable[Buffer | None] | None
 #: What `snapshot` returns. An iterable runs over a copy of the state and is read after `snapshot` has returned.
 SnapshotData = Buffer | Iterable[Buffer] | AsyncIterable[Buffer]
 
@@ -35,7 +37,8 @@ class StateMachine(Protocol):
     and within its snapshots.
     """
 
-    def apply(self, command: bytes, /) -> Buffer | Awaitable[Buffer | None] | None: ...
+    @property
+    def apply(self) -> Callable[[bytes], Answer] | Callable[[bytes, Applied], Answer]: ...
     def snapshot(self) -> SnapshotData | Awaitable[SnapshotData]: ...
     def restore(self, snapshot: bytes, /) -> Awaitable[None] | None: ...
 

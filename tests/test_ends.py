@@ -544,7 +544,7 @@ async def test_log_records_of_the_store_name_node_and_term(tmp_path: Path, caplo
 async def test_a_read_does_not_wait_longer_for_an_apply_than_it_was_given(tmp_path: Path, left: float) -> None:
     store = Scripted()
     async with one_node(tmp_path, store) as raft:
-        read = asyncio.ensure_future(raft.read(lambda s: s.data, timeout=left)._run())
+        read = asyncio.ensure_future(raft.read(lambda s: s.data, timeout=left))
         applied = asyncio.ensure_future(raft.propose(b"wait"))
         await store.entered.wait()
         # As if its answer had come with the command's.

@@ -464,7 +464,7 @@ async def test_a_closed_node_ends_what_it_was_asked(tmp_path: Path) -> None:
     rest = [raft for raft in rafts if raft is not leader]
     await asyncio.gather(*(raft.close() for raft in rest))
     calls = [asyncio.create_task(leader.propose(f"b{number}".encode(), timeout=None)) for number in range(10)]
-    reads: list[asyncio.Task[None]] = [asyncio.create_task(leader.read(timeout=None)._run()) for _ in range(3)]
+    reads: list[asyncio.Task[None]] = [asyncio.create_task(leader.read(timeout=None)) for _ in range(3)]
     await asyncio.sleep(0)
     await leader.close()
     for outcome in await asyncio.gather(*calls, return_exceptions=True):

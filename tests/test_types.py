@@ -9,7 +9,7 @@ from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import pytest
-from stores import KeyValue
+from stores import AsyncKeyValue, Bulky, Journal, KeyValue
 
 import raftify_ffi
 from raftify_ffi import (
@@ -26,6 +26,7 @@ from raftify_ffi import (
     Peers,
     Raft,
     Role,
+    StateMachine,
     Status,
 )
 from raftify_ffi._deserializers import describe, set_entry_data_deserializer
@@ -216,6 +217,12 @@ def test_a_store_that_cannot_work_is_refused_at_build(store: Any) -> None:
     with pytest.raises(InvalidConfig) as caught:
         Raft.build(1, "127.0.0.1:1", store)
     assert caught.value.field == "store"
+
+
+def test_a_type_checker_takes_plain_async_and_placed_stores() -> None:
+    stores: list[StateMachine] = [KeyValue(), AsyncKeyValue(), Journal(), Bulky()]
+    assert all(isinstance(store, StateMachine) for store in stores)
+    assert not isinstance(NoRestore(), StateMachine)
 
 
 def test_a_second_positional_parameter_asks_for_applied() -> None:
