@@ -101,12 +101,14 @@ class ConfChangeV2(_Message):
     transition: ConfChangeTransition = ConfChangeTransition.Auto
     context: bytes = b""
 
-    def enter_joint(self) -> bool:
-        """Whether this step passes through joint consensus."""
-        return self.transition is not ConfChangeTransition.Auto or len(self.changes) > 1
+    def enter_joint(self) -> bool | None:
+        """Whether a step through joint consensus is left by itself; None: there is no such step. (Here each is left by itself.)"""
+        if self.transition == ConfChangeTransition.Auto and len(self.changes) <= 1:
+            return None
+        return self.transition != ConfChangeTransition.Explicit
 
     def leave_joint(self) -> bool:
-        return self.transition is ConfChangeTransition.Auto and not self.changes
+        return self.transition == ConfChangeTransition.Auto and not self.changes
 
 
 @dataclass
@@ -140,6 +142,10 @@ class ConfState(_Message):
     voters_outgoing: list[int] = field(default_factory=list)
     learners_next: list[int] = field(default_factory=list)
     auto_leave: bool = False
+
+    @classmethod
+    def default(cls) -> ConfState:
+        return cls()
 
 
 @_accessors
@@ -192,3 +198,10 @@ class Message(_Message):
 
     def set_from(self, value: int) -> None:
         self.from_ = value
+
+    def get_deprecated_priority(self) -> int:
+        """It has been `priority` since."""
+        return self.priority
+
+    def set_deprecated_priority(self, value: int) -> None:
+        self.priority = value

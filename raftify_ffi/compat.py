@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import enum
 import logging
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ._node import Raft as _Raft
 
@@ -104,11 +104,21 @@ class Slogger(AbstractLogger):
         return cls()
 
     @classmethod
-    def new_file_logger(cls, log_path: str, level: Any = Severity.INFO, *_rotation: object) -> Slogger:
-        """Adds a file to the `raftify` loggers."""
+    def new_file_logger(
+        cls,
+        log_path: str,
+        level: Severity | int = Severity.INFO,
+        chan_size: int | None = None,
+        rotate_size: int | None = None,
+        rotate_keep: int | None = None,
+    ) -> Slogger:
+        """Adds a file to the `raftify` loggers, which hand on that level from now on. Nothing is rotated: for that give `logging` a handler.
+        0.1.67 had no level: what is no `Severity` there is its `chan_size`."""
+        lowest = level if isinstance(level, Severity) else Severity.INFO
         handler = logging.FileHandler(log_path)
-        handler.setLevel(int(level))
+        handler.setLevel(lowest)
         logger = logging.getLogger("raftify")
+        logger.setLevel(min(lowest, logger.getEffectiveLevel()))
         logger.addHandler(handler)
         return cls(logger)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import pickle
 from collections.abc import Iterator, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +17,10 @@ import raftify_ffi
 from raftify_ffi import (
     ClusterJoinTicket,
     ConfChangeSingle,
+    ConfChangeTransition,
     ConfChangeType,
     ConfChangeV2,
+    ConfState,
     InitialRole,
     InvalidArgument,
     InvalidConfig,
@@ -26,6 +30,8 @@ from raftify_ffi import (
     Peers,
     Raft,
     Role,
+    Severity,
+    Slogger,
     StateMachine,
     Status,
 )
@@ -111,7 +117,31 @@ def test_messages_have_accessors_and_real_enums() -> None:
     assert MessageType.from_int(3) is MessageType.MsgAppend < MessageType.MsgSnapshot
     message = Message()
     message.set_from(2)
-    assert message.get_from() == 2
+    message.set_deprecated_priority(3)
+    assert (message.get_from(), message.get_priority(), message.get_deprecated_priority()) == (2, 3, 3)
+    assert ConfState.default() == ConfState([], [])
+    explicit = ConfChangeV2([change], ConfChangeTransition.Explicit)
+    assert [it.enter_joint() for it in (both, ConfChangeV2([change, change]), explicit)] == [None, True, False]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), (Severity.INFO, 1024, 1 << 20, 3), (1024, 1 << 20, 3), {"chan_size": 1, "rotate_size": 2, "rotate_keep": 3}],
+)
+def test_a_file_logger_writes_what_it_is_told_to(tmp_path: Path, arguments: Any) -> None:
+    logger = logging.getLogger("raftify")
+    level, handlers = logger.level, list(logger.handlers)
+    path = str(tmp_path / "log")
+    try:
+        positional, named = ((), arguments) if isinstance(arguments, dict) else (arguments, {})
+        Slogger.new_file_logger(path, *positional, **named).debug("not this")
+        logging.getLogger("raftify.raft").info("elected")
+        assert Path(path).read_text() == "elected\n"
+    finally:
+        for handler in set(logger.handlers) - set(handlers):
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(level)
 
 
 def test_old_membership_messages_become_changes() -> None:
