@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from ._errors import InvalidConfig
-from ._peers import Peers, checked_peers
+from ._peers import InitialRole, Peer, Peers, checked_peers
 from ._raft_config import RaftConfig
 from ._settings import NativeConfig, checked, invalid
 from ._tls import TlsConfig, checked_tls
@@ -179,12 +179,13 @@ class Config:
         if isinstance(values.get("tls"), Mapping):
             values["tls"] = TlsConfig.from_dict(values["tls"])
         if isinstance(peers := values.get("initial_peers"), Mapping):
-            values["initial_peers"] = {_node_id(key): addr for key, addr in peers.items()}
+            values["initial_peers"] = {_node_id(key): _peer(key, peer) for key, peer in peers.items()}
         return cls(**values)
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str]) -> Config:
-        """From a TOML file: the settings at top level, `RaftConfig`'s in the table `[raft]`, `TlsConfig`'s in `[tls]`, addresses in `[initial_peers]`."""
+        """From a TOML file: the settings at top level, `RaftConfig`'s in the table `[raft]`, `TlsConfig`'s in `[tls]`, addresses in
+        `[initial_peers]`: `1 = "host:port"`, or `1 = {addr = "host:port", role = "learner"}`."""
         toml = _toml_reader(path)
         try:
             with open(path, "rb") as file:
@@ -221,6 +222,17 @@ def _node_id(key: object) -> int:
         return int(key)  # type: ignore[call-overload,no-any-return]
     except (TypeError, ValueError):
         raise invalid("initial_peers", key, "is not a node's id: a whole number from 1 on") from None
+
+
+def _peer(key: object, given: object) -> Any:
+    """A member of plain data: its address, or a table of that and its role."""
+    if not isinstance(given, Mapping):
+        return given
+    try:
+        return Peer(given["addr"], InitialRole.from_str(given.get("role", "voter")))
+    except (KeyError, ValueError) as error:
+        reason = "has no addr" if isinstance(error, KeyError) else str(error)
+        raise invalid(f"initial_peers.{key}", dict(given), f"is no member: {reason}") from None
 
 
 def _toml_reader(path: str | os.PathLike[str]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raftify_ffi import Config, InvalidConfig, Peers, RaftConfig, ReadOnlyOption
+from raftify_ffi import Config, InitialRole, InvalidConfig, Peer, Peers, RaftConfig, ReadOnlyOption
 
 BAD: list[tuple[str, dict[str, Any]]] = [
     ("tick_interval", {"tick_interval": 0.0}),
@@ -64,6 +64,9 @@ def test_a_raft_option_that_cannot_work_is_named(field: str, settings: dict[str,
     ("field", "settings"),
     [
         ("initial_peers", {"initial_peers": {"first": "127.0.0.1:1"}}),
+        ("initial_peers.2", {"initial_peers": {2: {"role": "learner"}}}),
+        ("initial_peers.2", {"initial_peers": {2: {"addr": "127.0.0.1:2", "role": "watcher"}}}),
+        ("initial_peers.2", {"initial_peers": {2: {"addr": "nowhere"}}}),
         ("raft", {"raft": 3}),
         ("read_only_option", {"raft": {"read_only_option": "safe"}}),
         ("nothing", {"nothing": 1}),
@@ -140,11 +143,20 @@ def test_a_file_says_the_same_as_keywords(tmp_path: Path) -> None:
     path = tmp_path / "node.toml"
     path.write_text(
         'log_dir = "data"\nrequest_timeout = 3\n[raft]\nelection_tick = 20\n[initial_peers]\n1 = "127.0.0.1:60061"\n'
+        '2 = {addr = "127.0.0.1:60062", role = "learner"}\n'
     )
     expected = Config(
-        RaftConfig(election_tick=20), log_dir="data", request_timeout=3, initial_peers={1: "127.0.0.1:60061"}
+        RaftConfig(election_tick=20),
+        log_dir="data",
+        request_timeout=3,
+        initial_peers={1: "127.0.0.1:60061", 2: Peer("127.0.0.1:60062", InitialRole.LEARNER)},
     )
-    assert Config.from_toml(path) == expected
+    config = Config.from_toml(path)
+    assert config == expected
+    assert {node_id: peer.role.name for node_id, peer in (config.initial_peers or {}).items()} == {
+        1: "VOTER",
+        2: "LEARNER",
+    }
 
 
 @pytest.mark.parametrize(
