@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,7 @@ asyncio.run(main(sys.argv[1]))
 
 DECODER = """
 import json
+import os
 
 class Pair:
     def __init__(self, key, value):
@@ -159,6 +161,10 @@ def test_a_dead_address_is_said_at_once(tmp_path: Path, command: tuple[str, ...]
         (("propose", "a:1", "--data", "x", "--file", "y"), "--data or --file"),
         (("propose", "a:1", "--file", "nowhere"), "nowhere"),
         (("debug", "node", "a:1", "--timeout", "0"), "--timeout"),
+        (("debug", "node", "a:1", "--timeout", "nan"), "--timeout"),
+        (("debug", "node", "a:1,b:2"), "several"),
+        (("debug", "node", "a:²"), "not an address"),
+        (("import", ".", "new", "--id", "1", "--peers", "²=a:1"), "expected id=host:port"),
         (("debug", "node", "a:1", "-o", "xml"), "xml"),
         (("debug", "persisted", ".", "--limit", "0"), "--limit"),
     ],
@@ -356,6 +362,8 @@ def test_a_proposal_is_answered_with_what_apply_returned(node: Node) -> None:
 def test_a_command_that_apply_refuses_is_a_rejection(node: Node) -> None:
     said = failure(node.cli("propose", node.addr, "--data", "no json"), ExitCode.REJECTED)
     assert "JSONDecodeError" in said
+    said = failure(node.cli("propose", node.addr, "--data", "no UTF-8: \udcff"), ExitCode.REJECTED)
+    assert "UnicodeDecodeError" in said
 
 
 def test_an_impossible_membership_change_is_a_rejection(node: Node) -> None:
@@ -372,6 +380,24 @@ def test_the_directory_of_a_running_node_can_be_read(node: Node) -> None:
     found = answer(node.cli("debug", "persisted", str(node.directory)))
     assert set(found) >= {"identity", "hard_state", "snapshot", "membership", "entries"}
     assert set(found["hard_state"]) >= {"term", "vote", "commit"}
+
+
+@pytest.mark.parametrize("output", ["json", "table"])
+def test_a_reader_that_has_enough_is_no_failure(node: Node, output: str) -> None:
+    reader, pipe = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "raftify_ffi.cli", "debug", "node", node.addr, "-o", output]
+    done = subprocess.run(command, cwd=node.root, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_change_that_is_committed_says_so_once(node: Node) -> None:
+    said = failure(
+        node.cli("member", "add", node.addr, "9", f"127.0.0.1:{free_ports(1)[0]}", "--timeout", "1"), ExitCode.TIMEOUT
+    )
+    assert said.count("committed") == 1
+    assert node.cli("member", "remove", node.addr, "9").returncode == 0
 
 
 def test_tables_are_made_on_demand(node: Node) -> None:

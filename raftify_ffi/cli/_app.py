@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import traceback
@@ -37,9 +38,23 @@ output_option = click.option(
     default=None,
     help="Default: a table on a terminal, JSON otherwise.",
 )
+
+
+class Seconds(click.FloatRange):
+    """More than 0. (To a range NaN is neither too small nor too large.)"""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
+
+
 timeout_option = click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=5.0,
     show_default=True,
     metavar="SECONDS",
@@ -74,7 +89,20 @@ offline = _combined(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class ReaderHasEnough(Exception):
+    """Nobody reads what is written, as after `| head`."""
+
+
+class Tree(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Of that click itself would make a failure.
+            raise ReaderHasEnough from None
+
+
+@click.group(cls=Tree, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="On failure, show the Python traceback too.")
 @click.option("--tls-cert", metavar="FILE", envvar="RAFTIFY_TLS_CERT", help="Certificate to show to nodes, PEM.")
 @click.option("--tls-key", metavar="FILE", envvar="RAFTIFY_TLS_KEY", help="Its private key, PEM.")
@@ -248,7 +276,7 @@ def leader_transfer(addr: str, node_id: int | None, timeout: float) -> None:
 
 @app.command()
 @any_node
-@click.option("--data", help="The command, as UTF-8 text.")
+@click.option("--data", help="The command, as text.")
 @click.option(
     "--file", "path", type=click.Path(allow_dash=True), help="The command, as the bytes of this file (- is stdin)."
 )
@@ -258,7 +286,8 @@ def propose(addr: str, data: str | None, path: str | None, timeout: float, outpu
     addrs = _cluster.split_addrs([addr])
     if (data is None) == (path is None):
         raise CliError("propose: give the command with either --data or --file", ExitCode.USAGE)
-    command = data.encode() if data is not None else _read(path or "-")
+    # What was typed, byte for byte, also where it is no UTF-8.
+    command = data.encode(errors="surrogateescape") if data is not None else _read(path or "-")
     result = _cluster.change(addrs, timeout, lambda client: client.propose(command, timeout=timeout))
     shown = _decode.plain(result or b"")
     if _render.wants_json(output):
@@ -330,6 +359,10 @@ def version(output: str | None) -> None:
 
 
 def _one(addr: str) -> str:
+    if "," in addr:
+        raise CliError(
+            f"{addr}: these are several; give one node's address, or ask: raftify_cli status", ExitCode.USAGE
+        )
     _cluster.parse_addr(addr)
     return addr
 
@@ -360,8 +393,8 @@ def execute(args: Sequence[str]) -> int:
         return _fail(error.format_message(), ExitCode.FAILURE)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader has enough (`| head`). Python's own flush at exit must not complain about it again.
+    except (ReaderHasEnough, BrokenPipeError):
+        # Python's own flush at exit must not complain about it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception as error:

@@ -26,7 +26,7 @@ Status = Mapping[str, Any]
 def parse_addr(text: str) -> tuple[str, int]:
     """`host:port`, `[v6]:port`."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
         raise CliError(f"{text!r}: not an address; write host:port, for instance 127.0.0.1:60061", ExitCode.USAGE)
     return host.strip("[]"), int(port)
 

@@ -72,4 +72,5 @@ def outcome_hint(error: BaseException) -> str:
     committed: object = error.committed
     if committed is None:
         return " (outcome unknown: it may still take effect; look before you repeat it)"
-    return " (it is committed)" if committed else " (certainly not done: safe to repeat)"
+    # That it is committed says the text itself.
+    return "" if committed else " (certainly not done: safe to repeat)"

@@ -20,7 +20,7 @@ def parse_peers(values: Sequence[str]) -> dict[int, str]:
         if not part:
             continue
         node_id, equals, addr = part.partition("=")
-        if not equals or not node_id.isdigit() or int(node_id) == 0:
+        if not equals or not (node_id.isascii() and node_id.isdigit()) or int(node_id) == 0:
             raise CliError(
                 f"--peers {part}: expected id=host:port, for instance 1=127.0.0.1:60061,2=127.0.0.1:60062",
                 ExitCode.USAGE,

@@ -23,10 +23,16 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Not rich's way, which ends the program with 1: that the reader has enough is no failure."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     # A pipe has no width: a table that was asked for by name must not be cut to 80 columns there.
     width = None if sys.stdout.isatty() else 200
-    return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
+    return _Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)
 
 
 def short(value: object, width: int = TABLE_WIDTH) -> str:
