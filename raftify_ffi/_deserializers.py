@@ -1,6 +1,8 @@
-"""How commands, contexts and snapshots are shown in logs and by the command line: eight functions, kept for the process.
+"""How commands, contexts and snapshots are shown: eight functions, kept for the process.
 
-They format; they decide nothing. Commands stay opaque bytes to the library, and a function that raises costs its text, no more.
+They format; they decide nothing. Commands stay opaque bytes to the library, and a function that raises costs its text, no more. Those of
+commands, `log_entry` or else `entry_data`, are used by `cli_main` where no `--decode` says otherwise; of contexts and
+snapshots nothing is shown here, so the others are kept and never called.
 """
 
 from __future__ import annotations

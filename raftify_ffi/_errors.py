@@ -169,7 +169,7 @@ class ApplyError(RaftError):
     def __init__(self, message: str = "", *, committed: bool | None = True, **facts: Any) -> None:
         super().__init__(message, committed=committed, **facts)
         name, colon, text = message.partition(": ")
-        known = bool(colon) and all(part.isidentifier() for part in name.split("."))
+        known = bool(colon) and all(part.isidentifier() or part == "<locals>" for part in name.split("."))
         self.type_name, self.text = (name, text) if known else ("", message)
 
 

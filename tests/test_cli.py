@@ -479,6 +479,17 @@ def test_commands_are_shown_as_the_given_class_sees_them(
     assert shown in payloads(found)
 
 
+def test_commands_are_shown_as_the_program_itself_has_set(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raftify_ffi.set_log_entry_deserializer(lambda data: f"pair {json.loads(data)}")
+    try:
+        asyncio.run(cli.cli_main(["program", "debug", "persisted", str(stopped)]))
+        assert "pair ['a', '1']" in payloads(json.loads(capsys.readouterr().out))
+        asyncio.run(cli.cli_main(["program", "debug", "persisted", str(stopped), "--decode", "json:loads"]))
+        assert ["a", "1"] in payloads(json.loads(capsys.readouterr().out))
+    finally:
+        raftify_ffi.set_log_entry_deserializer(None)
+
+
 def test_a_decoder_meets_no_entry_but_commands(stopped: Path, tmp_path: Path) -> None:
     (tmp_path / "decoder.py").write_text(DECODER)
     entries = answer(raftify_cli(tmp_path, "describe", "logs", str(stopped), "--decode", "decoder:raises"))["entries"]

@@ -62,6 +62,7 @@ def test_an_apply_error_knows_the_type_that_was_raised() -> None:
     table = [
         ("ValueError: bad: very", "ValueError", "bad: very"),
         ("app.errors.Full: ", "app.errors.Full", ""),
+        ("run.<locals>.Full: text", "run.<locals>.Full", "text"),
         ("no type here", "", "no type here"),
         ("two words: text", "", "two words: text"),
     ]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._deserializers import get_deserializer
 from . import _decode, _render
 from ._exit import CliError, ExitCode
 
@@ -62,7 +63,8 @@ def show(
     directory: str, *, start: int, limit: int, what: str, decode: str | None, raw: bool, output: str | None
 ) -> None:
     """`what`: "all", "logs" (entries only) or "metadata" (all but the entries)."""
-    decoder = _decode.load(decode) if decode else None
+    # Without --decode: what the program whose command line this is has set (`cli_main`).
+    decoder = _decode.load(decode) if decode else get_deserializer("log_entry", "entry_data")
     found = report(directory, start, 0 if what == "metadata" else limit)
     metadata = {key: value for key, value in found.items() if key not in _ENTRY_KEYS}
     entries = [entry_view(entry, decoder, raw) for entry in found["entries"]]
