@@ -104,9 +104,9 @@ class RaftNode:
     async def leave(self, *, timeout: Timeout = DEFAULT) -> None:
         await self._raft.leave(timeout=timeout)
 
-    async def quit(self) -> None:
+    async def quit(self, *, timeout: Timeout = DEFAULT) -> None:
         """Ends this node; it stays a member."""
-        await self._raft.close()
+        await self._raft.close(timeout=timeout)
 
     async def transfer_leader(self, node_id: int | None = None, *, timeout: Timeout = DEFAULT) -> None:
         await self._raft.transfer_leader(node_id, timeout=timeout)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from ._address import checked_address, checked_node_id
 from ._config import Config
@@ -34,6 +34,9 @@ from ._ticket import ClusterJoinTicket, checked_tickets
 from ._timeouts import DEFAULT, DEFAULT_MS, Timeout, milliseconds, seconds
 from ._tls import TlsConfig
 from ._types import Message
+
+if TYPE_CHECKING:
+    from ._handle import RaftNode
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -429,7 +432,7 @@ class Raft(Generic[S]):
 
     # ---- names of earlier releases -------------------------------------------------------------------------------------------------------
 
-    def get_raft_node(self) -> Any:
+    def get_raft_node(self) -> RaftNode:
         """A fresh `RaftNode` handle: its prepared arguments are its own."""
         from ._handle import RaftNode
 

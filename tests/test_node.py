@@ -375,7 +375,7 @@ async def test_an_argument_that_makes_no_sense_is_refused_and_nothing_done(
 
 async def test_a_role_may_be_given_as_its_number(tmp_path: Path) -> None:
     async with nodes_in_one_loop(tmp_path, 1, KeyValue) as [raft]:
-        await raft.get_raft_node().add_peer(2, free_addrs(1)[0], int(InitialRole.LEARNER))
+        await raft.get_raft_node().add_peer(2, free_addrs(1)[0], int(InitialRole.LEARNER))  # type: ignore[arg-type]
         assert raft.status.learners == (2,)
 
 
