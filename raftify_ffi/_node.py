@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, overload
 
 from ._address import checked_address, checked_node_id
 from ._config import Config
@@ -240,6 +240,14 @@ class Raft(Generic[S]):
             DEFAULT_MS if timeout is DEFAULT else milliseconds(timeout),
         )
 
+    @overload
+    async def propose_many(
+        self, commands: Iterable[Buffer], *, timeout: Timeout = DEFAULT, return_exceptions: Literal[False] = False
+    ) -> list[bytes]: ...
+    @overload
+    async def propose_many(
+        self, commands: Iterable[Buffer], *, timeout: Timeout = DEFAULT, return_exceptions: bool
+    ) -> list[bytes | BaseException]: ...
     async def propose_many(
         self, commands: Iterable[Buffer], *, timeout: Timeout = DEFAULT, return_exceptions: bool = False
     ) -> list[Any]:

@@ -20,7 +20,7 @@ async def test_a_command_that_fails_is_told_in_its_place_or_raised_when_all_are_
         outcomes = await raft.propose_many(commands, return_exceptions=True)
         assert outcomes[0::2] == [b"", b"1", b"2"]
         assert [type(outcome) for outcome in outcomes[1::2]] == [ApplyError, ApplyError]
-        assert isinstance(outcomes[1].__cause__, ValueError)
+        assert isinstance(outcomes[1], ApplyError) and isinstance(outcomes[1].__cause__, ValueError)
         with pytest.raises(ApplyError, match="first"):
             await raft.propose_many([*commands, b"b=1"])
         assert store.data == {"a": "3", "b": "1"}
