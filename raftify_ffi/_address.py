@@ -11,7 +11,7 @@ def checked_address(value: object, field: str, whose: str = "") -> str:
     if not isinstance(value, str):
         raise InvalidConfig(f'{field}: {shown} is not text; use "host:port"', field=field, value=value)
     host, colon, port = value.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    if not colon or not host or not (value.isascii() and port.isdigit()) or int(port) > 65535:
         raise InvalidConfig(f'{field}: {shown} is not "host:port" with a port of 0 to 65535', field=field, value=value)
     return str(value)
 

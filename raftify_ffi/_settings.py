@@ -32,7 +32,13 @@ def checked(field: str, kind: str, value: object) -> Any:
         raise invalid(field, value, f"is not {says}")
     if kind in ("count", "seconds") and not 0 <= value < math.inf:  # type: ignore[operator]
         raise invalid(field, value, f"is not {says}")
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    plain = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(plain, str):
+        try:
+            plain.encode()
+        except UnicodeEncodeError:
+            raise invalid(field, value, "cannot be written as UTF-8; use another name") from None
+    return plain
 
 
 def as_text(value: object) -> str:

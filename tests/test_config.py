@@ -21,6 +21,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("max_unapplied_entries", {"max_unapplied_entries": 0}),
     ("log_engine", {"log_engine": "paper"}),
     ("log_dir", {"log_dir": 7}),
+    ("log_dir", {"log_dir": "not UTF-8: \udcff"}),
+    ("cluster_id", {"cluster_id": "\udcff"}),
     ("terminate_on_remove", {"terminate_on_remove": 1}),
     ("on_apply_error", {"on_apply_error": "ignore"}),
     ("raft_config", {"raft_config": {}}),
