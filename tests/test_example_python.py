@@ -30,13 +30,17 @@ class Member:
     process: Process
 
 
-def fetch(method: str, url: str) -> tuple[int, str]:
+def fetch(method: str, url: str, body: bytes | None = None, charset: str = "utf-8") -> tuple[int, str]:
     """Status and body; status 0 when nobody answers."""
 
     async def work() -> tuple[int, str]:
+        headers = {"Content-Type": f"text/plain; charset={charset}"}
         timeout = aiohttp.ClientTimeout(total=10)
         try:
-            async with aiohttp.ClientSession(timeout=timeout) as session, session.request(method, url) as reply:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.request(method, url, data=body, headers=headers) as reply,
+            ):
                 return reply.status, await reply.text()
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             return 0, repr(error)
@@ -116,6 +120,24 @@ def test_the_routes_that_describe_the_cluster_agree(cluster: list[Member]) -> No
         assert json.loads(fetch("GET", f"http://{member.web}/peers")[1]) == addresses
         status = json.loads(fetch("GET", f"http://{member.web}/debug")[1])
         assert (status["node_id"], status["addr"], status["voters"]) == (node_id, member.raft, [1, 2, 3])
+
+
+def test_a_request_that_makes_no_sense_is_the_callers_fault_and_says_why(cluster: list[Member]) -> None:
+    store, hand_on = f"http://{cluster[0].web}/store/k", f"http://{cluster[0].web}/transfer_leader/"
+    wrong: list[tuple[int, str, str, str, bytes, str]] = [
+        (400, "the value is no text", "PUT", store, b"\xff\xfe", "utf-8"),
+        (400, "unknown encoding", "PUT", store, b"x", "nope"),
+        (400, "InvalidConfig", "POST", f"{hand_on}0", b"", "utf-8"),
+        (400, "InvalidConfig", "POST", f"{hand_on}{2**64}", b"", "utf-8"),
+        (405, "Not Allowed", "DELETE", store, b"", "utf-8"),
+        (404, "Not Found", "PUT", f"http://{cluster[0].web}/store/", b"x", "utf-8"),
+    ]
+    for status, part, method, url, body, charset in wrong:
+        got, said = fetch(method, url, body, charset)
+        assert (got, part in said) == (status, True), (method, url, got, said)
+    assert fetch("GET", store)[0] == 404, "none of them has set the key"
+    assert fetch("PUT", store, "schön".encode("latin-1"), "latin-1") == (200, "OK")
+    assert fetch("GET", store) == (200, "schön")
 
 
 def test_leadership_is_handed_on_and_a_snapshot_taken(cluster: list[Member]) -> None:

@@ -18,7 +18,7 @@ from aiohttp import web
 from cluster_file import WrongUse
 from store import HashStore, SetCommand
 
-from raftify_ffi import ApplyError, Raft, RaftError, RaftServiceClient, RaftTimeout
+from raftify_ffi import ApplyError, InvalidConfig, Raft, RaftError, RaftServiceClient, RaftTimeout
 
 PAGE = Path(__file__).resolve().parent / "page.html"
 #: Seconds between two looks at the other nodes while somebody watches.
@@ -70,7 +70,7 @@ async def errors_as_json(
     try:
         return await handler(request)
     except RaftError as error:
-        if isinstance(error, ApplyError):
+        if isinstance(error, (ApplyError, InvalidConfig)):
             status = 400
         elif error.retryable:
             status = 503
@@ -122,7 +122,10 @@ class Handlers:
     async def put(self, request: web.Request) -> web.Response:
         value = request.match_info.get("value")
         if value is None:
-            value = await request.text()
+            try:
+                value = await request.text()
+            except (UnicodeDecodeError, LookupError) as error:
+                raise web.HTTPBadRequest(text=f"the value is no text: {error}\n") from error
         await self.raft.propose(SetCommand(request.match_info["key"], value).encode())
         return web.Response(text="OK")
 
