@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ Status = Mapping[str, Any]
 def parse_addr(text: str) -> tuple[str, int]:
     """`host:port`, `[v6]:port`."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+    # What else is written before a port (a URL, several nodes) would only be "not known" to the resolver.
+    wrong = not host or not port.isascii() or not port.isdigit() or any(c in "/,@" or c.isspace() for c in host)
+    if not colon or wrong or not 0 < int(port) < 65536:
         raise CliError(f"{text!r}: not an address; write host:port, for instance 127.0.0.1:60061", ExitCode.USAGE)
     return host.strip("[]"), int(port)
 
@@ -73,6 +76,8 @@ async def probe(addr: str, timeout: float) -> None:
         ) from error
     except OSError as error:
         reason = error.strerror or one_line(error)
+        if error.errno and reason.startswith("Connect call failed"):
+            reason = os.strerror(error.errno)  # asyncio's text names the address a second time, in place of the reason
         if isinstance(error, ConnectionRefusedError) or "refused" in reason.lower():
             reason = "connection refused"
         raise CliError(
@@ -104,6 +109,44 @@ def run(work: Awaitable[T]) -> T:
         return await work
 
     return asyncio.run(body())
+
+
+async def members_of(client: RaftServiceClient, timeout: float) -> dict[int, str]:
+    status: Status = json.loads(await client.debug_node(timeout=timeout))
+    addresses = {int(key): str(peer["addr"]) for key, peer in (status.get("peers") or {}).items()}
+    addresses[status["node_id"]] = status["addr"]
+    return {id_: addresses[id_] for id_ in (*status["voters"], *status["learners"]) if id_ in addresses}
+
+
+async def add_member(client: RaftServiceClient, node_id: int, addr: str, learner: bool, timeout: float) -> None:
+    """Adds a member that is none. To the library an id that is there already is a member that has moved: by hand that is
+    more likely a number taken twice, and would cut off a node that runs."""
+    at = (await members_of(client, timeout)).get(node_id, addr)
+    if at != addr:
+        raise CliError(
+            f"node {node_id} is a member at {at}; give the new one an id that nobody had, or say that node {node_id} has "
+            f"moved: raftify_cli member update-address",
+            ExitCode.REJECTED,
+        )
+    from raftify_ffi import RaftTimeout
+
+    try:
+        await client.members.add(node_id, addr, learner=learner, timeout=timeout)
+    except RaftTimeout as error:
+        if learner or not error.committed:
+            raise
+        raise CliError(
+            f"node {node_id} at {addr} is a learner so far: it has not caught up within {timeout:g} s; it becomes a voter by "
+            "itself as soon as it runs there and has",
+            ExitCode.TIMEOUT,
+        ) from error
+
+
+async def remove_member(client: RaftServiceClient, node_id: int, timeout: float) -> bool:
+    """Whether it was one."""
+    was_member = node_id in await members_of(client, timeout)
+    await client.members.remove(node_id, timeout=timeout)
+    return was_member
 
 
 async def node_status(addr: str, timeout: float) -> dict[str, Any]:

@@ -86,7 +86,8 @@ def show(
             console.print("No entries in this range: a snapshot may cover them (describe metadata shows its index).")
             return
         columns = [column for column in _COLUMNS if column in entries[0]]
-        rows = [[entry.get(column) for column in columns] for entry in entries]
+        # The payload is cut, whatever it is: one large value would push all else off the screen.
+        rows = [[_render.short(v) if c == "data" else v for c in columns for v in [entry.get(c)]] for entry in entries]
         console.print(_render.table("entries", columns, rows))
         if found.get("next_index") is not None:
             console.print(f"There are more: --from {found['next_index']}")
