@@ -148,8 +148,35 @@ def test_data_survives_kill_9_of_the_leader_and_the_killed_node_catches_up(clust
     assert cluster.ask(3, "get key7") == "none"
 
 
+def peak_memory(process: subprocess.Popen[bytes]) -> int:
+    """Bytes."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
+def test_a_client_that_takes_no_answers_fills_no_memory_and_gets_all_of_them_later(cluster: Cluster) -> None:
+    value, asked = "v" * 60_000, 3000
+    cluster.ask_until(1, f"put large {value}", is_ok)
+    before = peak_memory(cluster.processes[1])
+    with (
+        socket.create_connection(("127.0.0.1", cluster.ports[1]), timeout=PATIENCE) as lazy,
+        socket.create_connection(("127.0.0.1", cluster.ports[1]), timeout=PATIENCE) as other,
+    ):
+        lazy.sendall(b"get large\n" * asked)
+        lazy.shutdown(socket.SHUT_WR)
+        # Each of these takes the program through its loop, where it could serve the lazy one as often.
+        with other.makefile("r", encoding="utf-8") as answers:
+            for _ in range(asked):
+                other.sendall(b"get nothing\n")
+                assert answers.readline() == "none\n"
+        assert peak_memory(cluster.processes[1]) - before < asked * len(value) // 4
+        with lazy.makefile("r", encoding="utf-8") as answers:
+            assert [len(line) for line in answers] == [len(f"value {value}\n")] * asked
+
+
 def test_wrong_requests_are_answered_and_a_signal_closes_a_node_in_order(cluster: Cluster) -> None:
-    for request in ("", "put", "put x", "get", "get a b", "frob x", "status now"):
+    for request in ("", "put", "put x", "get", "get a b", "frob x", "status now", "put a b\0c", "\0"):
         assert cluster.ask(1, request).startswith("error use:"), request
     cluster.ask_until(1, "put a 1", is_ok)
     # Many requests in one packet, answered in order.

@@ -299,6 +299,8 @@ static void submitted(client *c, raftify_status status, raftify_error **error) {
   raftify_error_free(*error);
 }
 
+static const char USE[] = "use: put KEY VALUE, get KEY, del KEY, status";
+
 static void request(server *s, client *c, char *line) {
   char *key = strchr(line, ' '), *value = NULL, *command;
   raftify_error *error = NULL;
@@ -328,25 +330,27 @@ static void request(server *s, client *c, char *line) {
     return;
   } else {
     c->token = 0;
-    reply(c, "error", "use: put KEY VALUE, get KEY, del KEY, status", 44);
+    reply(c, "error", USE, sizeof USE - 1);
     return;
   }
   submitted(c, raftify_propose(s->node, c->token, (const uint8_t *)command, len, RAFTIFY_TIMEOUT_DEFAULT, &error), &error);
   free(command); /* raftify has its own copy */
 }
 
-/* Serves the lines that have come, one at a time. */
+/* Serves the lines that have come, one at a time, each when the answer to the one before has been taken. */
 static void serve(server *s, client *c) {
-  while (c->fd >= 0 && c->token == 0 && !s->closing) {
+  while (c->fd >= 0 && c->token == 0 && c->out_len == 0 && !s->closing) {
     char *end = memchr(c->in, '\n', c->in_len);
-    size_t len;
+    size_t len, text;
     if (end == NULL) return;
-    len = (size_t)(end - c->in) + 1;
-    *end = '\0';
-    if (end > c->in && end[-1] == '\r') end[-1] = '\0';
+    text = (size_t)(end - c->in);
+    len = text + 1;
+    if (text > 0 && c->in[text - 1] == '\r') text--;
+    c->in[text] = '\0';
     free(c->key);
     c->key = NULL;
-    request(s, c, c->in);
+    if (strlen(c->in) == text) request(s, c, c->in);
+    else reply(c, "error", USE, sizeof USE - 1); /* a NUL inside of it would quietly cut it short */
     c->in_len -= len;
     memmove(c->in, c->in + len, c->in_len);
     flush(c);
@@ -362,7 +366,7 @@ static void receive(server *s, client *c) {
   }
   c->in_len += (size_t)n;
   serve(s, c);
-  if (c->fd >= 0 && c->in_len == sizeof c->in && c->token == 0) drop(c); /* a line that long is no request */
+  if (c->fd >= 0 && c->in_len == sizeof c->in && memchr(c->in, '\n', c->in_len) == NULL) drop(c); /* no request is that long */
 }
 
 /* ---- what raftify says ---- */
@@ -472,8 +476,8 @@ static void turn(server *s, int listener) {
   for (i = 0; i < MAX_CLIENTS; i++) {
     const client *c = &s->clients[i];
     polled[3 + i].fd = c->fd;
-    /* A client that waits for its answer is not read from: it cannot fill our memory. */
-    polled[3 + i].events = (short)((c->out_len > 0 ? POLLOUT : 0) | (c->token == 0 && !s->closing ? POLLIN : 0));
+    /* A client that waits for its answer, or does not take it, is not read from: it cannot fill our memory. */
+    polled[3 + i].events = (short)(c->out_len > 0 ? POLLOUT : c->token == 0 && !s->closing ? POLLIN : 0);
   }
   if (poll(polled, 3 + MAX_CLIENTS, -1) < 0) {
     if (errno != EINTR) fail("poll");
@@ -483,7 +487,10 @@ static void turn(server *s, int listener) {
     client *c = &s->clients[i];
     short seen = polled[3 + i].revents;
     if (c->fd < 0 || c->fd != polled[3 + i].fd) continue;
-    if (seen & POLLOUT) flush(c);
+    if (seen & POLLOUT) {
+      flush(c);
+      serve(s, c);
+    }
     if (c->fd >= 0 && seen & POLLIN) receive(s, c);
     else if (c->fd >= 0 && seen & (POLLHUP | POLLERR | POLLNVAL)) drop(c);
   }
