@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +171,25 @@ def test_a_file_that_cannot_work_is_an_invalid_config(tmp_path: Path, text: str)
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(InvalidConfig):
         Config.from_toml(path)
+
+
+def test_the_settings_are_documented_with_their_defaults() -> None:
+    root = Path(__file__).resolve().parent.parent
+    rows = re.findall(r"^\| (`.+?) \| (.+?) \| .+ \|$", (root / "docs" / "settings.md").read_text(), re.M)
+    documented: dict[str, str] = {}
+    for names, defaults in rows:
+        listed, values = re.findall(r"`(\w+)`", names), defaults.replace("`", "").split(", ")
+        documented |= dict(zip(listed, values if len(values) == len(listed) else values * len(listed), strict=True))
+    known = re.findall(r'^ {12}"(\w+)" =>', (root / "engine" / "src" / "config.rs").read_text(), re.M)
+    assert set(known) == documented.keys()
+    here = Config()
+    for name, text in documented.items():
+        default = getattr(here, name, None)
+        if default is not None:
+            assert text == (
+                str(default).lower()
+                if isinstance(default, bool)
+                else f"{default:g}"
+                if isinstance(default, float)
+                else str(default)
+            ), name
