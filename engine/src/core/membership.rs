@@ -1,5 +1,7 @@
 //! Membership: what was asked, checked against the members there are, becomes one step of raft's (S12, S13).
 
+use std::collections::BTreeMap;
+
 use prost::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState};
 
@@ -171,6 +173,14 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
                             ),
                         ));
                     }
+                    // By hand it would turn everybody away from a node that runs, and only a number was mistaken. (One that joins says
+                    // where it is itself.)
+                    if step.directory.is_empty() && member.addr != step.addr && !member.addr.is_empty() {
+                        return refuse(format!(
+                            "node {id} is a member at {}; to move it to {} update its address, or add another id",
+                            member.addr, step.addr
+                        ));
+                    }
                     // A learner that is marked is on its way already.
                     let done = match promote {
                         true => cluster.is_voter(id) || (cluster.is_learner(id) && member.promote),
@@ -256,6 +266,11 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
     if singles.is_empty() {
         return Ok(None);
     }
+    if let Some((addr, one, other)) = shared_address(cluster, &singles, &records) {
+        return refuse(format!(
+            "{addr} would be the address of the members {one} and {other}; give each its own, or remove one of them in the same change"
+        ));
+    }
     if voters_after.is_empty() {
         return refuse("this would leave the cluster without a voter; add another voter first".into());
     }
@@ -269,6 +284,24 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
     }
     let context = MembershipContext { members: records }.encode_to_vec();
     Ok(Some(ConfChangeV2 { transition: ConfChangeTransition::Auto as i32, changes: singles, context }))
+}
+
+/// An address that two members would have after this: whoever dials one of them would reach the other.
+fn shared_address<'a>(
+    cluster: &'a ClusterState,
+    singles: &[ConfChangeSingle],
+    records: &'a [Member],
+) -> Option<(&'a str, NodeId, NodeId)> {
+    let goes =
+        |id: NodeId| singles.iter().any(|s| s.node_id == id && s.change_type == ConfChangeType::RemoveNode as i32);
+    let stays = |id: NodeId| !goes(id) && !records.iter().any(|record| record.id == id);
+    let mut held: BTreeMap<&str, NodeId> =
+        cluster.members().iter().filter(|m| stays(m.id)).map(|m| (m.addr.as_str(), m.id)).collect();
+    let named = records.iter().filter(|record| !record.addr.is_empty());
+    named.into_iter().find_map(|record| {
+        let other = held.insert(&record.addr, record.id)?;
+        Some((record.addr.as_str(), other, record.id))
+    })
 }
 
 /// The cluster after a conf change that raft has applied with this outcome.
@@ -351,6 +384,18 @@ mod tests {
             (vec![MemberChange::Promote { id: 8 }], "node 8 is no member"),
             (vec![MemberChange::Add { id: 8, addr: "h:2".into(), learner: false }], "h:2 is the address of member 2"),
             (vec![MemberChange::Remove { id: 1 }, MemberChange::Remove { id: 1 }], "node 1 is named twice"),
+            (
+                vec![MemberChange::Add { id: 1, addr: "h:9".into(), learner: false }],
+                "node 1 is a member at h:1; to move it to h:9 update its address",
+            ),
+            (
+                vec![MemberChange::UpdateAddress { id: 2, addr: "h:1".into() }],
+                "h:1 would be the address of the members 1 and 2",
+            ),
+            (
+                [8, 7].map(|id| MemberChange::Add { id, addr: "h:9".into(), learner: true }).to_vec(),
+                "h:9 would be the address of the members 8 and 7",
+            ),
             ((1..=3).map(|id| MemberChange::Remove { id }).collect(), "this would leave the cluster without a voter"),
         ];
         for (changes, reason) in table {
@@ -370,6 +415,28 @@ mod tests {
         let remove = |id| plan(&Change::of(&[MemberChange::Remove { id }]), &cluster);
         assert!(remove(2).unwrap_err().message.contains("[1] have never joined"));
         assert!(remove(1).unwrap().is_some());
+    }
+
+    #[test]
+    fn members_may_change_places_in_one_step() {
+        let at = |id, addr: &str| MemberChange::UpdateAddress { id, addr: addr.into() };
+        let add = |id, addr: &str| MemberChange::Add { id, addr: addr.into(), learner: true };
+        for changes in [
+            vec![at(1, "h:2"), at(2, "h:1")],
+            vec![MemberChange::Remove { id: 1 }, at(2, "h:1")],
+            vec![at(2, "h:9"), add(8, "h:2")],
+            vec![add(8, "h:9"), add(7, "h:10")],
+            // As it is already.
+            vec![add(3, "h:3"), at(1, "h:9")],
+        ] {
+            assert!(plan(&Change::of(&changes), &three()).unwrap().is_some(), "{changes:?}");
+        }
+        // One that has moved says so itself when it joins again; not to where another one is.
+        let mut cluster = three();
+        cluster.member_mut(1).unwrap().directory = vec![7; 16];
+        let moved = |addr| plan(&Change::join(1, addr, &[7; 16], false), &cluster);
+        assert!(moved("h:9").unwrap().is_some());
+        assert!(moved("h:2").unwrap_err().message.starts_with("h:2 would be the address of the members 2 and 1"));
     }
 
     #[test]

@@ -345,6 +345,9 @@ impl Core {
                 )
             } else {
                 let known = match committed {
+                    Committed::Yes if matches!(pending.what, What::Change(_)) => {
+                        "it is committed, and goes on by itself: a new voter learns until it has caught up"
+                    }
                     Committed::Yes => "it is committed, and not yet applied here",
                     Committed::No => "it was not sent to a leader",
                     Committed::Unknown => "it may or may not be committed",
