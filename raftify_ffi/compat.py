@@ -2,17 +2,23 @@
 
     from raftify_ffi.compat import Raft, AbstractStateMachine, AbstractLogEntry, AbstractLogger, Slogger, Severity
 
-`run()` blocks until the node has ended. Everything else is as in `raftify_ffi`.
+`run()` is over when the node has ended. Everything else is as in `raftify_ffi`.
 """
 
 from __future__ import annotations
 
 import abc
+import asyncio
 import enum
 import logging
-from typing import TypeVar
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar
 
+from ._call import Call
+from ._context import refuse_inside_store
 from ._node import Raft as _Raft
+from ._ticket import ClusterJoinTicket
+from ._timeouts import DEFAULT, Timeout, seconds
 
 __all__ = ["AbstractLogEntry", "AbstractLogger", "AbstractStateMachine", "Raft", "Severity", "Slogger"]
 
@@ -20,13 +26,54 @@ S = TypeVar("S")
 
 
 class Raft(_Raft[S]):
-    """`run()` starts the node and returns when it has ended, raising what ended it. Cancelled, it closes the node."""
+    """`run()` starts the node when it is called, also where it is awaited later:
 
-    async def run(self, *, timeout: float | None = None) -> None:
+        tasks.append(raft.run())
+        await raft.join([ticket])
+        await asyncio.gather(*tasks)
+
+    It is over when the node has ended, raising what ended it. Cancelled, it closes the node."""
+
+    _starting: asyncio.Task[None] | None = None
+
+    def run(self, *, timeout: float | None = None) -> Call[None]:
         """`timeout` is for the start."""
-        if self._running is None:
-            await self._start(timeout)
+        if self._running is None and (self._starting is None or self._starting.done()):
+            self._starting = asyncio.get_running_loop().create_task(self._start(timeout))
+        return _Run(asyncio.ensure_future(self._through(self._starting)))
+
+    async def _through(self, starting: asyncio.Task[None] | None) -> None:
+        if starting is not None:
+            await starting
         await self.serve_forever()
+
+    async def join(
+        self, ticket: ClusterJoinTicket | Sequence[ClusterJoinTicket] | None = None, *, timeout: Timeout = DEFAULT
+    ) -> None:
+        if self._starting is not None and not self._starting.done():
+            refuse_inside_store("join()")
+            # If it fails, `run()` says so; a start that takes too long is not waited for.
+            limit = seconds(timeout, self.config.conf_change_request_timeout)
+            await asyncio.wait([self._starting], timeout=limit)
+        await super().join(ticket, timeout=timeout)
+
+
+class _Run(Call[None]):
+    """A task that has begun, where a coroutine is wanted."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._task.__await__()
+
+    def throw(self, *raised: Any) -> Any:
+        if self._task.cancel():
+            # Also as the first thing that happens to it: over it is when the node is.
+            return self.send(None)
+        return super().throw(*raised)
 
 
 class AbstractLogEntry(abc.ABC):

@@ -68,6 +68,35 @@ async def test_a_program_of_0_1_78_runs(tmp_path: Path) -> None:
     await client.close()
 
 
+async def test_who_joins_does_so_between_the_call_of_run_and_its_end(tmp_path: Path) -> None:
+    """As the README of those releases has it: their `run()` begins when it is called."""
+    addr, peer_addr = free_addrs(2)
+    first = Raft.bootstrap(1, peer_addr, HashStore(), quick_config(tmp_path))
+    tasks = [first.run()]
+    join_ticket = await Raft.request_id(addr, peer_addr)
+    raft = Raft.bootstrap(join_ticket.get_reserved_id(), addr, HashStore(), quick_config(tmp_path), Slogger.default())
+    tasks.append(raft.run())
+    await raft.join([join_ticket])
+    await raft.propose(SetCommand("a", "1").encode())
+    assert first.store.data == {"a": "1"}
+    for one in (raft, first):
+        await one.get_raft_node().quit()
+    assert await asyncio.gather(*tasks) == [None, None]
+
+
+async def test_a_run_that_is_cancelled_at_once_leaves_no_node_behind(tmp_path: Path) -> None:
+    raft = Raft.bootstrap(1, free_addrs(1)[0], HashStore(), quick_config(tmp_path))
+    running = asyncio.create_task(raft.run())
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    again = raft.run()
+    async with RaftServiceClient.connect(raft.addr) as client:
+        await client.propose(SetCommand("a", "1").encode())
+    await raft.close()
+    await again
+
+
 async def test_run_raises_what_ended_the_node_and_closes_it_when_cancelled(tmp_path: Path) -> None:
     failing, cancelled = (Raft.bootstrap(1, free_addrs(1)[0], HashStore(), quick_config(tmp_path / n)) for n in "ab")
     async with RaftServiceClient.connect(failing.addr) as client:
