@@ -19,5 +19,5 @@ def checked_address(value: object, field: str, whose: str = "") -> str:
 def checked_node_id(value: object, field: str = "node_id") -> int:
     """An id: above 0, below 2**64."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**64:
-        raise InvalidConfig(f"{field}: {value!r} is not a whole number above 0", field=field, value=value)
+        raise InvalidConfig(f"{field}: {value!r} is not a whole number from 1 to 2**64 - 1", field=field, value=value)
     return int(value)

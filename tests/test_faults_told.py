@@ -49,7 +49,7 @@ def build(tmp_path: Path, **changes: Any) -> Raft[Any]:
 @pytest.mark.parametrize(
     ("changes", "field", "says"),
     [
-        ({"node_id": 0}, "node_id", ["0", "above 0"]),
+        ({"node_id": 0}, "node_id", ["0", "from 1"]),
         ({"node_id": -1}, "node_id", ["-1"]),
         ({"node_id": 2**64}, "node_id", [str(2**64)]),
         ({"raft_addr": "nonsense"}, "raft_addr", ["'nonsense'", "host:port"]),

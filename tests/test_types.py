@@ -67,7 +67,7 @@ def test_peers_is_a_mapping_with_the_old_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [(0, "a:1"), (1, "\udcff:1"), (1, "a"), (1, "a:99999"), (1, ":1"), (True, "a:1"), (1, 5)]
+    "entry", [(0, "a:1"), (1, "\udcff:1"), (2**64, "a:1"), (1, "a"), (1, "a:99999"), (1, ":1"), (True, "a:1"), (1, 5)]
 )
 def test_a_peer_that_cannot_be_is_refused(entry: tuple[Any, Any]) -> None:
     with pytest.raises(InvalidConfig):
