@@ -742,7 +742,7 @@ raftify_status raftify_queue_free(struct raftify_queue *queue);
  * Opens the node's directory `<log_dir>/node-<id>`, checks it, and starts the node. Afterwards the node restores its
  * own snapshot, listens, and says so with a COMPLETION of token 0; only then does it serve. Its records may be in
  * the queue before this call has returned. Which cluster it joins or founds follows from the directory and `peers`:
- * see the guide in docs/.
+ * see docs/settings.md.
  *
  * runtime, queue, config: borrowed for the call. The node keeps the queue itself alive, and copies the settings; the
  *   runtime must be freed after the node.

@@ -14,11 +14,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, Instant};
 
+use crate::address;
 use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::locks::lock;
 use crate::request::{Completion, Reply, Request, Timeout, Token};
 use crate::runtime::Runtime;
-use crate::transport::address;
 use crate::transport::ask::{ask, changes_nothing, Sent};
 use crate::transport::connect::{connect, Patience};
 use crate::transport::dial::jitter;

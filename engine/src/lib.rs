@@ -4,6 +4,7 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing))]
 
+pub mod address;
 mod baton;
 mod checksum;
 pub mod client;

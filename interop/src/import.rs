@@ -15,10 +15,10 @@ use prost::Message as _;
 use raft::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType, HardState,
 };
+use raftify_engine::address;
 use raftify_engine::core::{founding_digest, new_log, FOUNDING_INDEX};
 use raftify_engine::log::{self, ClusterRecord, Identity, LogOptions, LogWrite, NewLog, OpenedLog, SnapshotMeta};
 use raftify_engine::snapshots::SnapshotDir;
-use raftify_engine::transport::address;
 use raftify_engine::wire::MembershipContext;
 use raftify_engine::{ClusterState, Error, ErrorCode, Member, NodeId, Result, Uid};
 use rustix::process::{fcntl_getlk, Flock, FlockType};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState};
 
+use crate::address;
 use crate::cluster::{ClusterState, Member, NodeId};
 use crate::error::{Error, ErrorCode, Result};
 use crate::request::{MemberChange, MAX_CHANGES};
@@ -158,9 +159,7 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
                 if cluster.is_removed(id) {
                     return refuse(format!("id {id} was removed before and is spent; reserve a new id"));
                 }
-                if step.addr.is_empty() {
-                    return refuse(format!("node {id} has no address; give host:port"));
-                }
+                address::dialable("addr", &step.addr, false)?;
                 let promote = step.kind == 1;
                 if let Some(member) = present {
                     let recorded = &member.directory;
@@ -254,6 +253,7 @@ pub fn plan(change: &Change, cluster: &ClusterState) -> Result<Option<ConfChange
                 None => return refuse(format!("node {id} is no member")),
                 Some(member) if member.addr == step.addr => continue,
                 Some(member) => {
+                    address::dialable("addr", &step.addr, false)?;
                     records.push(Member { addr: step.addr.clone(), ..member.clone() });
                     let same =
                         if cluster.is_voter(id) { ConfChangeType::AddNode } else { ConfChangeType::AddLearnerNode };
@@ -415,6 +415,25 @@ mod tests {
         let remove = |id| plan(&Change::of(&[MemberChange::Remove { id }]), &cluster);
         assert!(remove(2).unwrap_err().message.contains("[1] have never joined"));
         assert!(remove(1).unwrap().is_some());
+    }
+
+    #[test]
+    fn an_address_that_nobody_can_dial_is_not_recorded() {
+        for addr in ["", "nowhere", "a b:1", "0.0.0.0:5", "[::]:5", "127.0.0.1:0", "http://a:1"] {
+            for change in [
+                MemberChange::Add { id: 8, addr: addr.into(), learner: false },
+                MemberChange::Add { id: 8, addr: addr.into(), learner: true },
+                MemberChange::UpdateAddress { id: 2, addr: addr.into() },
+            ] {
+                let error = plan(&Change::of(std::slice::from_ref(&change)), &three()).unwrap_err();
+                assert_eq!(
+                    (error.code, error.field.as_deref()),
+                    (ErrorCode::InvalidConfig, Some("addr")),
+                    "{change:?}"
+                );
+                assert!(error.message.contains(&format!("{addr:?}")), "{error}");
+            }
+        }
     }
 
     #[test]

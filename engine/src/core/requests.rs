@@ -18,6 +18,7 @@ use super::deadlines::{Deadlines, Micros};
 use super::membership::{Awaited, Change};
 use super::transfer::Transfer;
 use super::Core;
+use crate::address;
 use crate::cluster::NodeId;
 use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::request::{Completion, Reply, Request, Ticket, Token};
@@ -132,6 +133,10 @@ impl Core {
                 Ok(()) => self.accept(token, What::Read, timeout),
                 Err(error) => self.answer(token, Err(error)),
             },
+            Request::ReserveId { addr } if address::dialable("addr", &addr, false).is_err() => {
+                let refused = address::dialable("addr", &addr, false).map(|_| Reply::Done);
+                self.answer(token, refused);
+            }
             Request::ReserveId { addr } => match self.cluster.member_at(&addr) {
                 // From the address of a member it is that member's id: no new one is spent.
                 Some(member) => {
@@ -341,17 +346,14 @@ impl Core {
                 Error::new(
                     ErrorCode::NoLeader,
                     Committed::No,
-                    format!("no leader was found in time for {what}; a majority of the voters must be running and reach each other"),
+                    if self.cluster.members().is_empty() {
+                        format!("no leader was found in time for {what}: this node belongs to no cluster yet; let it join one first")
+                    } else {
+                        format!("no leader was found in time for {what}; a majority of the voters must be running and reach each other")
+                    },
                 )
             } else {
-                let known = match committed {
-                    Committed::Yes if matches!(pending.what, What::Change(_)) => {
-                        "it is committed, and goes on by itself: a new voter learns until it has caught up"
-                    }
-                    Committed::Yes => "it is committed, and not yet applied here",
-                    Committed::No => "it was not sent to a leader",
-                    Committed::Unknown => "it may or may not be committed",
-                };
+                let known = why_late(&pending.what, committed);
                 Error::new(ErrorCode::Timeout, committed, format!("{what} was not done in time: {known}"))
             };
             self.complete(request, Err(error.with_leader(self.leader_hint())));
@@ -460,6 +462,21 @@ fn fate(pending: &Pending) -> Committed {
         (What::Transfer(_), State::Following) => Committed::Unknown,
         (_, State::Placed { committed: true, .. } | State::Following) => Committed::Yes,
         _ => Committed::Unknown,
+    }
+}
+
+/// What is known of a request whose deadline has come, for whoever waits for it.
+fn why_late(what: &What, committed: Committed) -> &'static str {
+    match (what, committed) {
+        (What::Read, _) => "the leader has not confirmed it, or this node not applied what it confirmed",
+        (What::Snapshot, _) => "the state machine has not given it, or it is being written",
+        (What::BecomeMember, _) => "this node is no voter yet (or learner, if it asked for that)",
+        (What::Change(_), Committed::Yes) => {
+            "it is committed, and goes on by itself: a new voter learns until it has caught up"
+        }
+        (_, Committed::Yes) => "it is committed, and not yet applied here",
+        (_, Committed::No) => "it was not sent to a leader",
+        (_, Committed::Unknown) => "it may or may not be committed",
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::NodeOptions;
+use crate::address;
 use crate::cluster::{ClusterState, NodeId, Uid};
 use crate::core::{founding_digest, new_log};
 use crate::entry::Entry;
@@ -13,7 +14,6 @@ use crate::log::files::REMEDY;
 use crate::log::{open_or_create, Identity, LogOptions, LogReader, LogState, LogWriter, NewLog};
 use crate::snapshots::SnapshotDir;
 use crate::status::Event;
-use crate::transport::address;
 use crate::transport::tls::Tls;
 
 pub(super) struct Opened {

@@ -117,6 +117,9 @@ pub async fn connect(addr: &str, patience: Patience, tls: Option<Dialling>) -> R
         .http2_max_header_list_size(16 << 10);
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
+    // The system takes a port for this end of it, maybe one that a node is about to listen on: that must not be kept from it, nor for the
+    // minute after.
+    tcp.set_reuse_address(true);
     tcp.set_connect_timeout(Some(patience.connect));
     let to = addr.to_owned();
     let hears = Arc::new(Mutex::new(None));

@@ -21,7 +21,8 @@ use super::socket::Socket;
 use super::tcp::Tcp;
 use super::tls_reason::{handshake, Side};
 use super::turned_away::TurnedAway;
-use super::{address, TransportConfig};
+use super::TransportConfig;
+use crate::address;
 use crate::descriptors::Inherited;
 use crate::error::{Error, Result};
 

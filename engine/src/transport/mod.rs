@@ -14,7 +14,6 @@
 //! Threads: everything runs on the runtime, where [`Transport`] must be used, one task at a time. Disks of snapshots are
 //! touched on blocking helper threads only.
 
-pub mod address;
 pub(crate) mod ask;
 pub mod call;
 pub(crate) mod connect;
@@ -50,6 +49,7 @@ use rustix::process::{getrlimit, Resource};
 use tokio::sync::{mpsc, oneshot, watch, Notify, OwnedSemaphorePermit};
 use tokio::task::JoinHandle;
 
+use crate::address;
 use crate::cluster::NodeId;
 use crate::config::Config;
 use crate::error::{Error, ErrorCode, Result};

@@ -583,6 +583,29 @@ fn streams_and_connections_are_bounded_in_number() {
 }
 
 #[test]
+fn a_node_listens_on_a_port_from_which_somebody_has_dialled() {
+    run(async {
+        for still_connected in [true, false] {
+            let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let addr = silent.local_addr().unwrap().to_string();
+            let patience = Patience { connect: Duration::from_secs(5), keepalive: Duration::from_secs(5) };
+            let dialling = tokio::spawn(async move { connect(&addr, patience, None).await.map(|_| ()) });
+            let (accepted, dialler) = silent.accept().await.unwrap();
+            if !still_connected {
+                // It is the first to close, so its port is the one that waits.
+                dialling.abort();
+                assert!(dialling.await.unwrap_err().is_cancelled());
+                let mut accepted = accepted;
+                while accepted.read(&mut [0; 100]).await.is_ok_and(|n| n > 0) {}
+                drop(accepted);
+            }
+            let host = Host::start(settings(1, &dialler.to_string())).await;
+            assert_eq!(host.transport.listen_addr(), dialler);
+        }
+    });
+}
+
+#[test]
 fn connections_take_half_of_the_descriptors_at_most() {
     for (descriptors, connections) in
         [(Some(1024), 512), (Some(256), 128), (Some(0), 16), (Some(20), 16), (Some(1 << 20), 1024), (None, 1024)]

@@ -12,9 +12,9 @@ use tokio::time::timeout;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 
-use super::address;
 use super::connect::Unreachable;
 use super::tls_files::{server_name, Loaded, TlsFiles};
+use crate::address;
 use crate::error::{Error, ErrorCode, Result};
 use crate::locks::lock;
 
