@@ -175,3 +175,7 @@ fn check_append(received: &Received, at: &Standing<'_>) -> Result<(), &'static s
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "check_tests.rs"]
+mod tests;
