@@ -117,6 +117,24 @@ fn any_flipped_bit_or_cut_is_found_by_the_check() {
 }
 
 #[test]
+fn a_whole_file_under_the_name_of_another_snapshot_is_damage() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let meta = written(&dir, 5, b"state");
+    let bytes = std::fs::read(dir.path(&meta)).unwrap();
+    // The log names one that lies where a copy of this one was put.
+    for other in [
+        SnapshotMeta { index: 6, ..meta.clone() },
+        SnapshotMeta { term: 3, ..meta.clone() },
+        SnapshotMeta { size: 6, ..meta.clone() },
+        SnapshotMeta { crc: 6, ..meta },
+    ] {
+        std::fs::write(dir.path(&other), &bytes).unwrap();
+        assert_eq!(dir.verify(&other).unwrap_err().code, ErrorCode::CorruptData, "{other:?}");
+    }
+}
+
+#[test]
 fn a_newer_format_is_told_from_damage() {
     let root = tempfile::tempdir().unwrap();
     let dir = SnapshotDir::open(root.path()).unwrap();
@@ -390,6 +408,28 @@ fn s6_a_snapshot_is_received_only_once_its_name_is_durable() {
         assert_eq!(incoming.offset(), header.size, "it is there under its name");
     }
     dir.verify(&incoming.finish().unwrap()).unwrap();
+}
+
+#[test]
+fn s6_a_snapshot_of_our_own_is_made_only_once_file_and_name_are_durable() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    for fault in [Fault::Sync, Fault::SyncDirectory] {
+        let mut writer = dir.create(5, 2, &cluster()).unwrap();
+        writer.write(b"state").unwrap();
+        fail_next(fault);
+        assert!(writer.finish().is_err(), "{fault:?}: the log would name it, and let go of what comes before it");
+    }
+    dir.verify(&written(&dir, 5, b"state")).unwrap();
+}
+
+#[test]
+fn s5_the_names_that_a_start_believes_are_durable() {
+    let root = tempfile::tempdir().unwrap();
+    written(&SnapshotDir::open(root.path()).unwrap(), 5, b"state");
+    fail_next(Fault::SyncDirectory);
+    assert!(SnapshotDir::open(root.path()).is_err(), "a crash may have left the name in the page cache alone");
+    SnapshotDir::open(root.path()).unwrap();
 }
 
 #[test]
