@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use super::test_cores::{founders, log, options};
-use super::{founding_digest, Core, CoreOptions};
+use prost::Message as _;
+use raft::eraftpb::{Message, MessageType};
+
+use super::test_cores::{founders, leader, log, message, options};
+use super::{founding_digest, new_log, Context, Core, CoreOptions, Kind, Origin};
 use crate::cluster::{ClusterState, Member, Uid};
+use crate::entry::Entry;
 use crate::error::ErrorCode;
 use crate::log::Identity;
-use crate::request::Ticket;
+use crate::request::{Request, Ticket};
 use crate::status::{Event, Role};
-use crate::wire::{Hello, Verdict, Welcome, PROTOCOL_VERSION};
+use crate::wire::{Forward, Hello, OutcomeReport, Verdict, Welcome, PROTOCOL_VERSION};
 
 const INCARNATION: Uid = Uid(77);
 
@@ -293,4 +297,210 @@ fn s11_many_members_that_greet_one_that_waits_all_stay() {
     core.tick();
     let peers = core.poll().peers.unwrap();
     assert_eq!(peers.into_keys().collect::<Vec<_>>(), (1000..1100).collect::<Vec<_>>());
+}
+
+/// A member of the cluster with the directory that is recorded for it.
+fn member(id: u64, directory: u64) -> Hello {
+    Hello { directory: Uid(u128::from(directory)).to_bytes(), ..stranger(id, Some(INCARNATION)) }
+}
+
+#[test]
+fn s11_whoever_greets_is_told_who_it_is_taken_for() {
+    let other = Uid(78).to_bytes();
+    for (story, hello, verdict) in [
+        ("a member", member(2, 2), Verdict::Accepted),
+        ("one whose directory was wiped", Hello { incarnation: vec![], ..member(2, 5) }, Verdict::WrongDirectory),
+        ("one whose directory was wiped and has joined again", member(2, 5), Verdict::WrongDirectory),
+        ("one that means somebody else", Hello { to: 5, ..member(2, 2) }, Verdict::WrongNode),
+        ("one with our own id", member(4, 2), Verdict::WrongNode),
+        ("one without an id", member(0, 2), Verdict::WrongNode),
+        ("one of another cluster", Hello { incarnation: other.clone(), ..member(2, 2) }, Verdict::ClusterMismatch),
+        ("one that was removed", member(9, 9), Verdict::Removed),
+        ("one that was removed, wiped", Hello { incarnation: vec![], ..member(9, 9) }, Verdict::Removed),
+        // The id was spent here, and is somebody else's there.
+        ("one of another cluster, 9 there", Hello { incarnation: other, ..member(9, 9) }, Verdict::ClusterMismatch),
+        ("one of an old version", Hello { version: 0, ..member(2, 2) }, Verdict::Version),
+    ] {
+        let mut core = joined(1);
+        let mut cluster = core.cluster().clone();
+        cluster.drop_member(9);
+        core.set_cluster(9, cluster);
+        let welcome = core.greeted(&hello);
+        assert_eq!(welcome.verdict, verdict as i32, "{story}: {}", welcome.reason);
+        let taken = verdict == Verdict::Accepted;
+        assert_eq!(core.greetings.seen(hello.node_id).is_some(), taken, "{story}: nothing of it is kept");
+    }
+}
+
+#[test]
+fn s11_of_an_even_number_of_founders_half_are_no_majority() {
+    let initial: BTreeMap<u64, String> = (1..=4).map(|id| (id, format!("h:{id}"))).collect();
+    let (hard_state, cluster, snapshot) = new_log(&initial);
+    let mut log = log(snapshot, (cluster.index, cluster.cluster), 1);
+    (log.hard_state, log.terms) = (hard_state, vec![]);
+    let mut core = Core::new(CoreOptions { initial, ..options(log) }).unwrap();
+    let other = core.greeted(&Hello { to: 1, digest: 2, ..stranger(4, None) });
+    assert_eq!(other.verdict, Verdict::ClusterMismatch as i32, "{}", other.reason);
+    for (id, takes_part) in [(2, false), (3, true)] {
+        core.greeted(&Hello { to: 1, digest: 1, ..stranger(id, None) });
+        assert_eq!(core.may_take_part(), takes_part, "it has seen {id}");
+    }
+}
+
+/// Node 2 asks this node for its vote, with a log that is newer: whether it votes, or says anything.
+fn moved_by_a_candidate(core: &mut Core) -> bool {
+    let id = core.id();
+    core.poll();
+    let before = core.hard_state();
+    for kind in [MessageType::MsgRequestPreVote, MessageType::MsgRequestVote] {
+        core.receive(2, Message { to: id, index: 90, log_term: 4, ..message(kind, 2, 5) });
+    }
+    !core.poll().messages.is_empty() || core.hard_state() != before
+}
+
+#[test]
+fn s11_who_takes_no_part_yet_does_not_vote() {
+    let (hard_state, cluster, snapshot) = new_log(&founders());
+    let mut founding = log(snapshot, (cluster.index, cluster.cluster), 1);
+    (founding.hard_state, founding.terms) = (hard_state, vec![]);
+    let mut founder = Core::new(options(founding)).unwrap();
+    assert!(!moved_by_a_candidate(&mut founder), "a founder that has seen nobody");
+
+    let (hard_state, cluster, snapshot) = new_log(&BTreeMap::new());
+    let mut waits = log(snapshot, (cluster.index, cluster.cluster), 0);
+    (waits.hard_state, waits.identity.digest) = (hard_state, 0);
+    let mut waiting = Core::new(CoreOptions { initial: BTreeMap::new(), ..options(waits) }).unwrap();
+    assert!(!moved_by_a_candidate(&mut waiting), "one that waits to be joined");
+    waiting.become_member(1, &ticket(INCARNATION), None);
+    assert!(!moved_by_a_candidate(&mut waiting), "one that has a ticket, and no log");
+
+    assert!(moved_by_a_candidate(&mut joined(1)), "a member");
+}
+
+fn ticket(incarnation: Uid) -> Ticket {
+    Ticket {
+        reserved_id: 1,
+        raft_addr: "h:1".into(),
+        leader_id: 2,
+        leader_addr: "h:2".into(),
+        peers: BTreeMap::new(),
+        incarnation: incarnation.to_string(),
+    }
+}
+
+#[test]
+fn s11_a_directory_joins_no_second_cluster() {
+    for (story, mut core, incarnation, refused) in [
+        ("a member asks again", joined(1), INCARNATION, None),
+        ("a member, with a ticket of another cluster", joined(1), Uid(78), Some(ErrorCode::ClusterMismatch)),
+        ("a founder that has not founded", lone_founder(None, &[]), Uid(78), Some(ErrorCode::Membership)),
+    ] {
+        let before = core.hello(2).incarnation;
+        core.become_member(1, &ticket(incarnation), None);
+        let ended = core.poll().completions.pop().and_then(|completion| completion.result.err());
+        assert_eq!(ended.map(|error| error.code), refused, "{story}");
+        assert_eq!(core.hello(2).incarnation, before, "{story}");
+    }
+}
+
+#[test]
+fn s11_a_refusal_counts_only_from_the_node_and_the_cluster_that_it_is_meant_to_come_from() {
+    let other = Some(Uid(78));
+    let from = |id, incarnation| Hello { to: 4, ..stranger(id, incarnation) };
+    // Who answers, and what; that it is removed, or what is told of the node that it dialled.
+    for (story, hello, verdict, removed, told) in [
+        ("its own cluster has removed it", from(2, Some(INCARNATION)), Verdict::Removed, true, false),
+        ("another cluster has moved to that address", from(2, other), Verdict::Removed, false, false),
+        ("another node has", from(3, Some(INCARNATION)), Verdict::Removed, false, true),
+        ("another node has, and would take it", from(1, Some(INCARNATION)), Verdict::Accepted, false, true),
+        // Its directory is part of the cluster: what one of them says does not stop it.
+        ("its directory is another's", from(2, Some(INCARNATION)), Verdict::WrongDirectory, false, true),
+    ] {
+        let mut core = joined(1);
+        let welcome = Welcome { verdict: verdict as i32, hello: Some(hello), ..Welcome::default() };
+        assert!(!core.welcomed(2, &welcome), "{story}: nothing is sent there");
+        assert_eq!(core.status().role == Role::Removed, removed, "{story}");
+        let actions = core.poll();
+        assert!(actions.stop.is_none_or(|end| end.is_ok()), "{story}: it goes on");
+        let refused = actions.events.iter().any(|event| matches!(event, Event::PeerRefused { peer: 2, .. }));
+        assert_eq!(refused, told, "{story}");
+    }
+}
+
+#[test]
+fn s11_the_directory_that_was_recorded_first_stays() {
+    let mut core = joined(1);
+    let record = |index, directory: u128| {
+        let origin = Origin { node: 1, start: 1, sequence: u64::MAX };
+        let context = Context { kind: Kind::RecordDirectory, time_us: 0, origin }.encode();
+        let data = Member { id: 3, directory: Uid(directory).to_bytes(), ..Member::default() }.encode_to_vec();
+        Entry { index, term: 2, context, data: data.into(), ..Entry::default() }
+    };
+    // Two leaders have each heard of another one: the first has voted since.
+    for (index, directory) in [(10, 3), (11, 33)] {
+        core.apply_own(&record(index, directory));
+        assert_eq!(core.cluster().recorded_directory(3), Some(Uid(3)));
+    }
+}
+
+#[test]
+fn s11_a_member_is_listened_to_with_the_directory_that_is_recorded() {
+    // Node 3 has never come, by the members that node 4 knows.
+    let mut core = joined(1);
+    let admitted = |core: &Core| [1, 3, 4, 5].map(|id| core.admits(id));
+    assert_eq!(admitted(&core), [true, false, false, true], "it may lag behind the entry that adds 5");
+    core.greeted(&Hello { incarnation: vec![], ..member(3, 3) });
+    assert!(!core.admits(3), "it knows of no cluster");
+    core.greeted(&member(3, 3));
+    assert!(core.admits(3), "it may lag behind the entry that records it");
+    for (directory, admitted) in [(3, true), (33, false)] {
+        let mut cluster = core.cluster().clone();
+        cluster.member_mut(3).unwrap().directory = Uid(directory).to_bytes();
+        core.set_cluster(10, cluster);
+        assert_eq!(core.admits(3), admitted, "{directory} was recorded");
+    }
+    let mut cluster = core.cluster().clone();
+    cluster.drop_member(1);
+    core.set_cluster(11, cluster);
+    assert!(!core.admits(1), "it was removed");
+}
+
+#[test]
+fn s11_until_the_entry_that_founds_is_applied_those_that_it_names_are_listened_to() {
+    let (_, cluster, _) = new_log(&founders());
+    let mut core = Core::new(options(log(None, (9, cluster.cluster), 9))).unwrap();
+    core.greetings.set_heard(Some(BTreeMap::from([(1, Uid(1)), (2, Uid(2))])));
+    assert_eq!([2, 3].map(|id| core.admits(id)), [true, false], "it names 2");
+    core.greeted(&Hello { to: 1, digest: 1, ..stranger(3, None) });
+    assert!(!core.admits(3));
+    core.greeted(&Hello { to: 1, digest: 1, directory: Uid(22).to_bytes(), ..stranger(2, None) });
+    assert!(!core.admits(2), "with another directory");
+}
+
+/// Node 1 leads, and no entry records the directory of node 3.
+#[test]
+fn s11_a_leader_neither_hears_nor_tells_a_member_that_is_not_recorded() {
+    let mut core = leader(3, true);
+    let mut cluster = core.cluster().clone();
+    cluster.member_mut(3).unwrap().directory.clear();
+    core.set_cluster(10, cluster);
+    // It says that it is of this cluster.
+    core.greeted(&Hello { to: 1, incarnation: Uid(9).to_bytes(), ..stranger(3, None) });
+    core.poll();
+
+    core.receive(3, message(MessageType::MsgHeartbeatResponse, 3, 9));
+    core.receive_forward(3, Forward { term: 3, start: 5, number: 1, proposals: vec![], to_start: 7 });
+    core.receive_outcome_report(3, &OutcomeReport { term: 3, ..OutcomeReport::default() });
+    assert!(core.accepts_snapshot(3, 100).is_err());
+    assert_eq!((core.is_leader(), core.term()), (true, 3), "a later term of its own moves nobody");
+    core.submit(1, Request::Propose("x".into()), None);
+    for turn in 1..30 {
+        core.begin_turn(turn * 100_000, 1);
+        core.tick();
+        core.receive(2, message(MessageType::MsgHeartbeatResponse, 2, 3));
+        let actions = core.poll();
+        actions.writes.last().into_iter().for_each(|write| core.written(write.number));
+        assert!(actions.messages.iter().all(|message| message.to == 2), "{:?}", actions.messages);
+    }
+    assert!(core.is_leader());
 }
