@@ -3,10 +3,12 @@
 use prost::Message as _;
 
 use super::membership::Change;
-use super::test_cores::{follow, founders, leader, log, options};
+use raft::eraftpb::{Message, MessageType};
+
+use super::test_cores::{follow, founders, leader, log, message, options, sent};
 use super::{Body, Core, Kind, Outbound};
 use crate::cluster::{ClusterState, Uid};
-use crate::error::ErrorCode;
+use crate::error::{Committed, ErrorCode};
 use crate::request::{MemberChange, Request};
 use crate::wire::{Forward, ForwardAnswer, ForwardedProposal, Hello, Verdict, Welcome, PROTOCOL_VERSION};
 
@@ -107,5 +109,91 @@ fn a_change_of_more_members_than_a_call_may_name_is_refused_wherever_it_comes_fr
         );
         let own = actions.completions.into_iter().find(|completion| completion.token == 1).unwrap();
         assert_eq!(own.result.err().map(|error| error.code), refused);
+    }
+}
+
+#[test]
+fn s15_an_answer_to_the_process_before_says_nothing_of_this_ones_forward() {
+    let mut core = follower();
+    let_in(&mut core, 20);
+    core.submit(1, Request::Propose("x".into()), None);
+    let number = forwarded(&mut core).remove(0).number;
+    // Each process counts from 1.
+    let before = ForwardAnswer { start: 6, number, taken: true, first_index: 10, term: 3, ..ForwardAnswer::default() };
+    core.receive_forward_answer(2, before);
+    let refused = ErrorCode::ProposalTooLarge as i32;
+    core.receive_forward_answer(2, ForwardAnswer { start: 7, number, code: refused, ..ForwardAnswer::default() });
+    let ended = core.poll().completions.pop().unwrap().result.unwrap_err();
+    assert_eq!((ended.code, ended.committed), (ErrorCode::ProposalTooLarge, Committed::No));
+}
+
+/// What the leader of term 3 says to this forward, and what it adds to its log.
+fn answered(core: &mut Core, forward: Forward) -> (ForwardAnswer, u64) {
+    let last = core.positions().last;
+    core.receive_forward(3, forward);
+    let answer = core.poll().messages.into_iter().find_map(|message| match message.body {
+        Body::ForwardAnswer(answer) => Some(answer),
+        _ => None,
+    });
+    (answer.unwrap(), core.positions().last - last)
+}
+
+#[test]
+fn s15_a_forward_for_another_term_of_the_leader_is_not_taken() {
+    for (term, taken) in [(2, false), (3, true), (4, false)] {
+        let mut core = leader(3, true);
+        let forward = Forward { term, start: 5, number: 1, proposals: proposals(), to_start: 7 };
+        let (answer, added) = answered(&mut core, forward);
+        assert_eq!((answer.taken, answer.code, added), (taken, 0, u64::from(taken)), "it asks the leader of its term");
+    }
+}
+
+#[test]
+fn what_is_too_much_is_refused_wherever_it_comes_from() {
+    type Limit = fn(&mut crate::Config);
+    let cases: [(Limit, ErrorCode, bool); 4] = [
+        (|config| config.max_proposal_size = 3, ErrorCode::ProposalTooLarge, true),
+        (|config| config.max_uncommitted_size = 5, ErrorCode::Overloaded, true),
+        (|config| config.max_unapplied_entries = 0, ErrorCode::Overloaded, true),
+        // Those of another node are bounded there.
+        (|config| config.max_pending_bytes = 5, ErrorCode::Overloaded, false),
+    ];
+    for (number, (limit, code, also_forwarded)) in cases.into_iter().enumerate() {
+        // Index 11 is committed, and its machine has not answered; 12 is neither.
+        let mut core = leader(3, true);
+        core.submit(1, Request::Propose("x".into()), None);
+        sent(&mut core);
+        core.receive(2, Message { index: 11, ..message(MessageType::MsgAppendResponse, 2, 3) });
+        sent(&mut core);
+        core.submit(2, Request::Propose("yy".into()), None);
+        sent(&mut core);
+        limit(&mut core.config);
+
+        core.submit(3, Request::Propose("four".into()), None);
+        let ended = core.poll().completions.pop().and_then(|completion| completion.result.err());
+        let ended = ended.map(|error| (error.code, error.committed));
+        assert_eq!(ended, Some((code, Committed::No)), "{number}");
+        let proposals = vec![ForwardedProposal { sequence: 1, data: "four".into(), kind: 0 }];
+        let (answer, added) = answered(&mut core, Forward { term: 3, start: 5, number: 1, proposals, to_start: 7 });
+        assert_eq!((answer.taken, added), (!also_forwarded, u64::from(!also_forwarded)), "{number}");
+        assert_eq!(ErrorCode::from_i32(answer.code), also_forwarded.then_some(code), "{number}");
+    }
+}
+
+#[test]
+fn s15_a_deadline_says_what_is_known_of_the_command() {
+    for (acknowledged, committed) in [(false, Committed::Unknown), (true, Committed::Yes)] {
+        let mut core = leader(3, true);
+        core.submit(1, Request::Propose("x".into()), Some(1000));
+        sent(&mut core);
+        if acknowledged {
+            // And the machine does not answer.
+            core.receive(2, Message { index: 11, ..message(MessageType::MsgAppendResponse, 2, 3) });
+            sent(&mut core);
+        }
+        core.begin_turn(2000, 1);
+        core.expire();
+        let ended = core.poll().completions.pop().unwrap().result.unwrap_err();
+        assert_eq!((ended.code, ended.committed), (ErrorCode::Timeout, committed));
     }
 }
