@@ -8,7 +8,8 @@ use raft::eraftpb::{ConfState, Message, MessageType};
 use crate::cluster::ClusterState;
 use crate::core::tail::raft_snapshot;
 use crate::core::test_cores::{command, follow, founders, log, message, options, snapshot};
-use crate::core::{Actions, Body, Core, CoreOptions};
+use crate::core::{Actions, Body, Context, Core, CoreOptions, Kind, Received};
+use crate::entry::Entry;
 use crate::error::ErrorCode;
 use crate::log::SnapshotMeta;
 use crate::machine::{MachineAnswer, MachineRequest};
@@ -38,12 +39,12 @@ fn asked_for_snapshot(actions: &Actions) -> Option<(u64, u64)> {
 fn s19_a_send_that_the_log_does_not_go_on_from_any_more_ends_with_an_event() {
     let mut core = replaying();
     core.poll();
-    core.snapshots.sending = BTreeMap::from([(2, 12), (4, 18)]);
+    core.snapshots.sending = BTreeMap::from([(2, 12), (4, 18), (5, 16)]);
     let cluster = core.cluster().clone();
     let meta = SnapshotMeta { index: 20, term: 2, cluster, size: 1, crc: 1, has_file: true, outcomes: None };
     core.snapshot_named(Arc::new(meta), 16);
     let actions = core.poll();
-    assert_eq!(actions.cancel_sends, [2], "member 4 can go on from 18");
+    assert_eq!(actions.cancel_sends, [2], "members 4 and 5 can go on from where they will be");
     let told = actions.events.iter().any(|e| matches!(e, Event::SnapshotNotSent { peer: 2, index: 12, .. }));
     assert!(told, "{:?}", actions.events);
     // The shell's word that it ended.
@@ -246,4 +247,128 @@ fn s16_a_snapshot_is_taken_only_with_members_that_raft_can_restore() {
         let (taken, told) = given(message, meta);
         assert_eq!((taken, told.is_empty()), (restorable, restorable), "{conf:?}: {told:?}");
     }
+}
+
+#[test]
+fn s13_a_snapshot_is_taken_only_with_the_message_that_names_it() {
+    let cluster = members(ConfState { voters: vec![1, 2, 3], ..Default::default() });
+    let (message, meta) = stream(&cluster);
+    let other = members(ConfState { voters: vec![1, 2], learners: vec![3], ..Default::default() });
+    for (what, meta, taken) in [
+        ("itself", meta.clone(), true),
+        ("one at another index", SnapshotMeta { index: 31, ..meta.clone() }, false),
+        ("one of another term", SnapshotMeta { term: 2, ..meta.clone() }, false),
+        ("one with other members", SnapshotMeta { cluster: other, ..meta }, false),
+    ] {
+        let (found, told) = given(message.clone(), meta);
+        assert_eq!((found, told.len()), (taken, usize::from(!taken)), "{what}: {told:?}");
+    }
+}
+
+/// What is asked is answered at once: whatever is written is durable, whatever the machine is told is done.
+fn settle(core: &mut Core) -> Actions {
+    let mut all = Actions::default();
+    for _ in 0..20 {
+        let Actions { writes, machine, fetches, events, completions, stop, .. } = core.poll();
+        assert!(stop.is_none(), "{stop:?}");
+        for request in &machine {
+            match request {
+                MachineRequest::Apply(batch) => {
+                    core.machine_answer(MachineAnswer::Applied { id: batch.id, outcomes: Vec::new() });
+                }
+                MachineRequest::Restore { id, .. } => core.machine_answer(MachineAnswer::Restored { id: *id }),
+                MachineRequest::Snapshot { .. } => {}
+            }
+        }
+        for fetch in fetches {
+            core.fetched(fetch.id, (fetch.low..fetch.high).map(command).collect());
+        }
+        writes.last().into_iter().for_each(|write| core.written(write.number));
+        all.writes.extend(writes);
+        all.machine.extend(machine);
+        all.events.extend(events);
+        all.completions.extend(completions);
+    }
+    all
+}
+
+/// Its machine has taken a snapshot at 20, whose file is not complete yet; and it follows node 2.
+fn making() -> (Core, u64) {
+    let mut core = replaying();
+    let (id, index) = asked_for_snapshot(&settle(&mut core)).unwrap();
+    assert_eq!(index, 20);
+    follow(&mut core, 20);
+    (core, id)
+}
+
+#[test]
+fn a_snapshot_that_comes_later_than_a_newer_one_changes_nothing() {
+    let mut core = replaying();
+    follow(&mut core, 20);
+    receive(&mut core, 30);
+    receive(&mut core, 25);
+    settle(&mut core);
+    assert_eq!((core.snapshot_index(), core.applied()), (30, 30));
+}
+
+#[test]
+fn one_that_was_made_and_is_overtaken_holds_up_none_that_come_later() {
+    for named_in_the_same_turn in [true, false] {
+        let (mut core, id) = making();
+        if named_in_the_same_turn {
+            core.snapshot_made(id, 3, 0);
+            receive(&mut core, 30);
+        } else {
+            receive(&mut core, 30);
+            core.poll();
+            core.snapshot_made(id, 3, 0);
+        }
+        let after = settle(&mut core);
+        assert!(after.writes.iter().all(|w| w.snapshot.as_ref().is_none_or(|named| named.index == 30)));
+        core.submit(5, Request::Snapshot, None);
+        let told = settle(&mut core).completions;
+        assert!(told.iter().any(|told| told.token == 5 && told.result.is_ok()), "{named_in_the_same_turn}: {told:?}");
+    }
+}
+
+/// Megabytes of log that come while the snapshot at 20 is made; who is being sent the one at 10; up to where the log goes then.
+#[test]
+fn s19_the_log_goes_up_to_the_snapshot_and_stays_for_who_is_sent_one_up_to_a_limit() {
+    for (grown, sending, expected) in [
+        (0, None, 20),
+        (0, Some(12), 12),
+        (0, Some(25), 20),
+        // More than the limit of 64 MiB comes behind it, and not all of it can go.
+        (80, None, 20),
+        // The limit is behind what a slow peer needs, and it has to do with a newer one.
+        (80, Some(12), 20),
+    ] {
+        let (mut core, id) = making();
+        (core.config.trailing_entries, core.config.snapshot_bytes) = (0, 0);
+        core.snapshots.sending = sending.map(|index| (2, index)).into_iter().collect();
+        let large = bytes::Bytes::from(vec![0; 1 << 20]);
+        let entries = (21..21 + grown).map(|index| Entry { term: 3, data: large.clone(), ..command(index) }).collect();
+        let head = Message { index: 20, log_term: 2, ..message(MessageType::MsgAppend, 2, 3) };
+        core.receive(2, Received { head, entries });
+        settle(&mut core);
+        core.snapshot_made(id, 3, 0);
+        let named = settle(&mut core).writes.into_iter().find(|write| write.snapshot.is_some()).unwrap();
+        assert_eq!(named.compact_to, Some(expected), "{grown} MiB, {sending:?} is being sent");
+    }
+}
+
+#[test]
+fn the_leaders_clock_does_not_go_back_behind_a_received_snapshot() {
+    let mut core = replaying();
+    follow(&mut core, 20);
+    let mut cluster = core.cluster().clone();
+    cluster.time_us = 1 << 50;
+    let meta = snapshot(30, 3, &cluster);
+    let sent = Message { snapshot: Some(raft_snapshot(&meta)), ..message(MessageType::MsgSnapshot, 2, 3) };
+    core.receive_snapshot(2, sent, meta);
+    settle(&mut core);
+    // Its own clock says that it is 1970.
+    let context = core.context(Kind::Command, 1, 7, 1);
+    let next = Context::of(&Entry { context, ..command(31) }).unwrap();
+    assert!(next.time_us >= 1 << 50, "{}", next.time_us);
 }
