@@ -213,3 +213,7 @@ impl Core {
         self.fail(Error::new(ErrorCode::StateDiverged, Committed::Unknown, text).with_index(index));
     }
 }
+
+#[cfg(test)]
+#[path = "divergence_tests.rs"]
+mod tests;
