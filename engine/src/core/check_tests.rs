@@ -133,3 +133,33 @@ fn s16_what_no_follower_sends_is_dropped_and_told() {
         assert!(told.contains(reason), "{reason}: {told:?} of {message:?}");
     }
 }
+
+/// Its leader tells it to take over.
+#[test]
+fn s4_who_waits_for_its_disk_does_not_take_over() {
+    type Act = fn(&mut Core);
+    let acts: [(&str, Act, u64); 3] = [
+        ("nothing is being written", |_| {}, 4),
+        ("its newest entry is not on its disk", |core| core.receive(2, append(vec![entry(10, 3)])), 3),
+        // A write without entries: all of its log is there.
+        (
+            "its disk hangs",
+            |core| {
+                core.receive(2, Message { commit: 9, ..message(MessageType::MsgHeartbeat, 2, 4) });
+                core.poll();
+                core.begin_turn(60_000_000, 1);
+                core.tick();
+            },
+            4,
+        ),
+    ];
+    for (story, act, term) in acts {
+        let mut core = follower();
+        act(&mut core);
+        core.poll();
+        let now = core.term();
+        core.receive(2, message(MessageType::MsgTimeoutNow, 2, now));
+        core.poll();
+        assert_eq!(core.term(), term, "{story}");
+    }
+}
