@@ -493,6 +493,40 @@ mod tests {
     }
 
     #[test]
+    fn s11_an_id_that_is_known_does_not_join_with_another_directory() {
+        let mut cluster = three();
+        cluster.member_mut(3).unwrap().directory = vec![7; 16];
+        let join = |directory: &[u8]| plan(&Change::join(3, "h:3", directory, false), &cluster);
+        assert_eq!(join(&[7; 16]).unwrap(), None, "it asks again");
+        assert_eq!(join(&[8; 16]).unwrap_err().code, ErrorCode::WrongDirectory);
+    }
+
+    #[test]
+    fn who_leaves_with_the_old_half_of_two_is_a_member_until_then() {
+        let mut cluster = three();
+        let change = Change::of(&[MemberChange::Remove { id: 2 }, MemberChange::Remove { id: 3 }]);
+        let planned = plan(&change, &cluster).unwrap().unwrap();
+        let joint =
+            ConfState { voters: vec![1], voters_outgoing: vec![1, 2, 3], auto_leave: true, ..Default::default() };
+        apply(&mut cluster, &planned, &joint);
+        // Its vote is needed as long as both halves decide: it is dialled and listened to.
+        assert!([2, 3].iter().all(|id| cluster.member(*id).is_some() && !cluster.is_removed(*id)));
+        apply(&mut cluster, &ConfChangeV2::default(), &ConfState { voters: vec![1], ..Default::default() });
+        assert!([2, 3].iter().all(|id| cluster.member(*id).is_none() && cluster.is_removed(*id)));
+    }
+
+    #[test]
+    fn who_was_made_a_voter_and_is_a_learner_again_stays_one() {
+        let mut cluster = three();
+        let joined = plan(&Change::join(4, "h:4", &[7; 16], false), &cluster).unwrap().unwrap();
+        apply(&mut cluster, &joined, &ConfState { voters: vec![1, 2, 3], learners: vec![4], ..Default::default() });
+        let add = ConfChangeSingle { change_type: ConfChangeType::AddNode as i32, node_id: 4 };
+        let added = ConfChangeV2 { changes: vec![add], ..Default::default() };
+        apply(&mut cluster, &added, &ConfState { voters: vec![1, 2, 3, 4], ..Default::default() });
+        assert!(!cluster.member(4).unwrap().promote, "it would be promoted once more as soon as it is demoted");
+    }
+
+    #[test]
     fn a_removed_member_is_spent() {
         let mut cluster = three();
         let planned = plan(&Change::of(&[MemberChange::Remove { id: 2 }]), &cluster).unwrap().unwrap();
