@@ -13,6 +13,7 @@
 //! directory that holds anything else and no `log/` is somebody else's and is left alone.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -133,13 +134,18 @@ pub(crate) fn classify(directory: &Path) -> Result<Contents> {
     ))
 }
 
-/// Makes a directory with its parents; each new name is durable in its parent when this returns.
+/// Makes a directory with its parents; each new name is durable in its parent when this returns. Of one that exists that is its opener's
+/// to see to.
 pub(crate) fn make_directory(directory: &Path) -> Result<()> {
     if directory.is_dir() {
         return Ok(());
     }
     if let Some(parent) = directory.parent().filter(|p| !p.as_os_str().is_empty()) {
-        make_directory(parent)?;
+        if parent.is_dir() {
+            sync_name(parent)?;
+        } else {
+            make_directory(parent)?;
+        }
     }
     match std::fs::create_dir(directory) {
         Ok(()) => sync_parent(directory),
@@ -155,6 +161,19 @@ pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
 
 pub(crate) fn sync_parent(path: &Path) -> Result<()> {
     path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// S5: a process before may have made this directory, and was killed before its name was durable; it made no other after that. Where the
+/// one above may not be read, or nobody can write, it is somebody else's, and so is the name.
+fn sync_name(directory: &Path) -> Result<()> {
+    let Some(above) = directory.parent() else { return Ok(()) };
+    let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+    let synced = File::open(above).and_then(|directory| directory.sync_all());
+    synced.or_else(|e| match e.kind() {
+        // File systems that are only read know no sync at all.
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem | ErrorKind::InvalidInput => Ok(()),
+        _ => Err(Error::io(above, "sync the directory", &e)),
+    })
 }
 
 /// Makes the file what the disk says (S5): everything written is synced; after an unclean stop what is only in the page

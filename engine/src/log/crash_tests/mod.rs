@@ -28,6 +28,7 @@ with_both_engines!(
     a_failing_disk_stops_the_log_for_good_and_loses_nothing,
     a_power_loss_at_any_moment_loses_nothing_that_was_acknowledged,
     a_kill_and_then_a_power_loss_lose_nothing_that_was_believed,
+    a_directory_that_was_made_with_its_parents_is_found_after_a_power_loss,
     a_log_that_does_not_sync_is_found_out,
 );
 
@@ -146,13 +147,15 @@ fn directory() -> tempfile::TempDir {
 struct Bench {
     engine: LogEngine,
     root: tempfile::TempDir,
+    /// Where the node's directory lies below what is watched.
+    below: &'static str,
     seed: u64,
     story: Story,
 }
 
 impl Bench {
     fn new(engine: LogEngine, seed: u64, parts: usize) -> Self {
-        Bench { engine, root: directory(), seed, story: Story::new(seed, parts) }
+        Bench { engine, root: directory(), below: "", seed, story: Story::new(seed, parts) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -175,7 +178,7 @@ impl Bench {
             .env("DISK_DIR", self.log())
             .env("DISK_TRACE", self.path("trace"))
             .env(ACKS, &acks)
-            .env(CHILD, self.log())
+            .env(CHILD, self.log().join(self.below))
             .env(STORY, format!("{},{}", self.seed, self.story.parts.len()))
             .stdout(Stdio::null())
             .stderr(Stdio::null());
@@ -202,6 +205,7 @@ impl Bench {
 
     /// The log in `dir` has at least the acknowledged parts, at most one more, and takes the rest of the story.
     fn must_hold(&self, dir: &Path, acknowledged: Option<usize>, what: &dyn std::fmt::Display) {
+        let dir = &dir.join(self.below);
         let mut log = open(self.engine, dir).unwrap_or_else(|e| panic!("{what}: the log does not open: {e}"));
         let Some(place) = self.story.place(&log) else {
             let model = &self.story.models[acknowledged.unwrap_or(0)];
@@ -299,6 +303,29 @@ fn a_power_loss_at_any_moment_loses_nothing_that_was_acknowledged(engine: LogEng
         let said = bench.run(None);
         assert_eq!(acknowledged(&said), Some(20), "{said:?}");
         lose_power_everywhere(&bench, &bench.trace(), 0, &mut Rng::new(seed));
+    }
+}
+
+/// S5: a name that is not in its parent for good takes all below it along.
+fn a_directory_that_was_made_with_its_parents_is_found_after_a_power_loss(engine: LogEngine) {
+    let bench = || {
+        let bench = Bench { below: "raft/logs/node-1", ..Bench::new(engine, 7, 2) };
+        std::fs::create_dir(bench.log()).unwrap();
+        bench
+    };
+    let mut rng = Rng::new(7);
+    let whole = bench();
+    let said = whole.run(None);
+    assert_eq!(acknowledged(&said), Some(2), "{said:?}");
+    lose_power_everywhere(&whole, &whole.trace(), 0, &mut rng);
+    // Also one that a process before was killed in the middle of making.
+    for at in 0..10 {
+        let bench = bench();
+        bench.run(Some(("killed", at)));
+        let said = bench.run(None);
+        assert_eq!(acknowledged(&said), Some(2), "after a kill behind change {at}: {said:?}");
+        let trace = bench.trace();
+        lose_power_everywhere(&bench, &trace, trace.len() - 1, &mut rng);
     }
 }
 
