@@ -6,8 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
-use super::frame::{Claim, ALIGN, HEADER};
+use super::chain::frames;
+use super::frame::{Claim, FrameHeader, ALIGN, HEADER};
+use super::frame_builder::FrameBuilder;
+use super::segment_file::SegmentFile;
 use crate::config::LogEngine;
+use crate::direct::Pace;
 use crate::entry::Entry;
 use crate::error::{Committed, Error, ErrorCode};
 use crate::log::tests::{append, compact, entry, founding, hard_state, killed, meta, options, range};
@@ -388,6 +392,48 @@ fn frames_of_another_directory_are_none() {
     torn.remove("durable");
     drop(log);
     assert_eq!(content(&open(put(&torn).path()).unwrap()), held);
+}
+
+/// Whole, of this directory, and right behind the first: what a recycled segment, or a write that was given up, may have left there.
+#[test]
+fn s9_a_frame_goes_on_from_the_one_before_it_in_every_respect() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut frame = FrameBuilder::default();
+    frame.begin();
+    let first = FrameHeader {
+        generation: 5,
+        first_of_segment: true,
+        number: 7,
+        directory: 9,
+        first: 2,
+        last: 1,
+        oldest: 4,
+        previous: 4,
+        ..FrameHeader::default()
+    };
+    let (len, crc) = {
+        let sealed = frame.seal(&first, 0).unwrap();
+        (sealed.len, sealed.crc)
+    };
+    let next = FrameHeader { first_of_segment: false, number: 8, before: crc, ..first };
+    for (story, header, goes_on) in [
+        ("the next one", next, true),
+        ("of another segment", FrameHeader { generation: 6, ..next }, false),
+        ("the first of its segment", FrameHeader { first_of_segment: true, ..next }, false),
+        ("with a gap", FrameHeader { number: 9, ..next }, false),
+        ("with the number of the one before", FrameHeader { number: 7, ..next }, false),
+        ("of another directory", FrameHeader { directory: 10, ..next }, false),
+        ("behind another one", FrameHeader { before: crc ^ 1, ..next }, false),
+        ("behind another segment", FrameHeader { previous: 3, ..next }, false),
+    ] {
+        let file = SegmentFile::create(dir.path(), 1, 4096, &Pace::hurried()).unwrap();
+        for (header, at) in [(first, 0), (header, len)] {
+            frame.begin();
+            file.write_durably(&frame.seal(&header, at).unwrap().parts, at).unwrap();
+        }
+        let end = frames(&file, |_, _| Ok(())).unwrap().unwrap();
+        assert_eq!(end.last, if goes_on { next } else { first }, "{story}: {}", end.why);
+    }
 }
 
 #[test]
