@@ -335,7 +335,7 @@ fn s11_whoever_greets_is_told_who_it_is_taken_for() {
 #[test]
 fn s11_of_an_even_number_of_founders_half_are_no_majority() {
     let initial: BTreeMap<u64, String> = (1..=4).map(|id| (id, format!("h:{id}"))).collect();
-    let (hard_state, cluster, snapshot) = new_log(&initial);
+    let (hard_state, cluster, snapshot) = new_log(&ClusterState::founding(&initial));
     let mut log = log(snapshot, (cluster.index, cluster.cluster), 1);
     (log.hard_state, log.terms) = (hard_state, vec![]);
     let mut core = Core::new(CoreOptions { initial, ..options(log) }).unwrap();
@@ -360,13 +360,13 @@ fn moved_by_a_candidate(core: &mut Core) -> bool {
 
 #[test]
 fn s11_who_takes_no_part_yet_does_not_vote() {
-    let (hard_state, cluster, snapshot) = new_log(&founders());
+    let (hard_state, cluster, snapshot) = new_log(&ClusterState::founding(&founders()));
     let mut founding = log(snapshot, (cluster.index, cluster.cluster), 1);
     (founding.hard_state, founding.terms) = (hard_state, vec![]);
     let mut founder = Core::new(options(founding)).unwrap();
     assert!(!moved_by_a_candidate(&mut founder), "a founder that has seen nobody");
 
-    let (hard_state, cluster, snapshot) = new_log(&BTreeMap::new());
+    let (hard_state, cluster, snapshot) = new_log(&ClusterState::default());
     let mut waits = log(snapshot, (cluster.index, cluster.cluster), 0);
     (waits.hard_state, waits.identity.digest) = (hard_state, 0);
     let mut waiting = Core::new(CoreOptions { initial: BTreeMap::new(), ..options(waits) }).unwrap();
@@ -467,7 +467,7 @@ fn s11_a_member_is_listened_to_with_the_directory_that_is_recorded() {
 
 #[test]
 fn s11_until_the_entry_that_founds_is_applied_those_that_it_names_are_listened_to() {
-    let (_, cluster, _) = new_log(&founders());
+    let (_, cluster, _) = new_log(&ClusterState::founding(&founders()));
     let mut core = Core::new(options(log(None, (9, cluster.cluster), 9))).unwrap();
     core.greetings.set_heard(Some(BTreeMap::from([(1, Uid(1)), (2, Uid(2))])));
     assert_eq!([2, 3].map(|id| core.admits(id)), [true, false], "it names 2");

@@ -133,17 +133,10 @@ impl Core {
                 Ok(()) => self.accept(token, What::Read, timeout),
                 Err(error) => self.answer(token, Err(error)),
             },
-            Request::ReserveId { addr } if address::dialable("addr", &addr, false).is_err() => {
-                let refused = address::dialable("addr", &addr, false).map(|_| Reply::Done);
-                self.answer(token, refused);
-            }
-            Request::ReserveId { addr } => match self.cluster.member_at(&addr) {
-                // From the address of a member it is that member's id: no new one is spent.
-                Some(member) => {
-                    let id = member.id;
-                    self.answer(token, Ok(Reply::Ticket(self.ticket(id, addr))));
-                }
-                None => self.accept(token, What::ReserveId(addr), timeout),
+            Request::ReserveId { addr } => match (!addr.is_empty()).then(|| address::dialable("addr", &addr, false)) {
+                Some(Err(error)) => self.answer(token, Err(error)),
+                // Whoever does not know its address yet says so when it joins.
+                _ => self.reserve_id(token, addr, timeout),
             },
             Request::Join { id, addr, directory, learner } => {
                 self.accept(token, What::Change(Change::join(id, &addr, &directory, learner)), timeout);
@@ -186,6 +179,17 @@ impl Core {
                     .map_err(|e| Error::unknown(ErrorCode::Internal, format!("cannot write the status: {e}")));
                 self.answer(token, text.map(Reply::Text));
             }
+        }
+    }
+
+    fn reserve_id(&mut self, token: Token, addr: String, timeout: Option<Micros>) {
+        match self.cluster.member_at(&addr) {
+            // From the address of a member it is that member's id: no new one is spent.
+            Some(member) => {
+                let id = member.id;
+                self.answer(token, Ok(Reply::Ticket(self.ticket(id, addr))));
+            }
+            None => self.accept(token, What::ReserveId(addr), timeout),
         }
     }
 
