@@ -384,7 +384,7 @@ def test_a_member_is_added_before_it_runs_moved_and_removed(node: Node) -> None:
     # By hand, a number that is taken is a slip: it must not turn the others away from the node that has it.
     for taken in ("1", "9"):
         said = failure(node.cli("member", "add", node.addr, taken, there), ExitCode.REJECTED)
-        assert f"node {taken} is a member at" in said and "update-address" in said
+        assert f"node {taken} is a member at" in said and "update its address" in said
     for command, told, left in [
         (("update-address", node.addr, "9", there), f"node 9 is reached at {there}", {1: node.addr, 9: there}),
         (("remove", node.addr, "9"), "node 9 is removed", {1: node.addr}),

@@ -138,13 +138,24 @@ pub struct Error {
     pub index: Option<u64>,
     /// The configuration field concerned.
     pub field: Option<String>,
+    /// As long as nothing else changes, asking again comes to the same.
+    pub lasting: bool,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub fn new(code: ErrorCode, committed: Committed, message: impl Into<String>) -> Self {
-        Error { code, message: message.into(), committed, leader: None, path: None, index: None, field: None }
+        Error {
+            code,
+            message: message.into(),
+            committed,
+            leader: None,
+            path: None,
+            index: None,
+            field: None,
+            lasting: false,
+        }
     }
 
     /// A failure of something that never was, or never will be, in the log.
@@ -187,6 +198,11 @@ impl Error {
         self
     }
 
+    pub fn lasting(mut self) -> Self {
+        self.lasting = true;
+        self
+    }
+
     pub fn with_index(mut self, index: u64) -> Self {
         self.index = Some(index);
         self
@@ -195,6 +211,7 @@ impl Error {
     /// Safe to send again: it certainly was not done, and the cause may pass.
     pub fn retryable(&self) -> bool {
         self.committed == Committed::No
+            && !self.lasting
             && matches!(
                 self.code,
                 ErrorCode::NotLeader
@@ -237,5 +254,7 @@ mod tests {
         }
         assert!(Error::not_done(ErrorCode::Overloaded, "").retryable());
         assert!(!Error::not_done(ErrorCode::ProposalTooLarge, "").retryable());
+        assert!(Error::not_done(ErrorCode::Membership, "").retryable());
+        assert!(!Error::not_done(ErrorCode::Membership, "").lasting().retryable());
     }
 }

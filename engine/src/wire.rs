@@ -166,6 +166,9 @@ pub struct ForwardAnswer {
     /// With `first_index` 0: the cluster was as asked at this index.
     #[prost(uint64, tag = "8")]
     pub already_at: u64,
+    /// Of a refusal: asking again comes to the same.
+    #[prost(bool, tag = "9")]
+    pub lasting: bool,
 }
 
 /// What commands came to on a follower, for its leader to compare (S17): the running sum after some indexes, ascending.

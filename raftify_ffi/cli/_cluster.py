@@ -119,15 +119,7 @@ async def members_of(client: RaftServiceClient, timeout: float) -> dict[int, str
 
 
 async def add_member(client: RaftServiceClient, node_id: int, addr: str, learner: bool, timeout: float) -> None:
-    """Adds a member that is none. To the library an id that is there already is a member that has moved: by hand that is
-    more likely a number taken twice, and would cut off a node that runs."""
-    at = (await members_of(client, timeout)).get(node_id, addr)
-    if at != addr:
-        raise CliError(
-            f"node {node_id} is a member at {at}; give the new one an id that nobody had, or say that node {node_id} has "
-            f"moved: raftify_cli member update-address",
-            ExitCode.REJECTED,
-        )
+    """Says of a node that does not run yet what becomes of it."""
     from raftify_ffi import RaftTimeout
 
     try:

@@ -197,3 +197,20 @@ fn s15_a_deadline_says_what_is_known_of_the_command() {
         assert_eq!((ended.code, ended.committed), (ErrorCode::Timeout, committed));
     }
 }
+
+#[test]
+fn what_a_leader_refuses_for_good_is_told_so_also_by_way_of_a_follower() {
+    let overloaded = ErrorCode::Overloaded as i32;
+    let membership = ErrorCode::Membership as i32;
+    for (code, lasting, retryable) in [(overloaded, false, true), (membership, true, false), (membership, false, true)]
+    {
+        let mut core = follower();
+        core.submit(1, Request::ChangeMembers(vec![MemberChange::Promote { id: 9 }]), None);
+        let_in(&mut core, 20);
+        let number = forwarded(&mut core).remove(0).number;
+        let answer = ForwardAnswer { start: 7, number, code, lasting, ..ForwardAnswer::default() };
+        core.receive_forward_answer(2, answer);
+        let error = core.poll().completions.remove(0).result.unwrap_err();
+        assert_eq!((error.code as i32, error.retryable()), (code, retryable), "{error}");
+    }
+}

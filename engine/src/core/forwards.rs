@@ -163,6 +163,7 @@ impl Core {
             Ok(None) => {}
             Err(error) => {
                 answer.code = error.code as i32;
+                answer.lasting = error.lasting;
                 answer.message = error.message;
             }
         }
@@ -248,6 +249,7 @@ impl Core {
                 match code {
                     Some(code) => {
                         let error = Error::not_done(code, answer.message.clone()).with_leader(self.leader_hint());
+                        let error = if answer.lasting { error.lasting() } else { error };
                         self.complete(request, Err(error));
                     }
                     None => self.try_again(request),

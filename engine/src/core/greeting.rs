@@ -489,7 +489,8 @@ impl Core {
             None if self.identity.digest != 0 => Err(Error::not_done(
                 ErrorCode::Membership,
                 "this node was started as an initial member; a node that joins is started without itself in peers",
-            )),
+            )
+            .lasting()),
             None => {
                 self.adopt(incarnation);
                 Ok(())

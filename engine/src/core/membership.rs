@@ -113,7 +113,7 @@ pub struct Awaited {
 const MAX_ID: NodeId = NodeId::MAX / 2;
 
 fn refuse<T>(message: String) -> Result<T> {
-    Err(Error::not_done(ErrorCode::Membership, message))
+    Err(Error::not_done(ErrorCode::Membership, message).lasting())
 }
 
 /// A change that is too long for anybody to plan.
@@ -401,7 +401,7 @@ mod tests {
         for (changes, reason) in table {
             let error = plan(&Change::of(&changes), &cluster).unwrap_err();
             assert!(error.message.starts_with(reason), "{}", error.message);
-            assert_eq!(error.committed, crate::Committed::No);
+            assert_eq!((error.committed, error.retryable()), (crate::Committed::No, false), "{error}");
         }
     }
 

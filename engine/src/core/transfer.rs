@@ -31,7 +31,7 @@ fn tells(message: &Message, target: NodeId) -> bool {
 impl Core {
     /// Starts handing over leadership; 0: to the voter that is most up to date. The target's id.
     pub(super) fn transfer(&mut self, to: NodeId) -> Result<NodeId> {
-        let refuse = |message: String| Err(Error::not_done(ErrorCode::Membership, message));
+        let refuse = |message: String| Err(Error::not_done(ErrorCode::Membership, message).lasting());
         let target = if to != 0 { to } else { self.successor(&[])? };
         if !self.cluster.is_voter(target) {
             return refuse(format!("node {target} is no voter; leadership can only go to a voter"));
@@ -49,13 +49,13 @@ impl Core {
 
     /// The other voter that is most up to date, and not one of those that are about to leave the voting as well.
     pub(super) fn successor(&self, leaving: &[NodeId]) -> Result<NodeId> {
-        let refuse = |message: &str| Err(Error::not_done(ErrorCode::Membership, message));
+        let refuse = |message: &str| Error::not_done(ErrorCode::Membership, message);
         let stays = |id: &&NodeId| **id != self.id && !leaving.contains(id);
         let progress = |id: &NodeId| self.raw.raft.prs().get(*id).map(|p| (p.recent_active, p.matched, *id));
         match self.cluster.voters.iter().filter(stays).filter_map(progress).max() {
             Some((true, _, id)) => Ok(id),
-            Some(_) => refuse("no other voter has been heard of lately; leadership stays here"),
-            None => refuse("there is no other voter to hand over to"),
+            Some(_) => Err(refuse("no other voter has been heard of lately; leadership stays here")),
+            None => Err(refuse("there is no other voter to hand over to").lasting()),
         }
     }
 

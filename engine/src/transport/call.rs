@@ -180,6 +180,8 @@ struct ErrorWire {
     /// On the node that answered.
     #[prost(string, optional, tag = "8")]
     path: Option<String>,
+    #[prost(bool, tag = "9")]
+    lasting: bool,
 }
 
 /// A request with the time the node may take; `None`: as long as it needs.
@@ -385,6 +387,7 @@ fn error_to_wire(error: &Error) -> ErrorWire {
         index: error.index,
         field: error.field.clone(),
         path: error.path.as_ref().map(|path| path.to_string_lossy().into_owned()),
+        lasting: error.lasting,
     }
 }
 
@@ -406,6 +409,7 @@ fn error_from_wire(wire: ErrorWire) -> Error {
     error.index = wire.index;
     error.field = wire.field;
     error.path = wire.path.map(PathBuf::from);
+    error.lasting = wire.lasting;
     error
 }
 
@@ -488,12 +492,14 @@ mod tests {
             prop::option::of(any::<u64>()),
             prop::option::of(text()),
             prop::option::of(text()),
+            any::<bool>(),
         )
-            .prop_map(|(code, message, committed, leader, index, field, path)| {
+            .prop_map(|(code, message, committed, leader, index, field, path, lasting)| {
                 let mut error = Error::new(ErrorCode::ALL[code], committed, message).with_leader(leader);
                 error.index = index;
                 error.field = field;
                 error.path = path.map(PathBuf::from);
+                error.lasting = lasting;
                 error
             })
     }

@@ -125,6 +125,7 @@ mod tests {
                     code,
                     message,
                     already_at: n[0] ^ n[3],
+                    lasting: n[1] % 2 == 0,
                 })
             });
         let marks =
