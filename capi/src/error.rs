@@ -68,6 +68,8 @@ pub const RAFTIFY_ERR_INTERNAL: i32 = -26;
 pub const RAFTIFY_ERR_REENTRANT: i32 = -27;
 /// The state machine itself failed, and its node stopped.
 pub const RAFTIFY_ERR_MACHINE_FAILED: i32 = -28;
+/// The cluster knows the client's session no longer: whether a command of it was applied cannot be found out any more.
+pub const RAFTIFY_ERR_SESSION_EXPIRED: i32 = -29;
 
 /// A failure: its code, a text for people (what, why, what to do), and the facts a program acts on. Never changes;
 /// may be read by many threads.
@@ -115,7 +117,7 @@ pub extern "C" fn raftify_status_name(status: i32) -> *const c_char {
     let name = names! {
         InvalidConfig InvalidArgument NotLeader NoLeader Overloaded ProposalTooLarge LeadershipLost Timeout ApplyFailed
         ResultLost SnapshotFailed StateDiverged Membership Removed Storage DiskFull CorruptData WrongDirectory DirectoryInUse
-        FormatTooNew ConnectionFailed Tls ClusterMismatch Closed Forked Internal Reentrant MachineFailed
+        FormatTooNew ConnectionFailed Tls ClusterMismatch Closed Forked Internal Reentrant MachineFailed SessionExpired
     };
     name.as_ptr().cast()
 }
@@ -216,6 +218,7 @@ mod tests {
             RAFTIFY_ERR_INTERNAL,
             RAFTIFY_ERR_REENTRANT,
             RAFTIFY_ERR_MACHINE_FAILED,
+            RAFTIFY_ERR_SESSION_EXPIRED,
         ];
         assert_eq!(constants.to_vec(), ErrorCode::ALL.map(|code| code as i32).to_vec());
         for code in ErrorCode::ALL {

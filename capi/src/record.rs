@@ -191,6 +191,7 @@ impl Record {
                 (record.index, record.term) = (info.index, info.term);
                 Payload::text(json!(info).to_string())
             }
+            Reply::Session(number) => Payload::text(json!({ "session": number }).to_string()),
             Reply::Leader(id) => Payload::text(json!({ "leader_id": id }).to_string()),
             Reply::Text(text) => Payload::text(text),
             Reply::Done => Payload::text("{}".into()),

@@ -65,13 +65,6 @@ pub struct Client {
     pending: Arc<Pending>,
 }
 
-fn weight(request: &Request) -> usize {
-    match request {
-        Request::Propose(data) => data.len(),
-        _ => 0,
-    }
-}
-
 impl Client {
     /// Connects lazily: nothing need be reachable yet. `addrs`: host:port of any nodes of the cluster, asked in turn until one knows
     /// the leader. `tls`: certificates, where the nodes have them; read here, which blocks, and again when they change.
@@ -101,7 +94,7 @@ impl Client {
 
     /// Accepts a request; exactly one completion with this token follows. Errors (then none follows): `Overloaded`, `Closed`.
     pub fn submit(&self, token: Token, request: Request, timeout: Timeout) -> Result<()> {
-        let bytes = weight(&request);
+        let bytes = request.command_bytes();
         let count = self.pending.count.fetch_add(1, Ordering::Relaxed);
         let held = self.pending.bytes.fetch_add(bytes, Ordering::Relaxed);
         let refuse = |error| {
@@ -332,7 +325,7 @@ async fn run(
         let (cluster, pending, done) = (Arc::clone(&cluster), Arc::clone(&pending), done.clone());
         let mut closing = closing.clone();
         asking.spawn(async move {
-            let bytes = weight(&request);
+            let bytes = request.command_bytes();
             let timeout = timeout_of(&request, timeout, default_timeout);
             let result = see_through(&cluster, &request, timeout, &mut closing).await;
             pending.release(bytes);
@@ -346,7 +339,7 @@ async fn run(
     // down yet, and its request would never complete.
     while let Some(command) = inbox.recv().await {
         if let Command::Ask { token, request, .. } = command {
-            pending.release(weight(&request));
+            pending.release(request.command_bytes());
             let result = Err(Error::not_done(ErrorCode::Closed, "the client was closed before this was sent"));
             let _ = done.send(Completion { token, result });
         }

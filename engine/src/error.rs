@@ -39,11 +39,13 @@ pub enum ErrorCode {
     Reentrant = -27,
     /// The state machine itself failed (not the command): it stopped its node.
     MachineFailed = -28,
+    /// The cluster knows the client's session no longer: whether a command of it was applied cannot be found out any more.
+    SessionExpired = -29,
 }
 
 impl ErrorCode {
     /// All codes, for tables and for turning a number back into a code.
-    pub const ALL: [ErrorCode; 28] = [
+    pub const ALL: [ErrorCode; 29] = [
         Self::InvalidConfig,
         Self::InvalidArgument,
         Self::NotLeader,
@@ -72,6 +74,7 @@ impl ErrorCode {
         Self::Internal,
         Self::Reentrant,
         Self::MachineFailed,
+        Self::SessionExpired,
     ];
 
     pub fn from_i32(code: i32) -> Option<Self> {
@@ -109,6 +112,7 @@ impl ErrorCode {
             Self::Internal => "Internal",
             Self::Reentrant => "Reentrant",
             Self::MachineFailed => "MachineFailed",
+            Self::SessionExpired => "SessionExpired",
         }
     }
 }

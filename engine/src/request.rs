@@ -36,10 +36,27 @@ pub enum MemberChange {
     },
 }
 
+/// Where a command stands within its client's session, which makes it count once however often it is sent (Raft thesis §6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InSession {
+    /// What [`Request::OpenSession`] was answered with.
+    pub session: u64,
+    /// Of the command within its session; the same each time it is sent.
+    pub sequence: u64,
+    /// The lowest one that the client still waits for: what is known of those below is let go of, and none of them is applied any more.
+    pub first_open: u64,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
     /// Replicate this command; answered with what `apply` returned here.
     Propose(Bytes),
+    /// The same within a session: applied once, and answered each time with what that came to.
+    ProposeInSession(InSession, Bytes),
+    /// Begin a session; answered with its number.
+    OpenSession,
+    /// The client needs this session no longer.
+    CloseSession(u64),
     /// Answered when everything acknowledged anywhere before the call is applied here.
     Read,
     /// Reserve an id for the node at this address (or learn the id it has).
@@ -67,6 +84,16 @@ pub enum Request {
     /// A raft message (eraftpb.Message, encoded), as if it had come over the wire; checked like one. For programs written for
     /// earlier releases; nothing new should need it.
     Message(Vec<u8>),
+}
+
+impl Request {
+    /// Of the command that it carries, if any.
+    pub fn command_bytes(&self) -> usize {
+        match self {
+            Request::Propose(data) | Request::ProposeInSession(_, data) => data.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// A ticket: the id that was reserved, and where the cluster is.
@@ -105,6 +132,8 @@ pub enum Reply {
     /// Of a membership change: the cluster after it.
     Cluster(Box<ClusterState>),
     Snapshot(SnapshotInfo),
+    /// Of `OpenSession`.
+    Session(u64),
     /// Of a leader transfer: the new leader.
     Leader(NodeId),
     /// Of `Status`: JSON.

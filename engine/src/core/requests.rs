@@ -129,6 +129,9 @@ impl Core {
         }
         match request {
             Request::Propose(data) => self.propose(vec![(token, data)], timeout),
+            Request::ProposeInSession(..) | Request::OpenSession | Request::CloseSession(_) => {
+                self.answer(token, Err(Error::not_done(ErrorCode::InvalidArgument, "sessions are on their way")));
+            }
             Request::Read => match self.room() {
                 Ok(()) => self.accept(token, What::Read, timeout),
                 Err(error) => self.answer(token, Err(error)),

@@ -389,7 +389,7 @@ impl Driver {
                 self.core.propose(proposals, timeout);
             }
             Input::Request { token, request, timeout } => {
-                self.shared.door.taken(1, if let Request::Propose(data) = &request { data.len() as u64 } else { 0 });
+                self.shared.door.taken(1, request.command_bytes() as u64);
                 let timeout = self.timeout(timeout, self.default_timeout(&request));
                 self.core.submit(token, request, timeout);
             }

@@ -188,7 +188,7 @@ impl Node {
     /// that the caller could not have seen. Tokens are below 2^63.
     pub fn submit(&self, token: Token, request: Request, timeout: Timeout) -> Result<()> {
         Self::check_tokens([token])?;
-        let bytes = if let Request::Propose(data) = &request { data.len() as u64 } else { 0 };
+        let bytes = request.command_bytes() as u64;
         self.check_size(bytes)?;
         self.submit_input(Input::Request { token, request, timeout }, 1, bytes)
     }

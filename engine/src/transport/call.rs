@@ -11,7 +11,7 @@ use prost::Message;
 use super::limits;
 use crate::cluster::ClusterState;
 use crate::error::{Committed, Error, ErrorCode, Result};
-use crate::request::{MemberChange, Reply, Request, SnapshotInfo, Ticket, Timeout, MAX_CHANGES};
+use crate::request::{InSession, MemberChange, Reply, Request, SnapshotInfo, Ticket, Timeout, MAX_CHANGES};
 
 /// Largest answer to a call; what `apply` returned above it is said to be lost on the way.
 pub const MAX_REPLY: usize = 64 << 20;
@@ -23,7 +23,7 @@ struct CallWire {
     /// None: no deadline.
     #[prost(uint64, optional, tag = "1")]
     timeout_ms: Option<u64>,
-    #[prost(oneof = "RequestWire", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
+    #[prost(oneof = "RequestWire", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23")]
     request: Option<RequestWire>,
 }
 
@@ -52,6 +52,24 @@ enum RequestWire {
     Status(()),
     #[prost(bytes, tag = "20")]
     Message(Vec<u8>),
+    #[prost(message, tag = "21")]
+    ProposeInSession(InSessionWire),
+    #[prost(message, tag = "22")]
+    OpenSession(()),
+    #[prost(uint64, tag = "23")]
+    CloseSession(u64),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct InSessionWire {
+    #[prost(uint64, tag = "1")]
+    session: u64,
+    #[prost(uint64, tag = "2")]
+    sequence: u64,
+    #[prost(uint64, tag = "3")]
+    first_open: u64,
+    #[prost(bytes = "vec", tag = "4")]
+    data: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -96,7 +114,7 @@ struct ChangeWire {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct AnswerWire {
-    #[prost(oneof = "ReplyWire", tags = "1, 2, 3, 4, 5, 6, 7, 8, 15")]
+    #[prost(oneof = "ReplyWire", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 15")]
     reply: Option<ReplyWire>,
 }
 
@@ -118,6 +136,8 @@ enum ReplyWire {
     Text(String),
     #[prost(message, tag = "8")]
     Done(()),
+    #[prost(uint64, tag = "9")]
+    Session(u64),
     #[prost(message, tag = "15")]
     Error(ErrorWire),
 }
@@ -259,6 +279,13 @@ pub fn decode_answer(bytes: &[u8]) -> Result<Result<Reply>> {
 fn request_to_wire(request: &Request) -> RequestWire {
     match request {
         Request::Propose(data) => RequestWire::Propose(data.to_vec()),
+        Request::ProposeInSession(InSession { session, sequence, first_open }, data) => {
+            let data = data.to_vec();
+            let (session, sequence, first_open) = (*session, *sequence, *first_open);
+            RequestWire::ProposeInSession(InSessionWire { session, sequence, first_open, data })
+        }
+        Request::OpenSession => RequestWire::OpenSession(()),
+        Request::CloseSession(session) => RequestWire::CloseSession(*session),
         Request::Read => RequestWire::Read(()),
         Request::ReserveId { addr } => RequestWire::ReserveId(addr.clone()),
         Request::Join { id, addr, directory, learner } => {
@@ -279,6 +306,11 @@ fn request_to_wire(request: &Request) -> RequestWire {
 fn request_from_wire(request: RequestWire) -> Result<Request> {
     Ok(match request {
         RequestWire::Propose(data) => Request::Propose(data.into()),
+        RequestWire::ProposeInSession(InSessionWire { session, sequence, first_open, data }) => {
+            Request::ProposeInSession(InSession { session, sequence, first_open }, data.into())
+        }
+        RequestWire::OpenSession(()) => Request::OpenSession,
+        RequestWire::CloseSession(session) => Request::CloseSession(session),
         RequestWire::Read(()) => Request::Read,
         RequestWire::ReserveId(addr) => Request::ReserveId { addr },
         RequestWire::Join(JoinWire { id, addr, directory, learner }) => Request::Join { id, addr, directory, learner },
@@ -340,6 +372,7 @@ fn reply_to_wire(reply: &Reply) -> ReplyWire {
         Reply::Snapshot(s) => {
             ReplyWire::Snapshot(SnapshotWire { index: s.index, term: s.term, size: s.size, path: s.path.clone() })
         }
+        Reply::Session(session) => ReplyWire::Session(*session),
         Reply::Leader(id) => ReplyWire::Leader(*id),
         Reply::Text(text) => ReplyWire::Text(text.clone()),
         Reply::Done => ReplyWire::Done(()),
@@ -362,6 +395,7 @@ fn reply_from_wire(reply: ReplyWire) -> Option<Reply> {
         ReplyWire::Snapshot(s) => {
             Reply::Snapshot(SnapshotInfo { index: s.index, term: s.term, size: s.size, path: s.path })
         }
+        ReplyWire::Session(session) => Reply::Session(session),
         ReplyWire::Leader(id) => Reply::Leader(id),
         ReplyWire::Text(text) => Reply::Text(text),
         ReplyWire::Done(()) => Reply::Done,
@@ -432,6 +466,11 @@ mod tests {
     fn any_request() -> impl Strategy<Value = Request> {
         prop_oneof![
             any::<Vec<u8>>().prop_map(|data| Request::Propose(data.into())),
+            (any::<[u64; 3]>(), any::<Vec<u8>>()).prop_map(|([session, sequence, first_open], data)| {
+                Request::ProposeInSession(InSession { session, sequence, first_open }, data.into())
+            }),
+            Just(Request::OpenSession),
+            any::<u64>().prop_map(Request::CloseSession),
             Just(Request::Read),
             any::<String>().prop_map(|addr| Request::ReserveId { addr }),
             (any::<u64>(), any::<String>(), any::<Vec<u8>>(), any::<bool>())
@@ -475,6 +514,7 @@ mod tests {
                 size: n[2],
                 path
             })),
+            any::<u64>().prop_map(Reply::Session),
             any::<u64>().prop_map(Reply::Leader),
             text().prop_map(Reply::Text),
             Just(Reply::Done),
