@@ -34,7 +34,7 @@ impl Fault {
 }
 
 /// Seeds within which each is found: several times what was needed, from several bases, when it was last measured.
-const BOUNDS: [(Fault, u64); 36] = [
+const BOUNDS: [(Fault, u64); 39] = [
     (Fault::Core(Bug::AcknowledgesBeforeSync), 50),
     (Fault::Core(Bug::ForgetsItsVote), 50),
     (Fault::Core(Bug::VotesPassTheDisk), 50),
@@ -66,6 +66,9 @@ const BOUNDS: [(Fault, u64); 36] = [
     (Fault::Core(Bug::MergesAppendsBlindly), 200),
     (Fault::Core(Bug::StoresMembersAboveCommit), 50),
     (Fault::Core(Bug::AnswersTwice), 50),
+    (Fault::Core(Bug::AppliesAgain), 1000),
+    (Fault::Core(Bug::SnapshotForgetsSessions), 1000),
+    (Fault::Core(Bug::SkipsSessions), 1000),
     (Fault::Shell(Sabotage::OpenDoesNotSync), 2500),
     (Fault::Shell(Sabotage::WrittenTooEarly), 50),
     (Fault::Shell(Sabotage::WipedKeepsItsName), 1000),

@@ -547,7 +547,7 @@ fn s20_what_happens_to_one_node_alone_is_drawn_from_nobody_elses_stream() {
         Act::SlowDisk { node, by: 20 * MILLI, long: SECOND },
         Act::FailSync { node, down: 100 * MILLI },
         Act::Snapshot { node, timeout: None },
-        Act::Propose { node, first: 1, count: 20, padding: 10, timeout: None, retries: 0 },
+        Act::Propose { node, first: 1, count: 20, padding: 10, timeout: None, retries: 0, customer: 0 },
     ] {
         assert_eq!(run(Some(act.clone())), alone, "{act:?}");
     }

@@ -79,6 +79,9 @@ pub struct ClusterState {
     /// Digest that the initial members were founded with: also a member that joined later knows a stranger among them (S11). 0: not known.
     #[prost(uint64, tag = "12")]
     pub founding_digest: u64,
+    /// A client session was opened some time: who skips a replay has to look at what it skips.
+    #[prost(bool, tag = "13")]
+    pub sessions: bool,
 }
 
 impl ClusterState {

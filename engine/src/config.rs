@@ -97,6 +97,9 @@ pub struct Config {
     /// Indexes after which the comparison starts anew; the same on all nodes. For tests.
     #[doc(hidden)]
     pub outcomes_window: u64,
+    /// Client sessions that are known at the same time; the same on all nodes. For tests.
+    #[doc(hidden)]
+    pub max_sessions: u64,
 }
 
 impl Default for Config {
@@ -139,6 +142,7 @@ impl Default for Config {
             machine_batch_bytes: 1 << 20,
             verify_results: false,
             outcomes_window: 8192,
+            max_sessions: 4096,
         }
     }
 }

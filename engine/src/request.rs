@@ -37,7 +37,7 @@ pub enum MemberChange {
 }
 
 /// Where a command stands within its client's session, which makes it count once however often it is sent (Raft thesis §6.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InSession {
     /// What [`Request::OpenSession`] was answered with.
     pub session: u64,

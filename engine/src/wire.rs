@@ -5,6 +5,7 @@
 use bytes::Bytes;
 
 use crate::cluster::Member;
+use crate::request::InSession;
 
 /// Raised only when an older node could no longer follow.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -143,6 +144,32 @@ pub struct ForwardedProposal {
     /// 0: a command. Others: `core::entry::Kind`.
     #[prost(uint32, tag = "3")]
     pub kind: u32,
+    /// Of a command within a session.
+    #[prost(message, optional, tag = "4")]
+    pub place: Option<ForwardedPlace>,
+}
+
+/// An [`InSession`].
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct ForwardedPlace {
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    #[prost(uint64, tag = "2")]
+    pub sequence: u64,
+    #[prost(uint64, tag = "3")]
+    pub first_open: u64,
+}
+
+impl From<InSession> for ForwardedPlace {
+    fn from(InSession { session, sequence, first_open }: InSession) -> Self {
+        ForwardedPlace { session, sequence, first_open }
+    }
+}
+
+impl From<ForwardedPlace> for InSession {
+    fn from(ForwardedPlace { session, sequence, first_open }: ForwardedPlace) -> Self {
+        InSession { session, sequence, first_open }
+    }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -232,6 +259,9 @@ pub struct SnapshotHeader {
     /// The running sum of outcomes at `index`, if the sender knows it (S17).
     #[prost(fixed64, optional, tag = "7")]
     pub outcomes: Option<u64>,
+    /// Bytes at the end of `size` that are the table of client sessions.
+    #[prost(uint64, tag = "8")]
+    pub sessions: u64,
 }
 
 /// From the sender of a snapshot, in this order: the stream's [`Hello`], one [`SnapshotOpen`], chunks.

@@ -285,6 +285,7 @@ fn build(
         term: plan.snapshot_term,
         cluster: cluster.clone(),
         size: 0,
+        sessions: 0,
         crc: 0,
         has_file: false,
         outcomes: None,
@@ -292,7 +293,7 @@ fn build(
     if let Some(state) = &plan.state {
         let mut file = snapshots.create(meta.index, meta.term, &cluster)?;
         file.write(state)?;
-        meta = file.finish()?;
+        meta = file.finish(b"")?;
     }
     let hard_state = |commit| Some(HardState { term: plan.term, vote: 0, commit });
     let mut number = 1;

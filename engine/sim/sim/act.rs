@@ -43,6 +43,9 @@ pub enum Act {
         padding: u64,
         timeout: Timeout,
         retries: u64,
+        /// Who sends them in a session, again and again; 0: nobody.
+        #[serde(default)]
+        customer: u64,
     },
     Read {
         node: u64,
@@ -261,6 +264,10 @@ impl Act {
         try_with(&|act| match act {
             Act::Propose { retries, .. } if *retries > 0 => {
                 *retries = 0;
+                true
+            }
+            Act::Propose { customer, .. } if *customer > 0 => {
+                *customer = 0;
                 true
             }
             Act::Cut { links, .. } if links.len() > 1 => {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use raftify_engine::core::SnapshotFile;
 use raftify_engine::log::SnapshotMeta;
 use raftify_engine::machine::{MachineAnswer, MachineRequest};
 use raftify_engine::request::{Completion, Reply};
@@ -91,9 +92,10 @@ impl World {
             MachineRequest::Restore { id: request, index, size, .. } => {
                 let file = host.disk.files.get(index);
                 let unchecked = self.profile.sabotage == Some(Sabotage::RestoresUnchecked);
-                let Some(file) = file.filter(|f| f.len() as u64 == size || unchecked) else {
+                let Some(file) = file.filter(|f| f.len() as u64 >= size || unchecked) else {
                     panic!("VIOLATION: node {id} is to restore snapshot {index} and has no file of it");
                 };
+                let file = &file[..file.len().min(size as usize)];
                 assert!(life.machine.applied <= index, "VIOLATION: node {id} goes back to the snapshot {index} (S7)");
                 life.machine.restore(file);
                 assert!(life.machine.applied == index, "VIOLATION: node {id} restores another snapshot");
@@ -153,10 +155,13 @@ impl World {
         if fails {
             life.core.snapshot_failed(id, "injected: the file cannot be written".into());
         } else {
+            let table = life.core.snapshot_sessions(id).expect("it is being made");
+            let sessions = table.len() as u64;
+            let bytes = [bytes, table].concat();
             let (size, crc) = (bytes.len() as u64, crc32c::crc32c(&bytes));
-            let meta = SnapshotMeta { index, term, cluster, size, crc, has_file: true, outcomes: None };
+            let meta = SnapshotMeta { index, term, cluster, size, sessions, crc, has_file: true, outcomes: None };
             host.disk.files.insert(meta, Arc::new(bytes));
-            life.core.snapshot_made(id, size, crc);
+            life.core.snapshot_made(id, SnapshotFile { size, sessions, crc });
         }
         self.wake(at);
     }

@@ -10,6 +10,7 @@ use super::act::{Act, Alter};
 use super::draws::pick;
 use super::host::Life;
 use super::machine;
+use super::sessions::SENDINGS;
 use super::world::{Event, Place, Retry, World, MILLI, SECOND};
 
 /// Commands of scenarios, and of the end of a run, are numbered from here on.
@@ -18,6 +19,8 @@ const SCRIPTED: u64 = 1 << 32;
 #[derive(Clone, Debug)]
 pub enum Op {
     Propose(Retry),
+    /// A session for this command's customer.
+    Open(Retry),
     /// Everything up to this index was acknowledged before the read was asked.
     Read(u64),
     Reserve(String),
@@ -110,7 +113,7 @@ impl World {
         let command = SCRIPTED + self.clients.next_scripted;
         let most = self.profile.padding;
         let padding = self.draws.node(id).range(0, most + 1);
-        let token = self.propose_command(Retry { node: id, command, padding, timeout, left: 0 })?;
+        let token = self.propose_command(Retry::of(id, command, padding, timeout, 0))?;
         Some((token, command))
     }
 
@@ -123,6 +126,9 @@ impl World {
     }
 
     pub fn retry(&mut self, retry: Retry) {
+        if retry.customer != 0 {
+            return if self.turmoil { self.propose_in_session(retry) } else { self.give_up_late(retry) };
+        }
         if self.turmoil {
             self.oracle.again(retry.command);
             self.propose_command(retry);
@@ -214,7 +220,9 @@ impl World {
         let padding = rng.range(0, most + 1);
         let first = self.clients.next_command + 1;
         self.clients.next_command += count;
-        Some(Act::Propose { node, first, count, padding, timeout, retries })
+        // Not drawn: other runs stay as they were.
+        let customer = if first % 10 < self.profile.sessions { 1 + first % 3 } else { 0 };
+        Some(Act::Propose { node, first, count, padding, timeout, retries, customer })
     }
 
     fn draw_change(&mut self, node: u64, timeout: Option<u64>) -> Option<Act> {
@@ -284,10 +292,19 @@ impl World {
     /// Carries out what a client asks for.
     pub fn client(&mut self, act: &Act) {
         match act.clone() {
-            Act::Propose { node, first, count, padding, timeout, retries } => {
+            Act::Propose { node, first, count, padding, timeout, retries, customer } => {
                 self.clients.next_command = self.clients.next_command.max(first + count - 1);
                 for command in first..first + count {
-                    self.propose_command(Retry { node, command, padding, timeout, left: retries });
+                    let retry = Retry::of(node, command, padding, timeout, retries);
+                    if customer == 0 {
+                        self.propose_command(retry);
+                        continue;
+                    }
+                    let retry = Retry { left: SENDINGS, customer, ..retry };
+                    if command % 13 == 0 {
+                        self.close_session(&retry);
+                    }
+                    self.propose_in_session(retry);
                 }
             }
             Act::Read { node, timeout } => {
@@ -295,7 +312,8 @@ impl World {
             }
             Act::Cancel { node } => {
                 for (token, pending) in self.clients.pending.iter_mut().filter(|(_, p)| p.at.0 == node) {
-                    if !pending.gone && matches!(pending.op, Op::Propose(_) | Op::Read(_)) {
+                    let in_session = matches!(pending.op, Op::Propose(asked) if asked.customer != 0);
+                    if !pending.gone && !in_session && matches!(pending.op, Op::Propose(_) | Op::Read(_)) {
                         pending.gone = true;
                         self.oracle.history.forget(*token);
                     }
@@ -374,7 +392,13 @@ impl World {
             return;
         }
         match pending.op {
+            Op::Propose(asked) if asked.customer != 0 => self.ended_in_session(asked, Some(&result)),
             Op::Propose(asked) => self.proposal_ended(asked, &result),
+            Op::Open(asked) => match &result {
+                Ok(Reply::Session(session)) => self.session_opened(asked, Some(*session)),
+                Ok(other) => panic!("VIOLATION: a session is answered with {other:?}"),
+                Err(_) => self.session_opened(asked, None),
+            },
             Op::Read(floor) => match &result {
                 Ok(Reply::ReadIndex(index)) => {
                     let seen = self.hosts[&at.0].life.as_ref().map(|l| l.machine.last);
@@ -491,8 +515,17 @@ impl World {
         self.clients.told.retain(|_, at| *at != (id, life));
         let of_this = self.clients.pending.iter().filter(|(_, p)| p.at == (id, life));
         let tokens: Vec<Token> = of_this.map(|(token, _)| *token).collect();
-        tokens.into_iter().for_each(|token| self.may_have_removed(token));
-        self.clients.pending.retain(|_, p| p.at != (id, life));
+        for token in tokens {
+            self.may_have_removed(token);
+            // Whoever has a session knows that nobody will answer, and asks elsewhere.
+            match self.clients.pending.remove(&token) {
+                Some(Pending { op: Op::Propose(asked), gone: false, .. }) if asked.customer != 0 => {
+                    self.ended_in_session(asked, None);
+                }
+                Some(Pending { op: Op::Open(asked), .. }) => self.session_opened(asked, None),
+                _ => {}
+            }
+        }
     }
 
     /// Requests without an answer at these nodes.

@@ -29,6 +29,11 @@ pub struct Files {
     spoiled: BTreeSet<u64>,
 }
 
+/// The table of client sessions, behind the state.
+pub fn table<'a>(meta: &SnapshotMeta, file: &'a [u8]) -> &'a [u8] {
+    &file[file.len().min(meta.state_size() as usize)..]
+}
+
 impl Files {
     pub fn insert(&mut self, meta: SnapshotMeta, bytes: Arc<Vec<u8>>) {
         self.spoiled.remove(&meta.index);

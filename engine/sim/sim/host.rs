@@ -13,6 +13,7 @@ use raftify_engine::{Error, ErrorCode};
 use super::checks::voters_of;
 use super::disk::Disk;
 use super::draws::skewed;
+use super::files;
 use super::lie::Lie;
 use super::machine::Machine;
 use super::network::Stream;
@@ -124,6 +125,9 @@ impl World {
             assert!(host.lost, "VIOLATION: node {id} does not start, and a snapshot could stand in (S6)");
             return self.tell(|| format!("node {id} does not start: its snapshot is corrupt"));
         };
+        let named = log.snapshot.as_ref();
+        let file = named.and_then(|meta| host.disk.files.get(meta.index).map(|file| files::table(meta, file)));
+        let sessions = file.unwrap_or_default().to_vec();
         let image = &host.disk.synced;
         let mut shadow = Shadow::new(log.first_index - 1, log.prev_term, log.first_index - 1);
         let kept = image.read(log.first_index, u64::MAX, u64::MAX);
@@ -138,6 +142,7 @@ impl World {
             seed,
             log,
             entries,
+            sessions,
             machine_applied,
             now: clock,
         };

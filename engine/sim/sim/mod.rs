@@ -19,6 +19,7 @@ pub mod oracle;
 pub mod profile;
 pub mod record;
 pub mod script;
+pub mod sessions;
 pub mod shrink;
 pub mod world;
 pub mod writing;

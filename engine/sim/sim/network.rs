@@ -10,6 +10,7 @@ use raftify_engine::log::SnapshotMeta;
 use raftify_engine::wire::{Hello, Verdict, Welcome};
 
 use super::draws::skewed;
+use super::files;
 use super::world::{Event, Place, World, MILLI};
 
 #[derive(Default)]
@@ -383,10 +384,11 @@ impl World {
             self.wake(to);
             return self.after(delay, Event::SnapshotSent { at: from, peer: to.0, send, delivered: false });
         }
+        let table = file.as_ref().map_or(Vec::new(), |file| files::table(&meta, file).to_vec());
         if let Some(file) = file {
             host.disk.files.insert((*meta).clone(), file);
         }
-        life.core.receive_snapshot(from.0, message, (*meta).clone());
+        life.core.receive_snapshot(from.0, message, (*meta).clone(), &table);
         self.tell(|| format!("node {} has received snapshot {}", to.0, meta.index));
         self.wake(to);
         if !self.is_cut(to.0, from.0) {

@@ -256,6 +256,14 @@ impl Oracle {
         self.promised.insert(command);
     }
 
+    /// The answer to a command whose client has ended with it: the same as everybody's.
+    pub fn is_answer(&self, command: u64, index: u64, position: u64) {
+        let at = self.command_at.get(&command).copied();
+        assert_eq!(at, Some(index), "VIOLATION: command {command} was acknowledged at index {index}");
+        let right = self.applied[index as usize].map(|(_, _, _, position)| position);
+        assert_eq!(right, Some(position), "VIOLATION: command {command} has somebody else's result");
+    }
+
     /// The caller was told that it is committed, and nothing else.
     pub fn promise(&mut self, command: u64) {
         self.promised.insert(command);

@@ -135,6 +135,9 @@ pub struct Profile {
     /// Of a hundred requests: reads, leaders transferred or stepping down, membership, snapshots.
     pub shares: [u64; 4],
     pub retries: u64,
+    /// Of ten proposals so many are of clients with a session.
+    #[serde(default)]
+    pub sessions: u64,
     /// Between two faults, on average; 0: none.
     pub fault_every: u64,
     /// Which faults there are, and how often each.
@@ -181,6 +184,7 @@ impl Profile {
             client_every: 5 * MILLI,
             shares: [0; 4],
             retries: 0,
+            sessions: 0,
             fault_every: 0,
             mix: Vec::new(),
             lasting: 400 * MILLI,
@@ -263,6 +267,8 @@ impl Profile {
         if profile.nodes > 1 && rng.chance(0.15) {
             profile.learners = rng.range(1, profile.nodes);
         }
+        profile.sessions = pick(rng, &[0, 0, 3, 10]);
+        profile.config.max_sessions = pick(rng, &[1, 2, 4096]);
         profile
     }
 }
@@ -317,6 +323,7 @@ mod settings {
             ("snapshot_interval", seconds(config.snapshot_interval.unwrap_or_default())),
             ("verify_results", config.verify_results.to_string()),
             ("outcomes_window", config.outcomes_window.to_string()),
+            ("max_sessions", config.max_sessions.to_string()),
             ("machine_batches", config.machine_batches.to_string()),
             ("machine_batch_entries", config.machine_batch_entries.to_string()),
             ("machine_batch_bytes", config.machine_batch_bytes.to_string()),
@@ -335,6 +342,7 @@ mod settings {
             let number = || value.parse().expect("a number");
             match name.as_str() {
                 "outcomes_window" => config.outcomes_window = number(),
+                "max_sessions" => config.max_sessions = number(),
                 "machine_batches" => config.machine_batches = number(),
                 "machine_batch_entries" => config.machine_batch_entries = number(),
                 "machine_batch_bytes" => config.machine_batch_bytes = number(),

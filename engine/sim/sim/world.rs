@@ -20,6 +20,7 @@ use super::machine::mix;
 use super::network::Network;
 use super::oracle::Oracle;
 pub use super::profile::Profile;
+use super::sessions::{Seat, Sessions};
 
 pub const MILLI: u64 = 1000;
 pub const SECOND: u64 = 1_000_000;
@@ -136,6 +137,17 @@ pub struct Retry {
     pub padding: u64,
     pub timeout: Option<u64>,
     pub left: u64,
+    /// Who keeps a session; 0: nobody.
+    pub customer: u64,
+    pub seat: Option<Seat>,
+    /// A second sending beside the first one.
+    pub spare: bool,
+}
+
+impl Retry {
+    pub fn of(node: u64, command: u64, padding: u64, timeout: Option<u64>, left: u64) -> Self {
+        Retry { node, command, padding, timeout, left, customer: 0, seat: None, spare: false }
+    }
 }
 
 impl Event {
@@ -210,6 +222,7 @@ pub struct World {
     pub network: Network,
     pub oracle: Oracle,
     pub clients: Clients,
+    pub sessions: Sessions,
     /// Faults and clients may still act.
     pub turmoil: bool,
     /// All that came from outside.
@@ -234,6 +247,7 @@ impl World {
             network: Network::default(),
             oracle: Oracle::default(),
             clients: Clients::default(),
+            sessions: Sessions::default(),
             turmoil: true,
             steps: Vec::new(),
             told,

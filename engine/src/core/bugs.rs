@@ -76,11 +76,17 @@ pub enum Bug {
     StoresMembersAboveCommit,
     /// Whoever was told a result by the machine's side gets another one from the core (P3).
     AnswersTwice,
+    /// A command of a session that comes again is applied again (Raft thesis §6.3).
+    AppliesAgain,
+    /// A snapshot does not carry what was done in sessions (S13).
+    SnapshotForgetsSessions,
+    /// A machine that kept its state skips a replay, and the table of sessions skips it as well.
+    SkipsSessions,
 }
 
 #[cfg(feature = "known-bugs")]
 impl Bug {
-    pub const ALL: [Bug; 31] = [
+    pub const ALL: [Bug; 34] = [
         Bug::AcknowledgesBeforeSync,
         Bug::ForgetsItsVote,
         Bug::VotesPassTheDisk,
@@ -112,6 +118,9 @@ impl Bug {
         Bug::MergesAppendsBlindly,
         Bug::StoresMembersAboveCommit,
         Bug::AnswersTwice,
+        Bug::AppliesAgain,
+        Bug::SnapshotForgetsSessions,
+        Bug::SkipsSessions,
     ];
 }
 

@@ -4,6 +4,7 @@ use raft::eraftpb::EntryType;
 
 use crate::cluster::NodeId;
 use crate::entry::{Entry, EntryContext};
+use crate::request::InSession;
 
 /// Identity of a proposal: unique for ever, whatever node or start it came from (rules, P3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +30,12 @@ pub enum Kind {
     ChangeMembers,
     /// On its way to the leader only: hand over leadership. Data: u64, the target.
     TransferLeader,
+    /// A command for the state machine, once within its client's session ([`in_session`]).
+    CommandInSession,
+    /// Its index becomes the number of a client's session.
+    OpenSession,
+    /// Data: u64, the session.
+    CloseSession,
 }
 
 impl Kind {
@@ -40,6 +47,9 @@ impl Kind {
             Kind::ReserveId => 3,
             Kind::ChangeMembers => 4,
             Kind::TransferLeader => 5,
+            Kind::CommandInSession => 6,
+            Kind::OpenSession => 7,
+            Kind::CloseSession => 8,
         }
     }
 
@@ -51,8 +61,16 @@ impl Kind {
             3 => Kind::ReserveId,
             4 => Kind::ChangeMembers,
             5 => Kind::TransferLeader,
+            6 => Kind::CommandInSession,
+            7 => Kind::OpenSession,
+            8 => Kind::CloseSession,
             _ => return None,
         })
+    }
+
+    /// Takes effect in the order of the state machine's commands, not where membership does.
+    pub fn is_of_machine(self) -> bool {
+        matches!(self, Kind::Command | Kind::CommandInSession | Kind::OpenSession | Kind::CloseSession)
     }
 }
 
@@ -112,6 +130,20 @@ impl Context {
     }
 }
 
+/// Puts the place of a [`Kind::CommandInSession`] behind what the library writes around every command.
+pub fn note_session(context: &mut EntryContext, place: InSession) {
+    for number in [place.session, place.sequence, place.first_open] {
+        context.extend_from_slice(&number.to_le_bytes());
+    }
+}
+
+/// What [`note_session`] has put there.
+pub fn in_session(entry: &Entry) -> Option<InSession> {
+    let mut words =
+        entry.context.get(LENGTH..)?.chunks_exact(8).map(|w| w.try_into().map(u64::from_le_bytes).unwrap_or(0));
+    Some(InSession { session: words.next()?, sequence: words.next()?, first_open: words.next()? })
+}
+
 /// A configuration change, in either of raft's forms.
 pub fn is_conf_change(entry: &Entry) -> bool {
     entry.entry_type == EntryType::EntryConfChange as i32 || entry.entry_type == EntryType::EntryConfChangeV2 as i32
@@ -128,6 +160,20 @@ mod tests {
         assert_eq!(Context::decode(&context.encode()), Some(context));
         for noise in [&b""[..], b"x", &[1, 99, 0, 0], &[0; 40], &context.encode()[..33]] {
             assert_eq!(Context::decode(noise), None);
+        }
+    }
+
+    #[test]
+    fn a_place_in_a_session_lies_behind_the_context_and_is_whole_or_none() {
+        let origin = Origin { node: 3, start: 4, sequence: 5 };
+        let context = Context { kind: Kind::CommandInSession, time_us: 17, origin };
+        let place = InSession { session: u64::MAX, sequence: 8, first_open: 7 };
+        let mut noted = context.encode();
+        note_session(&mut noted, place);
+        assert_eq!(Context::decode(&noted), Some(context));
+        for (bytes, read) in [(noted.len(), Some(place)), (noted.len() - 1, None), (LENGTH, None), (0, None)] {
+            let entry = Entry { context: EntryContext::from_slice(&noted[..bytes]), ..Entry::default() };
+            assert_eq!(in_session(&entry), read, "{bytes}");
         }
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn follower() -> Core {
 }
 
 fn proposals() -> Vec<ForwardedProposal> {
-    vec![ForwardedProposal { sequence: 1, data: "x".into(), kind: 0 }]
+    vec![ForwardedProposal { sequence: 1, data: "x".into(), kind: 0, place: None }]
 }
 
 /// What the node says to a forward of its present term for the process with this start number.
@@ -91,7 +91,8 @@ fn a_change_of_more_members_than_a_call_may_name_is_refused_wherever_it_comes_fr
         |count: u64| -> Vec<MemberChange> { (100..100 + count).map(|id| MemberChange::Remove { id }).collect() };
     for (count, refused) in [(1024, None), (1025, Some(ErrorCode::InvalidArgument))] {
         let data = Change::of(&changes(count)).encode_to_vec().into();
-        let proposals = vec![ForwardedProposal { sequence: 1, data, kind: Kind::ChangeMembers.to_number() }];
+        let proposals =
+            vec![ForwardedProposal { sequence: 1, data, kind: Kind::ChangeMembers.to_number(), place: None }];
         let mut core = leader(3, true);
         core.receive_forward(3, Forward { term: 3, start: 5, number: 1, proposals, to_start: 7 });
         core.submit(1, Request::ChangeMembers(changes(count)), None);
@@ -173,7 +174,7 @@ fn what_is_too_much_is_refused_wherever_it_comes_from() {
         let ended = core.poll().completions.pop().and_then(|completion| completion.result.err());
         let ended = ended.map(|error| (error.code, error.committed));
         assert_eq!(ended, Some((code, Committed::No)), "{number}");
-        let proposals = vec![ForwardedProposal { sequence: 1, data: "four".into(), kind: 0 }];
+        let proposals = vec![ForwardedProposal { sequence: 1, data: "four".into(), kind: 0, place: None }];
         let (answer, added) = answered(&mut core, Forward { term: 3, start: 5, number: 1, proposals, to_start: 7 });
         assert_eq!((answer.taken, added), (!also_forwarded, u64::from(!also_forwarded)), "{number}");
         assert_eq!(ErrorCode::from_i32(answer.code), also_forwarded.then_some(code), "{number}");

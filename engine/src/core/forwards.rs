@@ -17,7 +17,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::bugs::{self, Bug};
-use super::entry::Kind;
+use super::entry::{note_session, Kind};
 use super::membership::{Awaited, Change};
 use super::proposals::Proposed;
 use super::requests::{State, What};
@@ -25,7 +25,8 @@ use super::{Body, Core, Outbound};
 use crate::cluster::NodeId;
 use crate::entry::{Entries, Entry};
 use crate::error::{Error, ErrorCode, Result};
-use crate::wire::{Forward, ForwardAnswer, ForwardedProposal};
+use crate::request::InSession;
+use crate::wire::{Forward, ForwardAnswer, ForwardedPlace, ForwardedProposal};
 
 /// A forward is cut here, so that one message stays small.
 const FORWARD_BYTES: u64 = 4 << 20;
@@ -46,8 +47,15 @@ impl Core {
                     self.requests.unsent.pop_front();
                     continue;
                 };
+                let mut place = None;
                 let (kind, data) = match &pending.what {
                     What::Command(data) => (Kind::Command, data.clone()),
+                    What::InSession(at, data) => {
+                        place = Some(*at);
+                        (Kind::CommandInSession, data.clone())
+                    }
+                    What::OpenSession => (Kind::OpenSession, Bytes::new()),
+                    What::CloseSession(session) => (Kind::CloseSession, Bytes::copy_from_slice(&session.to_le_bytes())),
                     What::ReserveId(addr) => (Kind::ReserveId, addr.clone().into_bytes().into()),
                     What::Change(change) => (Kind::ChangeMembers, change.encode_to_vec().into()),
                     What::Transfer(to) => (Kind::TransferLeader, Bytes::copy_from_slice(&to.to_le_bytes())),
@@ -63,7 +71,12 @@ impl Core {
                 }
                 self.requests.unsent.pop_front();
                 pending.state = State::Forwarded { term };
-                proposals.push(ForwardedProposal { sequence: request, data, kind: kind.to_number() });
+                proposals.push(ForwardedProposal {
+                    sequence: request,
+                    data,
+                    kind: kind.to_number(),
+                    place: place.map(ForwardedPlace::from),
+                });
                 requests.push(request);
                 if alone {
                     break;
@@ -199,8 +212,17 @@ impl Core {
                 ));
             }
             match Kind::from_number(proposal.kind) {
-                Some(kind @ (Kind::Command | Kind::ReserveId)) => {
-                    let context = self.context(kind, from, forward.start, proposal.sequence);
+                Some(
+                    kind @ (Kind::Command
+                    | Kind::CommandInSession
+                    | Kind::OpenSession
+                    | Kind::CloseSession
+                    | Kind::ReserveId),
+                ) => {
+                    let mut context = self.context(kind, from, forward.start, proposal.sequence);
+                    if kind == Kind::CommandInSession {
+                        note_session(&mut context, proposal.place.map(InSession::from).unwrap_or_default());
+                    }
                     entries.push(Entry { context, ..Entry::default() }, &proposal.data);
                 }
                 Some(Kind::ChangeMembers) => {
@@ -296,7 +318,8 @@ impl Core {
             }
             Some(_) => {
                 if let Some(pending) = self.requests.pending.get_mut(&request) {
-                    pending.state = State::Placed { index, term, committed: true };
+                    let committed = !matches!(pending.what, What::InSession(..));
+                    pending.state = State::Placed { index, term, committed };
                 }
                 // A batch that was made meanwhile would have known it: only one that is still to be made brings its result.
                 if index <= self.machine.queued() {

@@ -27,7 +27,7 @@ impl Core {
                 }
             } else if let Some(context) = Context::of(entry) {
                 newest_time = newest_time.max(context.time_us);
-                if context.kind != Kind::Command {
+                if !context.kind.is_of_machine() || (context.kind == Kind::OpenSession && !self.cluster.sessions) {
                     ours.push(entry.clone());
                 }
             }
@@ -57,7 +57,8 @@ impl Core {
             let Some(pending) = self.requests.pending.get_mut(&request) else { continue };
             if let State::Placed { term, committed, .. } = &mut pending.state {
                 if here == Some(*term) {
-                    *committed = true;
+                    // A command of a session may be there and not be applied: what it comes to is known when its turn has come.
+                    *committed = !matches!(pending.what, What::InSession(..));
                     continue;
                 }
                 if here.is_none() {
@@ -93,6 +94,11 @@ impl Core {
                         self.set_cluster(entry.index, cluster);
                     }
                 }
+            }
+            Some(Kind::OpenSession) if !self.cluster.sessions => {
+                let mut cluster = (*self.cluster).clone();
+                cluster.sessions = true;
+                self.set_cluster(entry.index, cluster);
             }
             Some(Kind::ReserveId) => {
                 let addr = String::from_utf8_lossy(&entry.data).into_owned();

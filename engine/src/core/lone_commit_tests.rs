@@ -93,7 +93,7 @@ fn a_commit_that_nothing_follows_is_told_when_its_time_is_over() {
 #[test]
 fn whoever_proposed_it_hears_of_its_commit_at_once() {
     let mut leader = Leader::elected();
-    let proposals = vec![ForwardedProposal { sequence: 1, data: "x".into(), kind: 0 }];
+    let proposals = vec![ForwardedProposal { sequence: 1, data: "x".into(), kind: 0, place: None }];
     leader.core.receive_forward(3, Forward { term: 3, start: 5, number: 1, proposals, to_start: 7 });
     assert_eq!(leader.sent(), [(2, 1, 10), (3, 1, 10)]);
     leader.acknowledge(2, 11);

@@ -2,14 +2,15 @@
 //!
 //! At most a few batches are outstanding; what is committed beyond that stays an index range, read back from memory or disk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use raft::eraftpb::EntryType;
 
 use super::bugs::{self, Bug};
-use super::entry::{Context, Kind};
+use super::entry::{in_session, Context, Kind};
 use super::requests::State;
+use super::sessions::{Again, Name, Sessions, Verdict};
 use super::{outcomes, Core, Fetch};
 use crate::config::Config;
 use crate::entry::Entry;
@@ -24,6 +25,8 @@ enum Outstanding {
         last_index: u64,
         /// (index, term, request) of those whose proposer waits here.
         wanted: Vec<(u64, u64, u64)>,
+        /// (index, term, name) of those of sessions: what they came to is kept.
+        named: Vec<(u64, u64, Name)>,
     },
     /// It keeps what names the file: the log may name another snapshot before this one is restored.
     Restore { id: u64, meta: Arc<SnapshotMeta> },
@@ -49,19 +52,37 @@ pub(super) struct MachineStream {
     fetched: Arc<Vec<Entry>>,
     /// Commands of the newest batch: the next one will have about as many.
     last_batch: usize,
+    /// Up to here a durable machine has every command; what the table of sessions does not know of them is looked at alone.
+    has: u64,
+    /// Requests that wait for what an earlier entry comes to, as the same command of the same session: its index → they.
+    echoes: BTreeMap<u64, Vec<u64>>,
 }
 
 impl MachineStream {
     /// S7: a durable machine goes on right behind the index it names, wherever the snapshot ends. One that the log does not reach back
     /// to takes the snapshot, as does one that starts empty: the log ends only behind a snapshot whose file is on the disk.
-    pub fn new(snapshot: Option<&SnapshotMeta>, first_index: u64, machine_applied: Option<u64>) -> Self {
-        let durable = machine_applied.filter(|index| index.saturating_add(1) >= first_index);
+    ///
+    /// `sessions`: the table as of the snapshot; `looks`: there may have been sessions since. What a durable machine has beyond the snapshot
+    /// is then looked at once more, for the table alone; what it lacks before it had a verdict each, which the table must remember.
+    pub fn new(
+        snapshot: Option<&SnapshotMeta>,
+        first_index: u64,
+        machine_applied: Option<u64>,
+        sessions: &Sessions,
+        looks: bool,
+    ) -> Self {
+        let reaches =
+            |index: &u64| index.saturating_add(1) >= first_index && sessions.remembers(index.saturating_add(1));
+        let durable = machine_applied.filter(reaches);
         let applied = durable.unwrap_or(snapshot.map_or(0, |s| s.index));
+        let from = if looks && !bugs::on(Bug::SkipsSessions) { applied.min(sessions.at()) } else { applied };
         MachineStream {
             next_id: 0,
             outstanding: VecDeque::new(),
-            next_index: applied.saturating_add(1),
+            next_index: from.saturating_add(1),
             applied,
+            has: applied,
+            echoes: BTreeMap::new(),
             start_from: snapshot
                 .filter(|s| s.has_file && durable.is_none() && !bugs::on(Bug::DoesNotRestoreAtStart))
                 .map(|s| Arc::new(s.clone())),
@@ -126,10 +147,12 @@ impl MachineStream {
 
     /// The result of this request is on its way.
     pub fn answers(&self, request: u64) -> bool {
-        self.outstanding.iter().any(|o| match o {
-            Outstanding::Apply { wanted, .. } => wanted.iter().any(|(_, _, r)| *r == request),
-            _ => false,
-        })
+        let echoes = self.echoes.values().any(|requests| requests.contains(&request));
+        echoes
+            || self.outstanding.iter().any(|o| match o {
+                Outstanding::Apply { wanted, .. } => wanted.iter().any(|(_, _, r)| *r == request),
+                _ => false,
+            })
     }
 
     fn restores_below(&self, limit: u64) -> bool {
@@ -178,7 +201,7 @@ impl Core {
     }
 
     pub(super) fn restore_machine(&mut self, meta: Arc<SnapshotMeta>) {
-        let (index, term, size) = (meta.index, meta.term, meta.size);
+        let (index, term, size) = (meta.index, meta.term, meta.state_size());
         let id = self.machine.restore(meta);
         self.out.machine.push(MachineRequest::Restore { id, index, term, path: Default::default(), size });
     }
@@ -195,13 +218,10 @@ impl Core {
     fn queue_batch(&mut self) -> bool {
         let low = self.machine.next_index;
         let high = self.handed;
-        let mut batch = BatchMaker::new(
-            self.id,
-            self.start,
-            self.cluster.verify_results_after,
-            &self.config,
-            self.machine.last_batch,
-        );
+        let verified = self.cluster.verify_results_after;
+        let (sessions, has) = (&mut self.sessions, self.machine.has);
+        let mut batch =
+            BatchMaker::new(self.id, self.start, verified, &self.config, self.machine.last_batch, sessions, has);
         if self.raw.store().tail_first() <= low {
             let requests = &self.requests.pending;
             let token_of = |request: u64| requests.get(&request).map(|p| p.token);
@@ -224,26 +244,28 @@ impl Core {
             let _ = (from..upto).all(|at| batch.add(&fetched, at, token_of));
         }
         let Some(last_index) = batch.last else { return false };
+        batch.sessions.advance(last_index);
+        let BatchMaker { mut batch, wanted, named, settled, last_term, .. } = batch;
         self.machine.next_index = last_index.saturating_add(1);
         if self.machine.fetched.last().is_some_and(|e| e.index <= last_index) {
             self.machine.fetched = Arc::default();
         }
-        for (index, term, request) in &batch.wanted {
+        for (index, term, request) in &wanted {
             if let Some(pending) = self.requests.pending.get_mut(request) {
                 pending.state = State::Placed { index: *index, term: *term, committed: true };
             }
         }
-        if batch.batch.entries.is_empty() {
+        self.settle(settled);
+        if batch.entries.is_empty() {
             self.machine.outstanding.push_back(Outstanding::Skip { last_index });
             return true;
         }
         let id = self.machine.next_id();
-        let BatchMaker { mut batch, wanted, last_term, .. } = batch;
         self.machine.last_batch = batch.entries.len();
         batch.id = id;
         batch.last_index = last_index;
         batch.last_term = last_term;
-        self.machine.outstanding.push_back(Outstanding::Apply { id, last_index, wanted });
+        self.machine.outstanding.push_back(Outstanding::Apply { id, last_index, wanted, named });
         self.out.machine.push(MachineRequest::Apply(batch));
         true
     }
@@ -261,7 +283,8 @@ impl Core {
 
     fn pass_skips(&mut self) {
         while let Some(Outstanding::Skip { last_index }) = self.machine.outstanding.front() {
-            self.machine.applied = *last_index;
+            // A durable machine stands further than what is looked at for the table of sessions.
+            self.machine.applied = self.machine.applied.max(*last_index);
             self.outcomes.advance(*last_index);
             self.machine.outstanding.pop_front();
             self.reads_applied();
@@ -315,9 +338,14 @@ impl Core {
     }
 
     fn machine_applied(&mut self, outcomes: Vec<(u64, Outcome)>, told: bool) {
-        let Some(Outstanding::Apply { last_index, wanted, .. }) = self.machine.outstanding.pop_front() else { return };
+        let Some(Outstanding::Apply { last_index, wanted, named, .. }) = self.machine.outstanding.pop_front() else {
+            return;
+        };
         self.machine.applied = last_index;
         self.sum_up(&outcomes, last_index);
+        for (index, term, name) in named {
+            self.keep_outcome(index, term, name, &outcomes);
+        }
         let mut outcomes = outcomes.into_iter().peekable();
         for (index, term, request) in wanted {
             while outcomes.peek().is_some_and(|(at, _)| *at < index) {
@@ -331,13 +359,41 @@ impl Core {
                 }
                 None => Ok(Vec::new()),
             };
-            let result = match outcome {
-                Ok(data) => Ok(Reply::Applied { index, term, data }),
-                Err(text) => Err(Error::new(ErrorCode::ApplyFailed, Committed::Yes, text).with_index(index)),
+            self.complete(request, came_to(index, term, outcome));
+        }
+        self.reads_applied();
+    }
+
+    /// What a command of a session came to, for whoever sends it again, and for those who have done so.
+    fn keep_outcome(&mut self, index: u64, term: u64, name: Name, outcomes: &[(u64, Outcome)]) {
+        // Every one was wanted: a result that is not named is empty.
+        let found = outcomes.binary_search_by_key(&index, |(at, _)| *at).ok().and_then(|at| outcomes.get(at));
+        let outcome = found.map_or_else(|| Ok(Vec::new()), |(_, outcome)| outcome.clone());
+        self.sessions.came_to(index, name, Some(&outcome));
+        self.snapshots.came_to(index, name, &outcome);
+        for request in self.machine.echoes.remove(&index).unwrap_or_default() {
+            self.complete(request, came_to(index, term, outcome.clone()));
+        }
+    }
+
+    /// Ends the requests that the table of sessions has decided.
+    fn settle(&mut self, settled: Vec<Settled>) {
+        for Settled { request, index, term, how } in settled {
+            let result = match how {
+                How::Opened => Ok(Reply::Session(index)),
+                How::Closed => Ok(Reply::Done),
+                How::Passed(Verdict::Again(Again::Pending { index: before })) => {
+                    // It is committed, and on its way to the machine: as much as its first sending.
+                    if let Some(pending) = self.requests.pending.get_mut(&request) {
+                        pending.state = State::Placed { index, term, committed: true };
+                    }
+                    self.machine.echoes.entry(before).or_default().push(request);
+                    continue;
+                }
+                How::Passed(verdict) => passed(index, verdict),
             };
             self.complete(request, result);
         }
-        self.reads_applied();
     }
 
     /// S17: that a command raised counts, and what it returned if the cluster says so.
@@ -354,33 +410,97 @@ impl Core {
     }
 }
 
+/// What its proposer hears of a command that was applied.
+fn came_to(index: u64, term: u64, outcome: Outcome) -> Result<Reply, Error> {
+    match outcome {
+        Ok(data) => Ok(Reply::Applied { index, term, data }),
+        Err(text) => Err(Error::new(ErrorCode::ApplyFailed, Committed::Yes, text).with_index(index)),
+    }
+}
+
+/// What the sender of a command of a session hears whose entry at `index` was not applied.
+fn passed(index: u64, verdict: Verdict) -> Result<Reply, Error> {
+    Err(match verdict {
+        Verdict::Again(Again::Known { index, term, result }) => return came_to(index, term, result.map(Vec::from)),
+        Verdict::Again(Again::Lost { index } | Again::Pending { index }) => {
+            let text = "it was applied when it was sent before, and what it returned then is not kept any more";
+            Error::new(ErrorCode::ResultLost, Committed::Yes, text).with_index(index).lasting()
+        }
+        Verdict::Expired => {
+            let text = "the cluster does not know this session (any more): it was closed, or others were used since; open a new one";
+            Error::not_done(ErrorCode::SessionExpired, text).with_index(index).lasting()
+        }
+        Verdict::Past | Verdict::Apply => {
+            let text = "its client has said that it waits for this command no longer: the outcome is unknown";
+            Error::unknown(ErrorCode::SessionExpired, text).with_index(index).lasting()
+        }
+        Verdict::Beyond => {
+            let text =
+                "more commands of this session are under way than the cluster keeps apart; wait for the oldest one";
+            Error::not_done(ErrorCode::Overloaded, text).with_index(index)
+        }
+    })
+}
+
 /// Which commands' results are compared: those after the entry that says so. 0: none.
 fn verified_after(since: u64) -> impl Fn(u64) -> bool {
     move |index| since != 0 && index > since
 }
 
-struct BatchMaker {
+/// A request of this node's that the table of sessions decides, for the entry at this index.
+struct Settled {
+    request: u64,
+    index: u64,
+    term: u64,
+    how: How,
+}
+
+enum How {
+    Opened,
+    Closed,
+    /// Not applied.
+    Passed(Verdict),
+}
+
+struct BatchMaker<'a> {
     node: u64,
     start: u64,
     max_entries: u64,
     max_bytes: u64,
     verify_results_after: u64,
+    sessions: &'a mut Sessions,
+    /// Up to here the machine has every command.
+    has: u64,
     batch: ApplyBatch,
     wanted: Vec<(u64, u64, u64)>,
+    named: Vec<(u64, u64, Name)>,
+    settled: Vec<Settled>,
     last: Option<u64>,
     last_term: u64,
 }
 
-impl BatchMaker {
-    fn new(node: u64, start: u64, verify_results_after: u64, config: &Config, entries: usize) -> Self {
+impl<'a> BatchMaker<'a> {
+    fn new(
+        node: u64,
+        start: u64,
+        verify_results_after: u64,
+        config: &Config,
+        entries: usize,
+        sessions: &'a mut Sessions,
+        has: u64,
+    ) -> Self {
         BatchMaker {
             node,
             start,
             verify_results_after,
             max_entries: config.machine_batch_entries,
             max_bytes: config.machine_batch_bytes,
+            sessions,
+            has,
             batch: ApplyBatch::with_capacity(entries),
             wanted: Vec::new(),
+            named: Vec::new(),
+            settled: Vec::new(),
             last: None,
             last_term: 0,
         }
@@ -390,7 +510,7 @@ impl BatchMaker {
     fn add(&mut self, chunk: &Arc<Vec<Entry>>, at: usize, token_of: impl Fn(u64) -> Option<Token>) -> bool {
         let Some(entry) = chunk.get(at) else { return false };
         let context = (entry.entry_type == EntryType::EntryNormal as i32).then(|| Context::of(entry)).flatten();
-        if let Some(context) = context.filter(|c| c.kind == Kind::Command) {
+        if let Some(context) = context.filter(|c| c.kind.is_of_machine()) {
             let bytes = self.batch.bytes().saturating_add(entry.data.len()) as u64;
             let full = self.batch.entries.len() as u64 >= self.max_entries || bytes > self.max_bytes;
             if full && !self.batch.entries.is_empty() {
@@ -399,23 +519,63 @@ impl BatchMaker {
             let origin = context.origin;
             let ours = (origin.node == self.node && origin.start == self.start) || bugs::on(Bug::RepliesByBareCounter);
             let token = ours.then(|| token_of(origin.sequence)).flatten();
-            if token.is_some() {
-                self.wanted.push((entry.index, entry.term, origin.sequence));
+            let is_command = context.kind == Kind::Command;
+            let applies = is_command || self.is_to_be_applied(entry, &context, token.is_some());
+            if applies && entry.index > self.has {
+                if token.is_some() {
+                    self.wanted.push((entry.index, entry.term, origin.sequence));
+                }
+                let verified = verified_after(self.verify_results_after)(entry.index);
+                let command = ApplyEntry {
+                    index: entry.index,
+                    term: entry.term,
+                    time_us: context.time_us,
+                    // What a command of a session came to is kept on every node.
+                    wanted: token.is_some() || verified || !is_command,
+                    // A result that is compared (S17), or kept, has to come here.
+                    token: token.filter(|_| is_command && !verified).unwrap_or(0),
+                    place: Place::default(),
+                };
+                self.batch.push(chunk, at, command);
             }
-            let verified = verified_after(self.verify_results_after)(entry.index);
-            let command = ApplyEntry {
-                index: entry.index,
-                term: entry.term,
-                time_us: context.time_us,
-                wanted: token.is_some() || verified,
-                // A result that is compared has to come here (S17).
-                token: token.filter(|_| !verified).unwrap_or(0),
-                place: Place::default(),
-            };
-            self.batch.push(chunk, at, command);
         }
         self.last = Some(entry.index);
         self.last_term = entry.term;
         true
+    }
+
+    /// What the table of sessions says of this entry; `waits`: somebody does, here.
+    fn is_to_be_applied(&mut self, entry: &Entry, context: &Context, waits: bool) -> bool {
+        let (index, term) = (entry.index, entry.term);
+        let how = match context.kind {
+            Kind::OpenSession => {
+                self.sessions.open(index);
+                How::Opened
+            }
+            Kind::CloseSession => {
+                let session = entry.data.as_ref().try_into().map_or(0, u64::from_le_bytes);
+                self.sessions.close(index, session);
+                How::Closed
+            }
+            _ => {
+                // One that cannot be read is passed over by every node alike.
+                let Some(place) = in_session(entry) else { return false };
+                match self.sessions.decide(index, term, place) {
+                    Verdict::Apply => {
+                        let name = (place.session, place.sequence);
+                        match index > self.has {
+                            true => self.named.push((index, term, name)),
+                            false => self.sessions.came_to(index, name, None),
+                        }
+                        return true;
+                    }
+                    verdict => How::Passed(verdict),
+                }
+            }
+        };
+        if waits {
+            self.settled.push(Settled { request: context.origin.sequence, index, term, how });
+        }
+        false
     }
 }

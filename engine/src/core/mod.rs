@@ -52,6 +52,7 @@ mod received;
 mod requests;
 mod rng;
 mod run;
+mod sessions;
 mod snapshotting;
 mod status;
 mod strangers;
@@ -80,6 +81,7 @@ pub use greeting::founding_digest;
 pub use received::Received;
 pub use rng::Rng;
 pub use run::{Append, Run};
+pub use snapshotting::SnapshotFile;
 pub use status::Positions;
 
 use crate::cluster::{ClusterState, NodeId};
@@ -100,6 +102,7 @@ use machine_stream::MachineStream;
 use outcomes::Outcomes;
 use reads::Reads;
 use requests::Requests;
+use sessions::Sessions;
 use snapshotting::Snapshots;
 use tail::Tail;
 use unawaited::Unawaited;
@@ -121,6 +124,7 @@ pub fn new_log(founding: &ClusterState) -> (HardState, ClusterRecord, Option<Sna
         term: FOUNDING_TERM,
         cluster: cluster.clone(),
         size: 0,
+        sessions: 0,
         crc: 0,
         has_file: false,
         outcomes: Some(0),
@@ -143,6 +147,8 @@ pub struct CoreOptions {
     pub log: LogState,
     /// The log's entries above `log.cluster.index`.
     pub entries: Vec<Entry>,
+    /// What the file of `log.snapshot` ends with: the table of client sessions.
+    pub sessions: Vec<u8>,
     /// Up to where a state machine that is durable by itself has applied, and has it on its disk; `None`: it starts empty (S7).
     pub machine_applied: Option<u64>,
     pub now: Micros,
@@ -176,6 +182,8 @@ pub struct Core {
     requests: Requests,
     reads: Reads,
     machine: MachineStream,
+    /// As of the last entry in the machine's batches.
+    sessions: Sessions,
     outcomes: Outcomes,
     outcomes_window: u64,
     divergence: Divergence,
@@ -207,7 +215,8 @@ pub(crate) fn conf_change_of(entry: &Entry) -> Option<ConfChangeV2> {
 impl Core {
     /// Builds the node from what its log says. The first [`Core::poll`] may already ask for a restore.
     pub fn new(options: CoreOptions) -> Result<Self> {
-        let CoreOptions { config, node_id, addr, initial, start, seed, log, entries, machine_applied, now } = options;
+        let CoreOptions { config, node_id, addr, initial, start, seed, log, entries, sessions, machine_applied, now } =
+            options;
         let (low, high) = config.election_range();
         let mut hard_state = log.hard_state.clone();
         // S7: what is named by the snapshot or the stored configuration was committed.
@@ -274,6 +283,8 @@ impl Core {
             max_committed_size_per_ready: config.max_committed_size_per_ready,
             ..raft::Config::default()
         };
+        let opens = |entry: &Entry| Context::of(entry).is_some_and(|context| context.kind == Kind::OpenSession);
+        let looks = cluster.sessions || entries.iter().any(opens);
         let founding_heard = entries.iter().rev().find_map(greeting::founding_of);
         let term = hard_state.term;
         let mut tail = Tail::new(&log, hard_state.clone(), cluster.conf_state(), entries);
@@ -282,7 +293,10 @@ impl Core {
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let raw = RawNode::new(&raft_config, tail, &logger)
             .map_err(|e| Error::not_done(ErrorCode::InvalidConfig, format!("raft refuses this configuration: {e}")))?;
-        let machine = MachineStream::new(log.snapshot.as_ref(), log.first_index, machine_applied);
+        let sessions = Sessions::decode(&sessions, config.max_sessions, snapshot_index)
+            .map_err(|reason| corrupt(format!("the snapshot at index {snapshot_index} is damaged: {reason}")))?;
+        let snapshot = log.snapshot.as_ref();
+        let machine = MachineStream::new(snapshot, log.first_index, machine_applied, &sessions, looks);
         let outcomes_window = config.outcomes_window.max(1);
         // A machine that kept its state is compared from the next window on; one that stands where a snapshot ends knows its sum (S17).
         let sum = match &log.snapshot {
@@ -312,6 +326,7 @@ impl Core {
             requests: Requests::default(),
             reads: Reads::default(),
             machine,
+            sessions,
             outcomes,
             outcomes_window,
             divergence: Divergence::default(),

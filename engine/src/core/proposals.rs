@@ -6,7 +6,7 @@ use raft::eraftpb::{EntryType, Message, MessageType};
 use super::bodies;
 use super::bugs::{self, Bug};
 use super::deadlines::Micros;
-use super::entry::{Context, Kind, Origin};
+use super::entry::{note_session, Context, Kind, Origin};
 use super::membership::{bounded, plan, Awaited, Change, Step};
 use super::requests::{State, What};
 use super::Core;
@@ -54,7 +54,7 @@ impl Core {
         Ok(())
     }
 
-    fn room_for(&self, bytes: u64) -> Result<()> {
+    pub(super) fn room_for(&self, bytes: u64) -> Result<()> {
         let config = &self.config;
         if bytes > config.max_proposal_size {
             return Err(Error::not_done(
@@ -109,24 +109,34 @@ impl Core {
         let mut others = Vec::new();
         let mut refused = Vec::new();
         let mut bytes = self.requests.uncommitted_bytes;
+        let most = self.config.max_uncommitted_size;
         while let Some(request) = self.requests.unsent.pop_front() {
             let Some(pending) = self.requests.pending.get_mut(&request) else { continue };
+            let mut place = None;
             let (kind, data) = match &mut pending.what {
-                What::Command(data) => {
+                What::Command(data) | What::InSession(_, data) if bytes.saturating_add(data.len() as u64) > most => {
                     bytes = bytes.saturating_add(data.len() as u64);
-                    if bytes > self.config.max_uncommitted_size {
-                        refused.push(request);
-                        continue;
-                    }
-                    (Kind::Command, std::mem::take(data))
+                    refused.push(request);
+                    continue;
                 }
+                What::Command(data) => (Kind::Command, std::mem::take(data)),
+                What::InSession(at, data) => {
+                    place = Some(*at);
+                    (Kind::CommandInSession, std::mem::take(data))
+                }
+                What::OpenSession => (Kind::OpenSession, Bytes::new()),
+                What::CloseSession(session) => (Kind::CloseSession, Bytes::copy_from_slice(&session.to_le_bytes())),
                 What::ReserveId(addr) => (Kind::ReserveId, addr.clone().into_bytes().into()),
                 _ => {
                     others.push(request);
                     continue;
                 }
             };
-            let context = self.context(kind, self.id, self.start, request);
+            bytes = bytes.saturating_add(data.len() as u64);
+            let mut context = self.context(kind, self.id, self.start, request);
+            if let Some(place) = place {
+                note_session(&mut context, place);
+            }
             entries.push(Entry { data, context, ..Entry::default() });
             requests.push(request);
         }

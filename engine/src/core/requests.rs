@@ -21,7 +21,7 @@ use super::Core;
 use crate::address;
 use crate::cluster::NodeId;
 use crate::error::{Committed, Error, ErrorCode, Result};
-use crate::request::{Completion, Reply, Request, Ticket, Token};
+use crate::request::{Completion, InSession, Reply, Request, Ticket, Token};
 use crate::transport::decode_message;
 
 /// Keys are our own running numbers: spreading them is all a hash has to do. (The same order of the map in every run.)
@@ -48,6 +48,9 @@ pub(super) type NumberMap<V> = HashMap<u64, V, BuildHasherDefault<NumberHasher>>
 #[derive(Debug)]
 pub(super) enum What {
     Command(Bytes),
+    InSession(InSession, Bytes),
+    OpenSession,
+    CloseSession(u64),
     ReserveId(String),
     Change(Change),
     Transfer(NodeId),
@@ -129,9 +132,18 @@ impl Core {
         }
         match request {
             Request::Propose(data) => self.propose(vec![(token, data)], timeout),
-            Request::ProposeInSession(..) | Request::OpenSession | Request::CloseSession(_) => {
-                self.answer(token, Err(Error::not_done(ErrorCode::InvalidArgument, "sessions are on their way")));
-            }
+            Request::ProposeInSession(place, data) => match self.room_for(data.len() as u64) {
+                Ok(()) => self.accept(token, What::InSession(place, data), timeout),
+                Err(error) => self.answer(token, Err(error)),
+            },
+            Request::OpenSession => match self.room() {
+                Ok(()) => self.accept(token, What::OpenSession, timeout),
+                Err(error) => self.answer(token, Err(error)),
+            },
+            Request::CloseSession(session) => match self.room() {
+                Ok(()) => self.accept(token, What::CloseSession(session), timeout),
+                Err(error) => self.answer(token, Err(error)),
+            },
             Request::Read => match self.room() {
                 Ok(()) => self.accept(token, What::Read, timeout),
                 Err(error) => self.answer(token, Err(error)),
@@ -252,7 +264,10 @@ impl Core {
     }
 
     pub(super) fn accept(&mut self, token: Token, what: What, timeout: Option<Micros>) {
-        let bytes = if let What::Command(data) = &what { data.len() as u64 } else { 0 };
+        let bytes = match &what {
+            What::Command(data) | What::InSession(_, data) => data.len() as u64,
+            _ => 0,
+        };
         let request = self.requests.next;
         self.requests.next = request.saturating_add(1);
         self.requests.bytes = self.requests.bytes.saturating_add(bytes);
@@ -344,7 +359,8 @@ impl Core {
             let never_sent = pending.state == State::Unsent;
             let what = match pending.what {
                 What::Read => "the read",
-                What::Command(_) => "the proposal",
+                What::Command(_) | What::InSession(..) => "the proposal",
+                What::OpenSession | What::CloseSession(_) => "the session",
                 What::Snapshot => "the snapshot",
                 _ => "the change",
             };

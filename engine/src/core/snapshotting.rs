@@ -11,16 +11,25 @@ use super::deadlines::Micros;
 use super::phase::{Phase, Place};
 use super::received::Received;
 use super::requests::State;
+use super::sessions::{Name, Sessions};
 use super::{check, Core, SnapshotSend};
 use crate::cluster::{ClusterState, NodeId};
 use crate::error::{Error, ErrorCode};
 use crate::log::SnapshotMeta;
-use crate::machine::MachineRequest;
+use crate::machine::{MachineRequest, Outcome};
 use crate::request::{Reply, SnapshotInfo};
 use crate::status::Event;
 
 /// Entries kept in memory for followers that lag a little.
 pub(super) const TAIL_BYTES: u64 = 64 << 20;
+
+/// What a complete snapshot file holds: bytes, how many of them are the table of sessions, and their checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotFile {
+    pub size: u64,
+    pub sessions: u64,
+    pub crc: u32,
+}
 
 struct Making {
     id: u64,
@@ -30,6 +39,8 @@ struct Making {
     asked: Vec<u64>,
     /// The sum of outcomes at `index`, once the machine has got there (S17).
     outcomes: Option<u64>,
+    /// The table at `index`; what commands on their way to the machine came to is put there as they are answered.
+    sessions: Sessions,
 }
 
 pub(super) struct Snapshots {
@@ -50,8 +61,10 @@ pub(super) struct Snapshots {
     not_before: Micros,
     /// Being sent: peer → index.
     sending: BTreeMap<NodeId, u64>,
-    /// Received whole, and on its way into raft.
-    received: Option<Arc<SnapshotMeta>>,
+    /// Received whole, and on its way into raft; with the table of sessions.
+    received: Option<(Arc<SnapshotMeta>, Sessions)>,
+    /// The table of the received snapshot that the log is about to name.
+    installing: Option<(u64, Sessions)>,
 }
 
 impl Snapshots {
@@ -70,6 +83,7 @@ impl Snapshots {
             not_before: 0,
             sending: BTreeMap::new(),
             received: None,
+            installing: None,
         }
     }
 
@@ -81,6 +95,13 @@ impl Snapshots {
     pub fn forget(&mut self, limit: usize, pending: impl Fn(&u64) -> bool) {
         if self.asked.len() > limit {
             self.asked.retain(pending);
+        }
+    }
+
+    /// Of a command that the snapshot being made contains.
+    pub fn came_to(&mut self, index: u64, name: Name, outcome: &Outcome) {
+        if let Some(making) = self.making.as_mut().filter(|making| index <= making.index) {
+            making.sessions.came_to(index, name, Some(outcome));
         }
     }
 
@@ -117,8 +138,8 @@ impl Core {
         let at = self.machine.queued();
         let grown = at.saturating_sub(present_index);
         let asked = !self.snapshots.asked.is_empty();
-        if at > self.handed {
-            // A durable machine that is ahead of what was handed over: the members at its index are not known yet (S13).
+        if at > self.handed || at < self.machine.applied() {
+            // A durable machine that is ahead of what was handed over, or looked at: members and sessions at its index are not known yet (S13).
             return;
         }
         if grown == 0 {
@@ -190,7 +211,8 @@ impl Core {
         self.snapshots.wanted = false;
         self.snapshots.bytes_at_making = self.snapshots.bytes_since;
         self.snapshots.put_off = false;
-        self.snapshots.making = Some(Making { id, index, term, cluster, asked, outcomes: None });
+        self.snapshots.making =
+            Some(Making { id, index, term, cluster, asked, outcomes: None, sessions: self.sessions.clone() });
         self.note_outcomes();
         self.out.machine.push(MachineRequest::Snapshot { id, index, term });
     }
@@ -206,8 +228,13 @@ impl Core {
         self.snapshots.making.as_ref().filter(|m| m.id == id).map(|m| (m.index, m.term, m.cluster.clone()))
     }
 
-    /// The file is complete and synced: its size and checksum.
-    pub fn snapshot_made(&mut self, id: u64, size: u64, crc: u32) {
+    /// What the file ends with, behind the state: the table of client sessions. Asked for once the machine has answered all that came before.
+    pub fn snapshot_sessions(&self, id: u64) -> Option<Vec<u8>> {
+        self.snapshots.making.as_ref().filter(|m| m.id == id).map(|m| m.sessions.encode())
+    }
+
+    /// The file is complete and synced.
+    pub fn snapshot_made(&mut self, id: u64, file: SnapshotFile) {
         let Some(making) = self.snapshots.making.take_if(|m| m.id == id) else { return };
         self.snapshots.taken_at = self.now;
         if making.index <= self.snapshot_index() {
@@ -222,8 +249,9 @@ impl Core {
             index: making.index,
             term: making.term,
             cluster: making.cluster,
-            size,
-            crc,
+            size: file.size,
+            sessions: file.sessions,
+            crc: file.crc,
             has_file: true,
             outcomes: making.outcomes,
         });
@@ -263,7 +291,7 @@ impl Core {
             store.compact(compact_to);
             self.prune = Some(Arc::clone(&meta));
             self.end_useless_sends(compact_to);
-            self.out.events.push(Event::SnapshotTaken { index: meta.index, size: meta.size });
+            self.out.events.push(Event::SnapshotTaken { index: meta.index, size: meta.state_size() });
         }
         for request in asked {
             self.complete(request, Ok(Reply::Snapshot(info(&meta))));
@@ -335,7 +363,8 @@ impl Core {
     }
 
     /// A snapshot has come whole: checked, synced, in its place (S6). Now raft may hear of it.
-    pub fn receive_snapshot(&mut self, from: NodeId, message: Message, meta: SnapshotMeta) {
+    /// `sessions`: what its file ends with.
+    pub fn receive_snapshot(&mut self, from: NodeId, message: Message, meta: SnapshotMeta, sessions: &[u8]) {
         self.heard(from);
         if self.failed.is_some() || !self.admits(from) {
             return;
@@ -353,24 +382,29 @@ impl Core {
             self.refuse_peer(from, "its snapshot is not the one its message names".into());
             return;
         }
+        let sessions = match Sessions::decode(sessions, self.config.max_sessions, meta.index) {
+            Ok(sessions) => sessions,
+            Err(reason) => return self.refuse_peer(from, format!("a snapshot was dropped: {reason}")),
+        };
         let _ = self.raw.step(received.into());
         // Raft may have refused it, and may hold another one that came just before.
         let taken = self.raw.raft.raft_log.unstable.snapshot.as_ref().and_then(|s| s.metadata.as_ref());
         if taken.is_some_and(|m| m.index == meta.index) {
-            self.snapshots.received = Some(Arc::new(meta));
+            self.snapshots.received = Some((Arc::new(meta), sessions));
         }
     }
 
     /// Raft has taken a received snapshot: the log starts anew behind it.
     pub(super) fn install_snapshot(&mut self, snapshot: &Snapshot) -> Option<Arc<SnapshotMeta>> {
         let index = snapshot.metadata.as_ref().map_or(0, |m| m.index);
-        let Some(meta) = self.snapshots.received.take().filter(|m| m.index == index) else {
+        let Some((meta, sessions)) = self.snapshots.received.take().filter(|(m, _)| m.index == index) else {
             self.fail(Error::unknown(
                 ErrorCode::Internal,
                 format!("raft took a snapshot at {index} that was never received"),
             ));
             return None;
         };
+        self.snapshots.installing = Some((index, sessions));
         self.raw.mut_store().reset(&meta);
         self.handed = meta.index;
         self.time_us = self.time_us.max(meta.cluster.time_us);
@@ -397,6 +431,9 @@ impl Core {
         }
         // One that came later is durable already, or on its way there: the machine waits, and takes that one.
         if meta.index == self.snapshot_index() {
+            if let Some((_, sessions)) = self.snapshots.installing.take_if(|(index, _)| *index == meta.index) {
+                self.sessions = sessions;
+            }
             if meta.has_file {
                 self.restore_machine(Arc::clone(&meta));
             }
@@ -418,12 +455,12 @@ impl Core {
             self.result_lost(request, index);
         }
         self.prune = Some(Arc::clone(&meta));
-        self.out.events.push(Event::SnapshotInstalled { index: meta.index, size: meta.size });
+        self.out.events.push(Event::SnapshotInstalled { index: meta.index, size: meta.state_size() });
     }
 }
 
 fn info(meta: &SnapshotMeta) -> SnapshotInfo {
-    SnapshotInfo { index: meta.index, term: meta.term, size: meta.size, path: String::new() }
+    SnapshotInfo { index: meta.index, term: meta.term, size: meta.state_size(), path: String::new() }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use raft::eraftpb::{ConfState, Message, MessageType};
 use crate::cluster::ClusterState;
 use crate::core::tail::raft_snapshot;
 use crate::core::test_cores::{command, follow, founders, log, message, options, snapshot};
-use crate::core::{Actions, Body, Context, Core, CoreOptions, Kind, Received};
+use crate::core::{Actions, Body, Context, Core, CoreOptions, Kind, Received, SnapshotFile};
 use crate::entry::Entry;
 use crate::error::ErrorCode;
 use crate::log::SnapshotMeta;
@@ -41,7 +41,8 @@ fn s19_a_send_that_the_log_does_not_go_on_from_any_more_ends_with_an_event() {
     core.poll();
     core.snapshots.sending = BTreeMap::from([(2, 12), (4, 18), (5, 16)]);
     let cluster = core.cluster().clone();
-    let meta = SnapshotMeta { index: 20, term: 2, cluster, size: 1, crc: 1, has_file: true, outcomes: None };
+    let meta =
+        SnapshotMeta { index: 20, term: 2, cluster, size: 1, sessions: 0, crc: 1, has_file: true, outcomes: None };
     core.snapshot_named(Arc::new(meta), 16);
     let actions = core.poll();
     assert_eq!(actions.cancel_sends, [2], "members 4 and 5 can go on from where they will be");
@@ -114,7 +115,7 @@ fn asked_to_restore(actions: &Actions) -> Vec<(u64, u64)> {
 fn receive(core: &mut Core, index: u64) {
     let meta = snapshot(index, 3, core.cluster());
     let sent = Message { snapshot: Some(raft_snapshot(&meta)), ..message(MessageType::MsgSnapshot, 2, 3) };
-    core.receive_snapshot(2, sent, meta);
+    core.receive_snapshot(2, sent, meta, b"");
 }
 
 #[test]
@@ -149,7 +150,7 @@ fn s6_a_snapshot_that_is_overtaken_before_the_machine_hears_of_it_is_still_the_o
 fn given(message: Message, meta: SnapshotMeta) -> (bool, Vec<String>) {
     let mut core = replaying();
     follow(&mut core, 20);
-    core.receive_snapshot(2, message, meta);
+    core.receive_snapshot(2, message, meta, b"");
     let mut actions = core.poll();
     if let Some(write) = actions.writes.last().map(|write| write.number) {
         core.written(write);
@@ -316,12 +317,12 @@ fn one_that_was_made_and_is_overtaken_holds_up_none_that_come_later() {
     for named_in_the_same_turn in [true, false] {
         let (mut core, id) = making();
         if named_in_the_same_turn {
-            core.snapshot_made(id, 3, 0);
+            core.snapshot_made(id, SnapshotFile { size: 3, sessions: 0, crc: 0 });
             receive(&mut core, 30);
         } else {
             receive(&mut core, 30);
             core.poll();
-            core.snapshot_made(id, 3, 0);
+            core.snapshot_made(id, SnapshotFile { size: 3, sessions: 0, crc: 0 });
         }
         let after = settle(&mut core);
         assert!(after.writes.iter().all(|w| w.snapshot.as_ref().is_none_or(|named| named.index == 30)));
@@ -351,7 +352,7 @@ fn s19_the_log_goes_up_to_the_snapshot_and_stays_for_who_is_sent_one_up_to_a_lim
         let head = Message { index: 20, log_term: 2, ..message(MessageType::MsgAppend, 2, 3) };
         core.receive(2, Received { head, entries });
         settle(&mut core);
-        core.snapshot_made(id, 3, 0);
+        core.snapshot_made(id, SnapshotFile { size: 3, sessions: 0, crc: 0 });
         let named = settle(&mut core).writes.into_iter().find(|write| write.snapshot.is_some()).unwrap();
         assert_eq!(named.compact_to, Some(expected), "{grown} MiB, {sending:?} is being sent");
     }
@@ -365,7 +366,7 @@ fn the_leaders_clock_does_not_go_back_behind_a_received_snapshot() {
     cluster.time_us = 1 << 50;
     let meta = snapshot(30, 3, &cluster);
     let sent = Message { snapshot: Some(raft_snapshot(&meta)), ..message(MessageType::MsgSnapshot, 2, 3) };
-    core.receive_snapshot(2, sent, meta);
+    core.receive_snapshot(2, sent, meta, b"");
     settle(&mut core);
     // Its own clock says that it is 1970.
     let context = core.context(Kind::Command, 1, 7, 1);

@@ -581,6 +581,7 @@ mod tests {
             term: 1,
             cluster,
             size: 0,
+            sessions: 0,
             crc: 0,
             has_file: false,
             outcomes: None,

@@ -20,7 +20,7 @@ fn founders_of(members: NodeId) -> BTreeMap<NodeId, String> {
 
 /// A snapshot of a few bytes.
 pub(super) fn snapshot(index: u64, term: u64, cluster: &ClusterState) -> SnapshotMeta {
-    SnapshotMeta { index, term, cluster: cluster.clone(), size: 3, crc: 0, has_file: true, outcomes: None }
+    SnapshotMeta { index, term, cluster: cluster.clone(), size: 3, sessions: 0, crc: 0, has_file: true, outcomes: None }
 }
 
 /// The log of node 1 in term 2, of which all is of term 2: entries from behind `snapshot` to `last_index`; the members are stored as of
@@ -53,6 +53,7 @@ pub(super) fn options(log: LogState) -> CoreOptions {
         seed: 7,
         log,
         entries: Vec::new(),
+        sessions: Vec::new(),
         machine_applied: None,
         now: 0,
     }

@@ -148,6 +148,9 @@ fn entry_json(entry: &Entry) -> Json {
         (_, Some(Kind::Founding)) => "founding",
         (_, Some(Kind::RecordDirectory)) => "record_directory",
         (_, Some(Kind::ReserveId)) => "reserve_id",
+        (_, Some(Kind::CommandInSession)) => "command_in_session",
+        (_, Some(Kind::OpenSession)) => "open_session",
+        (_, Some(Kind::CloseSession)) => "close_session",
         // These two travel to the leader and never reach a log.
         (_, Some(Kind::ChangeMembers)) => "change_members",
         (_, Some(Kind::TransferLeader)) => "transfer_leader",

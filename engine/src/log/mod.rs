@@ -71,14 +71,23 @@ pub struct SnapshotMeta {
     pub term: u64,
     /// The cluster at exactly `index` (S13).
     pub cluster: ClusterState,
-    /// Bytes of the state in the file; 0 for the founding snapshot, which has no file.
+    /// Bytes in the file: the state, and behind it the table of client sessions. 0 for the founding snapshot, which has no file.
     pub size: u64,
-    /// CRC32C of the state bytes.
+    /// Bytes at the end of `size` that are that table.
+    pub sessions: u64,
+    /// CRC32C of all of them.
     pub crc: u32,
     /// False for the founding "snapshot" at index 1: nothing to restore.
     pub has_file: bool,
     /// The running sum of outcomes at `index`; `None`: not known (S17).
     pub outcomes: Option<u64>,
+}
+
+impl SnapshotMeta {
+    /// Bytes of the state machine's own.
+    pub fn state_size(&self) -> u64 {
+        self.size.saturating_sub(self.sessions)
+    }
 }
 
 /// The configuration with its index (S13): it holds for every index from that of its last change up to `index`.

@@ -175,6 +175,8 @@ struct SnapshotBody {
     has_file: bool,
     #[prost(fixed64, optional, tag = "7")]
     outcomes: Option<u64>,
+    #[prost(uint64, tag = "8")]
+    sessions: u64,
 }
 
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
@@ -301,6 +303,7 @@ pub(crate) fn encode_snapshot(meta: &SnapshotMeta) -> Vec<u8> {
         term: meta.term,
         cluster: Some(meta.cluster.clone()),
         size: meta.size,
+        sessions: meta.sessions,
         crc: meta.crc,
         has_file: meta.has_file,
         outcomes: meta.outcomes,
@@ -315,6 +318,7 @@ pub(crate) fn decode_snapshot(value: &[u8]) -> Result<SnapshotMeta, Fault> {
         term: body.term,
         cluster: body.cluster.unwrap_or_default(),
         size: body.size,
+        sessions: body.sessions,
         crc: body.crc,
         has_file: body.has_file,
         outcomes: body.outcomes,
@@ -494,6 +498,7 @@ mod tests {
             term: 2,
             cluster,
             size: 1 << 40,
+            sessions: 1 << 20,
             crc: 77,
             has_file: true,
             outcomes: Some(u64::MAX),
@@ -534,7 +539,8 @@ mod tests {
         encode_entry(&entry(3, 1, b"", b"x"), &mut value).unwrap();
         assert!(decode_entry(4, &value).is_err());
         let cluster = ClusterState::default();
-        let snapshot = SnapshotMeta { index: 4, term: 2, cluster, size: 0, crc: 0, has_file: false, outcomes: None };
+        let snapshot =
+            SnapshotMeta { index: 4, term: 2, cluster, size: 0, sessions: 0, crc: 0, has_file: false, outcomes: None };
         assert!(decode_cluster(&encode_snapshot(&snapshot)).is_err());
     }
 

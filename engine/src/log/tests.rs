@@ -22,7 +22,16 @@ pub(super) fn cluster(index: u64) -> ClusterRecord {
 }
 
 pub(super) fn meta(index: u64, term: u64) -> SnapshotMeta {
-    SnapshotMeta { index, term, cluster: cluster(index).cluster, size: 0, crc: 0, has_file: index > 1, outcomes: None }
+    SnapshotMeta {
+        index,
+        term,
+        cluster: cluster(index).cluster,
+        size: 0,
+        sessions: 0,
+        crc: 0,
+        has_file: index > 1,
+        outcomes: None,
+    }
 }
 
 /// A log as an initial member begins it: a founding snapshot at 1.

@@ -147,6 +147,7 @@ impl Driver {
             seed: random()?,
             log,
             entries: opened.entries,
+            sessions: opened.sessions,
             machine_applied: options.machine_applied,
             now: 0,
         })
@@ -412,8 +413,17 @@ impl Driver {
                 }
                 self.core.machine_answer(answer);
             }
+            Input::SnapshotWhole { id, result } => {
+                let sessions = self.core.snapshot_sessions(id);
+                let result = result.and_then(|()| sessions.ok_or_else(|| "nobody waits for it any more".into()));
+                let inbox = self.inbox.clone();
+                self.shared.files.complete(id, result, move |result| {
+                    // A node that has ended needs no snapshot.
+                    let _ = inbox.send(Input::SnapshotDone { id, result });
+                });
+            }
             Input::SnapshotDone { id, result } => match result {
-                Ok((size, crc)) => self.core.snapshot_made(id, size, crc),
+                Ok(file) => self.core.snapshot_made(id, file),
                 Err(reason) => self.core.snapshot_failed(id, reason),
             },
             Input::Written(number) => {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use crate::core::SnapshotFile;
 use crate::entry::Entry;
 use crate::error::{Error, ErrorCode, Result};
 use crate::machine::MachineAnswer;
@@ -42,9 +43,14 @@ pub(crate) enum Input {
         error: Error,
     },
     Answer(MachineAnswer),
+    /// All of its state was given, or why not.
+    SnapshotWhole {
+        id: u64,
+        result: Result<(), String>,
+    },
     SnapshotDone {
         id: u64,
-        result: Result<(u64, u32), String>,
+        result: Result<SnapshotFile, String>,
     },
     Written(u64),
     Fetched {
@@ -119,14 +125,12 @@ impl Inbox {
         Inbox { inputs, door, bounds }
     }
 
-    /// For what comes late and is no request.
-    pub(crate) fn sender(&self) -> mpsc::UnboundedSender<Input> {
-        self.inputs.clone()
-    }
-
     pub(crate) fn send(&self, input: Input) -> Result<()> {
         // While a node closes its machine may still answer: what it has applied is no longer lost on its proposer.
-        let answer = matches!(input, Input::Close(_) | Input::Answer(_) | Input::SnapshotDone { .. });
+        let answer = matches!(
+            input,
+            Input::Close(_) | Input::Answer(_) | Input::SnapshotWhole { .. } | Input::SnapshotDone { .. }
+        );
         if self.door.closing.load(Ordering::Acquire) && !answer {
             return Err(closed());
         }

@@ -255,11 +255,10 @@ impl Node {
 
     /// All pieces were given, or the state could not be captured (`Err` with the reason). The file is completed in the background.
     pub fn snapshot_done(&self, id: u64, result: Result<(), String>) -> Result<()> {
-        let inbox = self.0.inbox.sender();
-        self.0.shared.files.finish(id, result, move |result| {
-            // A node that has ended needs no snapshot.
-            let _ = inbox.send(Input::SnapshotDone { id, result });
-        })
+        self.0.shared.files.whole(id)?;
+        // The core knows what stands in the file behind the state. A node that has ended needs no snapshot.
+        let _ = self.0.inbox.send(Input::SnapshotWhole { id, result });
+        Ok(())
     }
 
     /// Reads from the state that restore request `id` names; 0 at its end. Checked; may block on the disk.

@@ -25,6 +25,8 @@ pub(super) struct Opened {
     pub initial: BTreeMap<NodeId, String>,
     /// The log's entries above its stored configuration.
     pub entries: Vec<Entry>,
+    /// The table of client sessions of the snapshot that the log names.
+    pub sessions: Vec<u8>,
     pub created: bool,
     pub tls: Option<Arc<Tls>>,
     /// The snapshot that the log names is damaged, and an older one stands in: to be told.
@@ -169,6 +171,7 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
     };
     let snapshots = SnapshotDir::open(&dir)?;
     let spare_used = check_snapshot(&snapshots, &mut state)?;
+    let sessions = state.snapshot.as_ref().map_or(Ok(Vec::new()), |snapshot| snapshots.sessions(snapshot))?;
     let mut entries = Vec::new();
     let mut next = state.cluster.index.saturating_add(1);
     while next <= state.last_index {
@@ -184,6 +187,7 @@ pub(super) fn open(options: &NodeOptions) -> Result<Opened> {
         snapshots,
         initial,
         entries,
+        sessions,
         created: opened.created,
         tls,
         spare_used,
@@ -252,7 +256,7 @@ mod tests {
     fn written(snapshots: &SnapshotDir, index: u64, term: u64, incarnation: u8) -> SnapshotMeta {
         let mut writer = snapshots.create(index, term, &cluster(incarnation)).unwrap();
         writer.write(format!("the state at {index}").as_bytes()).unwrap();
-        writer.finish().unwrap()
+        writer.finish(b"").unwrap()
     }
 
     /// Entries `first_index` to 40: those up to 19 of term 1, then of term 2. It names `named`.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::lock;
 use crate::cluster::ClusterState;
+use crate::core::SnapshotFile;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::SnapshotMeta;
 use crate::own_thread;
@@ -15,9 +16,15 @@ use crate::wire::SnapshotHeader;
 use crate::NodeId;
 
 enum Making {
-    Announced { index: u64, term: u64, cluster: Box<ClusterState> },
+    Announced {
+        index: u64,
+        term: u64,
+        cluster: Box<ClusterState>,
+    },
     Writing(Box<SnapshotWriter>),
     Failed(String),
+    /// All of the state was given.
+    Whole(Box<Making>),
 }
 
 enum Reading {
@@ -33,8 +40,8 @@ pub(crate) struct SnapshotFiles {
     reading: Arc<Mutex<HashMap<u64, Reading>>>,
 }
 
-/// Size and checksum of a completed file, or why there is none.
-type Completed = Result<(u64, u32), String>;
+/// What a completed file holds, or why there is none.
+type Completed = Result<SnapshotFile, String>;
 
 /// Tells once how completing a snapshot ended. Dropped untold, as when no thread could be started or the one that was broke down, it
 /// tells of a failure: otherwise the core would wait for this snapshot, and take no other, for ever.
@@ -77,7 +84,7 @@ impl SnapshotFiles {
     pub fn write_chunk(&self, id: u64, data: &[u8], machine_waits: bool) -> Result<()> {
         // Taken out while it writes: the driver must not wait for this thread's disk.
         let making = lock(&self.making).remove(&id).ok_or_else(|| not_asked(id))?;
-        let (next, result) = self.advance(making, |writer| {
+        let (next, result) = self.advance(id, making, |writer| {
             if machine_waits {
                 writer.through_cache();
             }
@@ -87,10 +94,16 @@ impl SnapshotFiles {
         result
     }
 
-    fn advance(&self, making: Making, step: impl FnOnce(&mut SnapshotWriter) -> Result<()>) -> (Making, Result<()>) {
+    fn advance(
+        &self,
+        id: u64,
+        making: Making,
+        step: impl FnOnce(&mut SnapshotWriter) -> Result<()>,
+    ) -> (Making, Result<()>) {
         let writer = match making {
             Making::Announced { index, term, cluster } => self.dir.create(index, term, &cluster).map(Box::new),
             Making::Writing(writer) => Ok(writer),
+            Making::Whole(_) => return (making, Err(not_asked(id))),
             Making::Failed(reason) => {
                 let error = Error::not_done(ErrorCode::SnapshotFailed, reason.clone());
                 return (Making::Failed(reason), Err(error));
@@ -103,30 +116,38 @@ impl SnapshotFiles {
         }
     }
 
-    /// Completes the file on a thread of its own: its sync may take long. `done` hears how that ended, whatever happens, unless this request
-    /// is not open.
-    pub fn finish(
-        &self,
-        id: u64,
-        result: Result<(), String>,
-        done: impl FnOnce(Completed) + Send + 'static,
-    ) -> Result<()> {
-        let making = lock(&self.making).remove(&id).ok_or_else(|| not_asked(id))?;
+    /// The state is written to its end, or will not be: nothing more of it is taken.
+    pub fn whole(&self, id: u64) -> Result<()> {
+        let mut open = lock(&self.making);
+        let making =
+            open.get_mut(&id).filter(|making| !matches!(making, Making::Whole(_))).ok_or_else(|| not_asked(id))?;
+        let given = std::mem::replace(making, Making::Failed(String::new()));
+        *making = Making::Whole(Box::new(given));
+        Ok(())
+    }
+
+    /// Completes the file with the table of client sessions, on a thread of its own: its sync may take long. `done` hears how that ended,
+    /// whatever happens.
+    pub fn complete(&self, id: u64, sessions: Result<Vec<u8>, String>, done: impl FnOnce(Completed) + Send + 'static) {
+        let making = lock(&self.making).remove(&id);
         let files = self.clone();
         let complete = move || -> Completed {
-            result?;
-            let (making, started) = files.advance(making, |_| Ok(()));
+            let sessions = sessions?;
+            let Some(Making::Whole(making)) = making else { return Err("nothing was written".into()) };
+            let (making, started) = files.advance(id, *making, |_| Ok(()));
             started.map_err(|e| e.message)?;
-            match making {
-                Making::Writing(writer) => writer.finish().map(|meta| (meta.size, meta.crc)).map_err(|e| e.message),
-                Making::Failed(reason) => Err(reason),
-                Making::Announced { .. } => Err("nothing was written".into()),
-            }
+            let Making::Writing(writer) = making else { return Err("nothing was written".into()) };
+            let meta = writer.finish(&sessions).map_err(|e| e.message)?;
+            Ok(SnapshotFile { size: meta.size, sessions: meta.sessions, crc: meta.crc })
         };
         let outcome = Outcome(Some(done));
         // Without a thread it is dropped, and the unfinished file goes with it.
         let _ = own_thread::spawn("raftify-snapshot", move || outcome.tell(complete()));
-        Ok(())
+    }
+
+    /// The table of client sessions of a snapshot that is here whole.
+    pub fn sessions(&self, meta: &SnapshotMeta) -> Result<Vec<u8>> {
+        self.dir.sessions(meta)
     }
 
     /// The machine is about to be told to restore this snapshot. It may still be reading an earlier one, which stays open until it has
@@ -143,7 +164,7 @@ impl SnapshotFiles {
             Reading::Named(meta) => Box::new(self.dir.open_reader(&meta)?),
             Reading::Open(reader) => reader,
         };
-        let read = reader.read_at(offset, out);
+        let read = reader.read_state_at(offset, out);
         lock(&self.reading).insert(id, Reading::Open(reader));
         read
     }
@@ -250,7 +271,8 @@ mod tests {
                 fail_next(Fault::Thread);
             }
             let (tell, told) = mpsc::channel();
-            files.finish(id, Ok(()), move |result| tell.send(result).unwrap()).unwrap();
+            files.whole(id).unwrap();
+            files.complete(id, Ok(Vec::new()), move |result| tell.send(result).unwrap());
             let result = told.recv_timeout(Duration::from_secs(60)).expect("it is always told");
             assert_eq!(result.is_err(), fails, "{result:?}");
         }
@@ -259,10 +281,11 @@ mod tests {
 
     #[test]
     fn how_a_snapshot_ended_is_told_once_also_by_a_thread_that_panics() {
-        for (panics, told) in [(false, [Ok((3, 4))]), (true, [Err(())])] {
+        let file = SnapshotFile { size: 3, sessions: 0, crc: 4 };
+        for (panics, told) in [(false, [Ok(file)]), (true, [Err(())])] {
             let (tell, heard) = mpsc::channel();
             let outcome = Outcome(Some(move |completed: Completed| tell.send(completed.map_err(drop)).unwrap()));
-            let thread = std::thread::spawn(move || outcome.tell(if panics { panic!("a disk") } else { Ok((3, 4)) }));
+            let thread = std::thread::spawn(move || outcome.tell(if panics { panic!("a disk") } else { Ok(file) }));
             assert_eq!(thread.join().is_err(), panics);
             assert!(heard.iter().eq(told), "{panics}");
         }

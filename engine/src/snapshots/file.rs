@@ -3,9 +3,10 @@
 //! ```text
 //! header  magic (8)  format u32  body length u32  body (index, term, cluster)  CRC32C u32 over all of it
 //! chunk   length u32  CRC32C u32 over the chunk's number and bytes  bytes; all but the last are CHUNK bytes
-//! footer  magic (8)  size of the state u64  CRC32C of the state u32  CRC32C u32 over the footer before it
+//! footer  magic (8)  size of all chunks' bytes u64  how many of them are the table of client sessions u64  CRC32C of all u32
+//!         CRC32C u32 over the footer before it
 //! ```
-//! Numbers are little-endian. Chunks have a fixed size, so the place of any byte of the state is known.
+//! The chunks hold the state, and behind it the table of client sessions. Format 1 knew no sessions: its footer lacks their number. Numbers are little-endian. Chunks have a fixed size, so the place of any byte of the state is known.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -23,13 +24,17 @@ use crate::snapshots::appender::Appender;
 pub(super) const CHUNK: usize = 256 << 10;
 /// Bytes before a chunk's own.
 pub(super) const CHUNK_HEADER: usize = 8;
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MAGIC: [u8; 8] = *b"RFYSNAP1";
-const END_MAGIC: [u8; 8] = *b"RFYSEND1";
+const END_MAGIC: [u8; 8] = *b"RFYSEND2";
+const END_MAGIC_1: [u8; 8] = *b"RFYSEND1";
 const HEADER_START: usize = 16;
-pub(super) const FOOTER: usize = 24;
+const FOOTER: usize = 32;
+const FOOTER_1: usize = 24;
 /// A header larger than this is damage: the cluster record of a hundred thousand members is smaller.
 const MAX_BODY: usize = 64 << 20;
+/// A table of client sessions larger than this is damage: what it may hold is bounded far below.
+const MAX_SESSIONS: u64 = 256 << 20;
 
 /// What the header says.
 #[derive(Clone, PartialEq, Message)]
@@ -78,10 +83,11 @@ impl Body {
     }
 }
 
-/// Size and CRC of the state.
+/// Size of what the chunks hold, how much of it is the table of client sessions, and its CRC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Footer {
     pub size: u64,
+    pub sessions: u64,
     pub crc: u32,
 }
 
@@ -89,23 +95,43 @@ impl Footer {
     fn encode(self) -> Vec<u8> {
         let mut bytes = END_MAGIC.to_vec();
         bytes.extend_from_slice(&self.size.to_le_bytes());
+        bytes.extend_from_slice(&self.sessions.to_le_bytes());
         bytes.extend_from_slice(&self.crc.to_le_bytes());
         bytes.extend_from_slice(&checksum::crc32c(&bytes).to_le_bytes());
         bytes
     }
 
+    /// `None`: it is no footer, or damaged.
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (covered, crc) = bytes.split_at_checked(bytes.len().checked_sub(4)?)?;
+        if checksum::crc32c(covered) != u32_at(crc, 0) {
+            return None;
+        }
+        match (covered.split_at_checked(8)?, bytes.len()) {
+            ((magic, body), FOOTER) if magic == END_MAGIC => {
+                Some(Footer { size: u64_at(body, 0), sessions: u64_at(body, 8), crc: u32_at(body, 16) })
+            }
+            ((magic, body), FOOTER_1) if magic == END_MAGIC_1 => {
+                Some(Footer { size: u64_at(body, 0), sessions: 0, crc: u32_at(body, 8) })
+            }
+            _ => None,
+        }
+    }
+
     /// Reads the last bytes of a file and checks that its length is right for them.
     pub(super) fn read(file: &File, path: &Path, header_len: u64) -> Result<Self> {
         let length = file.metadata().map_err(|e| Error::io(path, "look at the file", &e))?.len();
-        let mut bytes = [0; FOOTER];
-        let at = length.checked_sub(FOOTER as u64).ok_or_else(|| corrupt(path, "the snapshot is cut off"))?;
-        read_exact(file, path, &mut bytes, at)?;
-        let size = u64::from(u32_at(&bytes, 8)) | u64::from(u32_at(&bytes, 12)) << 32;
-        let footer = Footer { size, crc: u32_at(&bytes, 16) };
-        if footer.encode() != bytes || chunk_at(header_len, size.div_ceil(CHUNK as u64), size) != Some(at) {
-            return Err(corrupt(path, "the snapshot is cut off, or its end is damaged"));
+        for footer_len in [FOOTER, FOOTER_1] {
+            let Some(at) = length.checked_sub(footer_len as u64) else { continue };
+            let mut bytes = vec![0; footer_len];
+            read_exact(file, path, &mut bytes, at)?;
+            let Some(footer) = Footer::decode(&bytes) else { continue };
+            let end = chunk_at(header_len, footer.size.div_ceil(CHUNK as u64), footer.size);
+            if end == Some(at) && footer.sessions <= footer.size.min(MAX_SESSIONS) {
+                return Ok(footer);
+            }
         }
-        Ok(footer)
+        Err(corrupt(path, "the snapshot is cut off, or its end is damaged"))
     }
 }
 
@@ -126,6 +152,10 @@ fn chunk_crc(number: u64, bytes: &[u8]) -> u32 {
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let four = bytes.get(at..).and_then(|tail| tail.get(..4)).and_then(|four| four.try_into().ok());
     four.map_or(0, u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at.saturating_add(4))) << 32
 }
 
 fn read_exact(file: &File, path: &Path, buffer: &mut [u8], at: u64) -> Result<()> {
@@ -201,8 +231,9 @@ impl ChunkWriter {
         self.size
     }
 
-    pub(super) fn footer(&self) -> Footer {
-        Footer { size: self.size, crc: self.crc }
+    /// CRC of what was written.
+    pub(super) fn crc(&self) -> u32 {
+        self.crc
     }
 
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
@@ -247,13 +278,13 @@ impl ChunkWriter {
         })
     }
 
-    /// Ends the file and makes it durable.
-    pub(super) fn finish(&mut self) -> Result<Footer> {
+    /// Ends the file, whose last `sessions` bytes are the table of client sessions, and makes it durable.
+    pub(super) fn finish(&mut self, sessions: u64) -> Result<Footer> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
         self.flush()?;
-        let footer = self.footer();
+        let footer = Footer { size: self.size, sessions, crc: self.crc };
         self.put(&footer.encode())?;
         self.out.sync().map_err(|e| Error::io(&self.path, "sync the snapshot", &e))?;
         Ok(footer)

@@ -33,6 +33,7 @@ impl IncomingSnapshot {
             term: header.term,
             cluster: header.cluster.clone().unwrap_or_default(),
             size: if header.has_file { header.size } else { 0 },
+            sessions: if header.has_file { header.sessions } else { 0 },
             crc: if header.has_file { header.crc } else { 0 },
             has_file: header.has_file,
             outcomes: header.outcomes,
@@ -91,17 +92,17 @@ impl IncomingSnapshot {
         let newest = lock(&transfer);
         self.check_turn(*newest)?;
         if let Some(chunks) = &mut self.chunks {
-            let footer = chunks.footer();
-            if footer.size != self.meta.size {
-                return Err(self.refused(format_args!("{} of {} bytes have arrived", footer.size, self.meta.size)));
+            let (size, crc) = (chunks.size(), chunks.crc());
+            if size != self.meta.size {
+                return Err(self.refused(format_args!("{size} of {} bytes have arrived", self.meta.size)));
             }
-            if footer.crc != self.meta.crc {
+            if crc != self.meta.crc {
                 self.throw_away()?;
                 return Err(
                     self.refused(format_args!("what has arrived does not match its checksum; it is sent again"))
                 );
             }
-            chunks.finish().inspect_err(|_| drop(self.throw_away()))?;
+            chunks.finish(self.meta.sessions).inspect_err(|_| drop(self.throw_away()))?;
             let path = self.dir.path(&self.meta);
             std::fs::rename(&self.path, &path).map_err(|e| Error::io(&path, "put the snapshot in place", &e))?;
         }

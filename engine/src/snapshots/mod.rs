@@ -45,6 +45,7 @@ pub fn wire_header(meta: &SnapshotMeta) -> SnapshotHeader {
         index: meta.index,
         term: meta.term,
         size: meta.size,
+        sessions: meta.sessions,
         crc: meta.crc,
         cluster: Some(meta.cluster.clone()),
         has_file: meta.has_file,
@@ -96,6 +97,14 @@ impl SnapshotDir {
     /// Opens a snapshot's state for reading. `CorruptData` when the file is missing, damaged, or another one.
     pub fn open_reader(&self, meta: &SnapshotMeta) -> Result<SnapshotReader> {
         SnapshotReader::open(&self.path(meta), meta, &self.readers)
+    }
+
+    /// The table of client sessions that a snapshot carries; empty for one without a file.
+    pub fn sessions(&self, meta: &SnapshotMeta) -> Result<Vec<u8>> {
+        if !meta.has_file || meta.sessions == 0 {
+            return Ok(Vec::new());
+        }
+        self.open_reader(meta)?.sessions()
     }
 
     /// Reads and checks every byte of a snapshot. One without a file is whole.

@@ -43,6 +43,7 @@ pub(super) fn read_meta(path: &Path) -> Result<SnapshotMeta> {
         term: body.term,
         cluster: body.cluster.unwrap_or_default(),
         size: footer.size,
+        sessions: footer.sessions,
         crc: footer.crc,
         has_file: true,
         outcomes: None,
@@ -63,7 +64,8 @@ impl SnapshotReader {
         read_no_further(&file);
         let (body, header_len) = Body::read(&file, path)?;
         let footer = Footer::read(&file, path, header_len)?;
-        let same = (body.index, body.term, footer.size, footer.crc) == (meta.index, meta.term, meta.size, meta.crc)
+        let same = (body.index, body.term) == (meta.index, meta.term)
+            && (footer.size, footer.sessions, footer.crc) == (meta.size, meta.sessions, meta.crc)
             && body.cluster.as_ref() == Some(&meta.cluster);
         if !same {
             return Err(corrupt(path, "the file holds another snapshot than its name says"));
@@ -82,12 +84,32 @@ impl SnapshotReader {
     }
 
     /// Bytes of the state.
-    pub fn size(&self) -> u64 {
-        self.footer.size
+    pub fn state_size(&self) -> u64 {
+        self.footer.size.saturating_sub(self.footer.sessions)
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The table of client sessions behind the state.
+    pub fn sessions(&mut self) -> Result<Vec<u8>> {
+        let mut table = vec![0; usize::try_from(self.footer.sessions).unwrap_or(0)];
+        let mut filled = 0usize;
+        while let Some(rest) = table.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            let count = self.read_at(self.state_size().saturating_add(filled as u64), rest)?;
+            if count == 0 {
+                return Err(corrupt(&self.path, "the table of client sessions is cut off"));
+            }
+            filled = filled.saturating_add(count);
+        }
+        Ok(table)
+    }
+
+    /// Reads the state from `offset` on, at most up to the end of a chunk; 0 at or behind its end.
+    pub fn read_state_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let rest = usize::try_from(self.state_size().saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
+        self.read_at(offset, buffer.get_mut(..rest).unwrap_or_default())
     }
 
     /// Reads on from where the last `read` ended; 0 at the end.
@@ -97,7 +119,7 @@ impl SnapshotReader {
         Ok(count)
     }
 
-    /// Reads the state's bytes from `offset` on, at most up to the end of a chunk; 0 at or behind the end.
+    /// Reads state and table from `offset` on, as a peer gets them, at most up to the end of a chunk; 0 at or behind the end.
     pub fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         if offset >= self.footer.size || buffer.is_empty() {
             return Ok(0);

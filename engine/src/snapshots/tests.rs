@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::file::CHUNK;
 use super::*;
+use crate::checksum;
 use crate::direct::Pace;
 use crate::error::ErrorCode;
 use crate::faults::{fail_next, Fault};
@@ -21,7 +22,7 @@ fn state(size: usize) -> Vec<u8> {
 fn written(dir: &SnapshotDir, index: u64, state: &[u8]) -> SnapshotMeta {
     let mut writer = dir.create(index, 2, &cluster()).unwrap();
     state.chunks(100_000).for_each(|part| writer.write(part).unwrap());
-    writer.finish().unwrap()
+    writer.finish(b"").unwrap()
 }
 
 /// Also what it gives back later is gone when this returns.
@@ -282,6 +283,7 @@ fn damage_in_what_has_arrived_is_asked_for_again() {
         cluster: Some(cluster()),
         has_file: true,
         outcomes: None,
+        sessions: 0,
     };
     let mut incoming = dir.receive(&header).unwrap();
     incoming.write_at(0, &content[..2 * CHUNK]).unwrap();
@@ -314,6 +316,7 @@ fn announced(content: &[u8]) -> SnapshotHeader {
         cluster: Some(cluster()),
         has_file: true,
         outcomes: None,
+        sessions: 0,
     }
 }
 
@@ -418,7 +421,7 @@ fn s6_a_snapshot_of_our_own_is_made_only_once_file_and_name_are_durable() {
         let mut writer = dir.create(5, 2, &cluster()).unwrap();
         writer.write(b"state").unwrap();
         fail_next(fault);
-        assert!(writer.finish().is_err(), "{fault:?}: the log would name it, and let go of what comes before it");
+        assert!(writer.finish(b"").is_err(), "{fault:?}: the log would name it, and let go of what comes before it");
     }
     dir.verify(&written(&dir, 5, b"state")).unwrap();
 }
@@ -455,6 +458,7 @@ proptest! {
         let content = state(size);
         let header = SnapshotHeader {
             index: 3, term: 1, size: size as u64, crc: crc32c::crc32c(&content), cluster: Some(cluster()), has_file: true, outcomes: None,
+            sessions: (size / 3) as u64,
         };
         let mut incoming = dir.receive(&header).unwrap();
         for (length, restart) in pieces {
@@ -471,5 +475,55 @@ proptest! {
         let meta = incoming.finish().unwrap();
         prop_assert!(read_all(&dir, &meta).unwrap() == content);
         dir.verify(&meta).unwrap();
+        // The state machine gets the state alone.
+        let (state, table) = content.split_at(meta.state_size() as usize);
+        prop_assert_eq!(table.len() as u64, header.sessions);
+        prop_assert!(dir.sessions(&meta).unwrap() == table);
+        let mut reader = dir.open_reader(&meta).unwrap();
+        let (mut restored, mut buffer) = (Vec::new(), vec![0; 70_001]);
+        while let count @ 1.. = reader.read_state_at(restored.len() as u64, &mut buffer).unwrap() {
+            restored.extend_from_slice(&buffer[..count]);
+        }
+        prop_assert!(restored == state);
+        prop_assert_eq!(dir.list().unwrap(), [meta]);
+    }
+}
+
+#[test]
+fn a_file_carries_the_table_of_sessions_behind_the_state_and_one_of_format_1_has_none() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    for (index, state, table) in [(3, &b"state"[..], &b"table"[..]), (4, b"", b"table"), (5, b"state", b"")] {
+        let mut writer = dir.create(index, 2, &cluster()).unwrap();
+        writer.write(state).unwrap();
+        let meta = writer.finish(table).unwrap();
+        assert_eq!((meta.state_size(), meta.sessions), (state.len() as u64, table.len() as u64));
+        assert_eq!(dir.sessions(&meta).unwrap(), table);
+        assert!(dir.sessions(&SnapshotMeta { sessions: meta.sessions + 1, ..meta }).is_err(), "it is another file");
+    }
+    let meta = written(&dir, 9, b"state");
+    let path = dir.path(&meta);
+    let mut old = std::fs::read(&path).unwrap();
+    let sealed = |mut part: Vec<u8>| {
+        part.extend(checksum::crc32c(&part).to_le_bytes());
+        part
+    };
+    let mut footer = old.split_off(old.len() - 32);
+    footer.truncate(28);
+    footer[7] = b'1';
+    footer.drain(16..24);
+    let header_len = old.len() - 8 - b"state".len();
+    let chunk = old.split_off(header_len);
+    old.truncate(header_len - 4);
+    old[8] = 1;
+    let old = [sealed(old), chunk, sealed(footer)].concat();
+    std::fs::write(&path, &old).unwrap();
+    assert_eq!(dir.list().unwrap()[0], meta);
+    assert_eq!(read_all(&dir, &meta).unwrap(), b"state");
+    for damaged in [old.len() - 30, old.len() - 20, old.len() - 10, old.len() - 1] {
+        let mut bytes = old.clone();
+        bytes[damaged] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(dir.verify(&meta).is_err(), "{damaged}");
     }
 }

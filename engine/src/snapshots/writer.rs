@@ -58,14 +58,17 @@ impl SnapshotWriter {
         self.chunks.write(bytes)
     }
 
-    /// Makes the file durable under its final name (S6). The log may name what is returned.
-    pub fn finish(mut self) -> Result<SnapshotMeta> {
-        let footer = self.chunks.finish()?;
+    /// Puts the table of client sessions behind the state and makes the file durable under its final name (S6). The log may name what is
+    /// returned.
+    pub fn finish(mut self, sessions: &[u8]) -> Result<SnapshotMeta> {
+        self.chunks.write(sessions)?;
+        let footer = self.chunks.finish(sessions.len() as u64)?;
         let meta = SnapshotMeta {
             index: self.body.index,
             term: self.body.term,
             cluster: self.body.cluster.clone().unwrap_or_default(),
             size: footer.size,
+            sessions: footer.sessions,
             crc: footer.crc,
             has_file: true,
             outcomes: None,

@@ -109,7 +109,12 @@ mod tests {
                     number: n[2],
                     proposals: proposals
                         .into_iter()
-                        .map(|(sequence, data, kind)| ForwardedProposal { sequence, data: data.into(), kind })
+                        .map(|(sequence, data, kind)| ForwardedProposal {
+                            sequence,
+                            data: data.into(),
+                            kind,
+                            place: None,
+                        })
                         .collect(),
                     to_start: n[3],
                 })

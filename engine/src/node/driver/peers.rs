@@ -131,8 +131,14 @@ impl Driver {
     fn snapshot_received(&mut self, from: NodeId, header: SnapshotHeader, raft_message: &[u8]) {
         let Ok(message) = Message::decode(raft_message) else { return };
         let Some(cluster) = header.cluster else { return };
-        let SnapshotHeader { index, term, size, crc, has_file, outcomes, .. } = header;
-        self.core.receive_snapshot(from, message, SnapshotMeta { index, term, cluster, size, crc, has_file, outcomes });
+        let SnapshotHeader { index, term, size, sessions, crc, has_file, outcomes, .. } = header;
+        let meta = SnapshotMeta { index, term, cluster, size, sessions, crc, has_file, outcomes };
+        match self.shared.files.sessions(&meta) {
+            Ok(sessions) => self.core.receive_snapshot(from, message, meta, &sessions),
+            Err(error) => self.log(slog::Level::Warning, "storage", || {
+                format!("snapshot {index} from node {from} was not taken: {}", error.message)
+            }),
+        }
     }
 
     fn not_sent(&mut self, to: NodeId, items: Vec<Outgoing>) {
