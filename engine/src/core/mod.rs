@@ -52,6 +52,8 @@ mod received;
 mod requests;
 mod rng;
 mod run;
+#[cfg(test)]
+mod session_tests;
 mod sessions;
 mod snapshotting;
 mod status;

@@ -72,6 +72,10 @@ pub(super) fn chosen() -> Core {
 
 /// The same, of so many founders.
 pub(super) fn chosen_of(members: NodeId) -> Core {
+    chosen_with(members, None)
+}
+
+fn chosen_with(members: NodeId, machine_applied: Option<u64>) -> Core {
     let mut cluster = ClusterState::founding(&founders_of(members));
     cluster.incarnation = Uid(9).to_bytes();
     for id in 1..=members {
@@ -79,7 +83,7 @@ pub(super) fn chosen_of(members: NodeId) -> Core {
     }
     let mut state = log(None, (9, cluster), 9);
     state.identity.incarnation = Some(Uid(9));
-    let mut core = Core::new(options(state)).unwrap();
+    let mut core = Core::new(CoreOptions { machine_applied, ..options(state) }).unwrap();
     core.begin_turn(1, 1);
     core.receive(2, message(MessageType::MsgTimeoutNow, 2, 2));
     core
@@ -100,6 +104,14 @@ pub(super) fn sent(core: &mut Core) -> Vec<(NodeId, Message)> {
             None => return sent,
         }
     }
+}
+
+/// Node 1 leads itself alone, and its machine has all that there is.
+pub(super) fn lone_leader() -> Core {
+    let mut core = chosen_with(1, Some(9));
+    sent(&mut core);
+    assert!(core.is_leader());
+    core
 }
 
 /// Node 1 leads term 3 of that many members, and has committed index 10 in it, or not yet.
