@@ -90,7 +90,8 @@ impl World {
                 }
             }
             MachineRequest::Restore { id: request, index, size, .. } => {
-                let file = host.disk.files.get(index);
+                let meta = life.core.snapshot_to_restore(request);
+                let file = meta.and_then(|meta| host.disk.files.get(&meta));
                 let unchecked = self.profile.sabotage == Some(Sabotage::RestoresUnchecked);
                 let Some(file) = file.filter(|f| f.len() as u64 >= size || unchecked) else {
                     panic!("VIOLATION: node {id} is to restore snapshot {index} and has no file of it");

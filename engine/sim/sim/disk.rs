@@ -335,14 +335,14 @@ impl Disk {
         }
         let named = self.synced.snapshot.clone();
         if !spares {
-            self.files.keep_only(named.as_ref().map_or(0, |m| m.index));
+            self.files.keep_only(named.as_ref());
         }
         let (mut log, entries) = self.synced.open();
         if let Some(meta) =
             named.filter(|meta| !self.files.is_whole(meta) && sabotage != Some(Sabotage::RestoresUnchecked))
         {
             assert!(
-                self.files.is_spoiled(meta.index),
+                self.files.is_spoiled(&meta),
                 "VIOLATION: the snapshot file {} that the log names is missing or another one (S6)",
                 meta.index
             );

@@ -25,8 +25,15 @@ struct SnapshotFile {
 
 #[derive(Default)]
 pub struct Files {
-    by_index: BTreeMap<u64, SnapshotFile>,
-    spoiled: BTreeSet<u64>,
+    /// By index and checksum, as files are named: what nodes know of results, behind the same state, may differ.
+    by_name: BTreeMap<Name, SnapshotFile>,
+    spoiled: BTreeSet<Name>,
+}
+
+type Name = (u64, u32);
+
+fn name(meta: &SnapshotMeta) -> Name {
+    (meta.index, meta.crc)
 }
 
 /// The table of client sessions, behind the state.
@@ -36,53 +43,53 @@ pub fn table<'a>(meta: &SnapshotMeta, file: &'a [u8]) -> &'a [u8] {
 
 impl Files {
     pub fn insert(&mut self, meta: SnapshotMeta, bytes: Arc<Vec<u8>>) {
-        self.spoiled.remove(&meta.index);
-        self.by_index.insert(meta.index, SnapshotFile { meta, bytes });
+        self.spoiled.remove(&name(&meta));
+        self.by_name.insert(name(&meta), SnapshotFile { meta, bytes });
     }
 
-    pub fn get(&self, index: u64) -> Option<&Arc<Vec<u8>>> {
-        self.by_index.get(&index).map(|file| &file.bytes)
+    pub fn get(&self, meta: &SnapshotMeta) -> Option<&Arc<Vec<u8>>> {
+        self.by_name.get(&name(meta)).map(|file| &file.bytes)
     }
 
     pub fn newest(&self) -> u64 {
-        self.by_index.keys().next_back().copied().unwrap_or(0)
+        self.by_name.keys().next_back().map_or(0, |(index, _)| *index)
     }
 
     /// The file is the one that was written.
     pub fn is_whole(&self, meta: &SnapshotMeta) -> bool {
-        !meta.has_file
-            || self.get(meta.index).is_some_and(|f| f.len() as u64 == meta.size && crc32c::crc32c(f) == meta.crc)
+        !meta.has_file || self.get(meta).is_some_and(|f| f.len() as u64 == meta.size && crc32c::crc32c(f) == meta.crc)
     }
 
-    pub fn is_spoiled(&self, index: u64) -> bool {
-        self.spoiled.contains(&index)
+    pub fn is_spoiled(&self, meta: &SnapshotMeta) -> bool {
+        self.spoiled.contains(&name(meta))
     }
 
     /// Older ones go, but for the newest from which a log that begins at `first_index` goes on, if such a one is kept.
-    pub fn prune(&mut self, keep: u64, first_index: u64, spare: bool, sabotage: Option<Sabotage>) {
+    pub fn prune(&mut self, keep: &SnapshotMeta, first_index: u64, spare: bool, sabotage: Option<Sabotage>) {
         let first_index = if sabotage == Some(Sabotage::StandsInOverAGap) { 0 } else { first_index };
-        let continued = self.by_index.range(..keep).map(|(index, _)| *index).filter(|index| index + 1 >= first_index);
-        let spare = continued.max().filter(|_| spare);
-        self.by_index.retain(|index, _| *index >= keep || Some(*index) == spare);
+        let keep = name(keep);
+        let older = self.by_name.keys().filter(|(index, _)| *index < keep.0).copied();
+        let spare = older.filter(|(index, _)| index + 1 >= first_index).max().filter(|_| spare);
+        self.by_name.retain(|at, _| at.0 > keep.0 || *at == keep || Some(*at) == spare);
     }
 
-    pub fn keep_only(&mut self, index: u64) {
-        self.by_index.retain(|at, _| *at == index);
+    pub fn keep_only(&mut self, meta: Option<&SnapshotMeta>) {
+        self.by_name.retain(|at, _| meta.is_some_and(|meta| name(meta) == *at));
     }
 
     /// The newest whole one that may stand in for the one that this log names.
     pub fn stand_in(&self, log: &LogState, sabotage: Option<Sabotage>) -> Option<SnapshotMeta> {
         // What it says itself: the sum of outcomes is not in the file.
-        let metas = self.by_index.values().rev().map(|file| SnapshotMeta { outcomes: None, ..file.meta.clone() });
+        let metas = self.by_name.values().rev().map(|file| SnapshotMeta { outcomes: None, ..file.meta.clone() });
         let any = |older: &SnapshotMeta| {
             sabotage == Some(Sabotage::StandsInOverAGap) && log.snapshot.as_ref().is_some_and(|n| older.index < n.index)
         };
         metas.into_iter().find(|older| (log.goes_on_from(older) || any(older)) && self.is_whole(older))
     }
 
-    pub fn spoil(&mut self, index: u64, how: Spoil) {
-        let Some(file) = self.by_index.get_mut(&index) else { return };
-        self.spoiled.insert(index);
+    pub fn spoil(&mut self, meta: &SnapshotMeta, how: Spoil) {
+        let Some(file) = self.by_name.get_mut(&name(meta)) else { return };
+        self.spoiled.insert(name(meta));
         let len = file.bytes.len();
         let at = |thousandths: u64| (len as u64 * thousandths.min(999) / 1000) as usize;
         match how {
@@ -92,7 +99,7 @@ impl Files {
                 }
             }
             Spoil::Cut(left) => Arc::make_mut(&mut file.bytes).truncate(at(left)),
-            Spoil::Gone => drop(self.by_index.remove(&index)),
+            Spoil::Gone => drop(self.by_name.remove(&name(meta))),
         }
     }
 }

@@ -126,7 +126,7 @@ impl World {
             return self.tell(|| format!("node {id} does not start: its snapshot is corrupt"));
         };
         let named = log.snapshot.as_ref();
-        let file = named.and_then(|meta| host.disk.files.get(meta.index).map(|file| files::table(meta, file)));
+        let file = named.and_then(|meta| host.disk.files.get(meta).map(|file| files::table(meta, file)));
         let sessions = file.unwrap_or_default().to_vec();
         let image = &host.disk.synced;
         let mut shadow = Shadow::new(log.first_index - 1, log.prev_term, log.first_index - 1);
@@ -326,7 +326,7 @@ impl World {
             let (spares, sabotage) = (self.profile.spares, self.profile.sabotage);
             let host = self.hosts.get_mut(&id).expect("a running host");
             let first_index = host.life.as_ref().map_or(0, |l| l.core.first_index());
-            host.disk.files.prune(meta.index, first_index, spares, sabotage);
+            host.disk.files.prune(&meta, first_index, spares, sabotage);
         }
         if let Some(peers) = actions.peers {
             self.tell(|| format!("node {id} peers: {peers:?}"));

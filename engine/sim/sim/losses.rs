@@ -167,9 +167,9 @@ impl World {
         if stands_in.is_none() && !may_lose {
             return;
         }
-        host.disk.files.spoil(meta.index, how);
+        host.disk.files.spoil(&meta, how);
         while let Some(spare) = host.disk.files.stand_in(&log, sabotage).filter(|_| all) {
-            host.disk.files.spoil(spare.index, how);
+            host.disk.files.spoil(&spare, how);
         }
         host.lost = stands_in.is_none();
         self.tell(|| {

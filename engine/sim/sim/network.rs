@@ -323,7 +323,7 @@ impl World {
 
     pub fn send_snapshot(&mut self, at: Place, send: SnapshotSend) {
         let SnapshotSend { to, meta, message } = send;
-        let file = self.hosts.get(&at.0).and_then(|h| h.disk.files.get(meta.index)).cloned();
+        let file = self.hosts.get(&at.0).and_then(|h| h.disk.files.get(&meta)).cloned();
         assert!(
             file.is_some() || !meta.has_file,
             "VIOLATION: node {} sends snapshot {} and has no file of it",
