@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use raftify_engine::client::Client;
+use raftify_engine::client::{Client, ClientOptions};
 use raftify_engine::request::Request;
-use raftify_engine::transport::TlsFiles;
-use raftify_engine::{Config, Result, Runtime};
+use raftify_engine::{Result, Runtime};
 
-use crate::config::ConfigHandle;
+use crate::config::{ConfigHandle, Settings};
 use crate::error::{left_behind, raftify_status, ErrorObject};
 use crate::fork::Owner;
 use crate::panic::catch;
@@ -81,8 +80,13 @@ pub unsafe extern "C" fn raftify_client_new(
 }
 
 /// As raftify_client_new, with settings: "tls_cert", "tls_key", "tls_ca" and "tls_server_name" where the cluster's
-/// nodes have certificates, and "request_timeout", which RAFTIFY_TIMEOUT_DEFAULT then stands for. The others are not
-/// looked at.
+/// nodes have certificates, "request_timeout", which RAFTIFY_TIMEOUT_DEFAULT then stands for, and "session". The others
+/// are not looked at.
+///
+/// "session", "true": commands are sent within a session, which the first of them opens. One whose fate is not known is
+/// then sent again, to any node, until the deadline, and is applied once however often it was sent. The cluster knows
+/// the 4096 sessions that were used last; a command of one that it has forgotten, and of which one sending was in
+/// doubt, ends with SESSION_EXPIRED. Up to 1024 commands are under way at a time; more wait for the oldest.
 ///
 /// config: borrowed for the call; the client has its own copy. The rest as for raftify_client_new.
 /// Threads: any. Blocks: while the files of certificates are read. Errors: as of raftify_client_new, and TLS (a file
@@ -99,9 +103,9 @@ pub unsafe extern "C" fn raftify_client_new_with(
 ) -> raftify_status {
     let made = || {
         // SAFETY: NULL or a live config (preface of the header).
-        let config = unsafe { live(config) }?.settings().config;
+        let settings = unsafe { live(config) }?.settings();
         // SAFETY: passed on to our caller.
-        unsafe { make(runtime, queue, Some(&config), addrs, len, out) }
+        unsafe { make(runtime, queue, Some(settings), addrs, len, out) }
     };
     // SAFETY: `error` is NULL or writable (preface of the header).
     unsafe { finish(catch(made), error) }
@@ -110,7 +114,7 @@ pub unsafe extern "C" fn raftify_client_new_with(
 unsafe fn make(
     runtime: *mut RuntimeHandle,
     queue: *mut QueueHandle,
-    config: Option<&Config>,
+    settings: Option<Settings>,
     addrs: *const c_char,
     len: usize,
     out: *mut *mut ClientHandle,
@@ -126,14 +130,16 @@ unsafe fn make(
     if addrs.is_empty() {
         return Err(invalid("addrs name nobody; name at least one member as host:port"));
     }
-    let (tls, default_timeout) = match config {
-        Some(config) => (config.tls.clone(), config.request_timeout),
-        None => (TlsFiles::default(), DEFAULT),
+    let options = match settings {
+        Some(Settings { config, session, .. }) => {
+            ClientOptions { tls: config.tls, timeout: config.request_timeout, session }
+        }
+        None => ClientOptions { timeout: DEFAULT, ..ClientOptions::default() },
     };
     let (runtime, queue, number) = (runtime.share(), queue.share(), next_number());
     let ending = Arc::new(Ending::new(Arc::clone(&queue), number, false));
     let sink = Arc::new(OutsideSink { queue, number, ending: Arc::clone(&ending) });
-    let client = Client::new(&runtime, addrs, &tls, default_timeout, sink)?;
+    let client = Client::new(&runtime, addrs, &options, sink)?;
     let handle = ClientHandle { owner: Owner::here(), number, client, ending, _runtime: runtime };
     *out = Box::into_raw(Box::new(handle));
     Ok(())

@@ -19,6 +19,8 @@ pub(crate) struct Settings {
     pub(crate) log_level: FilterLevel,
     /// Of the state machine that the node is started with; not a setting of the engine either.
     pub(crate) applied_index: Option<u64>,
+    /// Of a client: its commands are sent within a session.
+    pub(crate) session: bool,
 }
 
 /// Settings for nodes, all with defaults. May be changed after a node was started with it: the node has its own copy.
@@ -55,13 +57,19 @@ fn applied_index(value: &str) -> Result<u64> {
     value.parse().map_err(wrong)
 }
 
+fn session(value: &str) -> Result<bool> {
+    let wrong = |_| Error::config("session", format!("{value:?} is not true or false"));
+    value.parse().map_err(wrong)
+}
+
 /// Makes settings with all defaults.
 ///
 /// Returns: owned, free with raftify_config_free; NULL only after a defect of the library.
 /// Threads: any. Blocks: no. Errors: none. Since: ABI 1.
 #[no_mangle]
 pub extern "C" fn raftify_config_new() -> *mut ConfigHandle {
-    let settings = Settings { config: Config::default(), log_level: FilterLevel::Info, applied_index: None };
+    let config = Config::default();
+    let settings = Settings { config, log_level: FilterLevel::Info, applied_index: None, session: false };
     let settings = Mutex::new(settings);
     Box::into_raw(Box::new(ConfigHandle { owner: Owner::here(), settings }))
 }
@@ -72,6 +80,8 @@ pub extern "C" fn raftify_config_new() -> *mut ConfigHandle {
 /// "applied_index", for a state machine that is durable by itself: up to this index of the log it has applied
 /// everything, and has it on its disk. It is then asked to apply what comes after that, without a restore, unless the
 /// log begins later: then to restore first. Without it the machine starts empty.
+///
+/// "session", of a client: see raftify_client_new_with.
 ///
 /// "initial_learners": ids of those among the initial members that begin as learners, with commas between them; the
 /// others are voters. All initial members have to be given the same.
@@ -101,6 +111,7 @@ pub unsafe extern "C" fn raftify_config_set(
             match name {
                 "log_level" => settings.log_level = log_level(value)?,
                 "applied_index" => settings.applied_index = Some(applied_index(value)?),
+                "session" => settings.session = session(value)?,
                 _ => settings.config.set(name, value)?,
             }
             Ok(())

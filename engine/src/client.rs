@@ -2,19 +2,23 @@
 //!
 //! Lives here: which node to ask, when to ask again, what a failure means for the caller. The wire is `transport`'s.
 //!
-//! Invariants (S15): nothing is sent a second time unless the first sending was certainly not carried out; every request ends by
-//! its deadline, or at `close`; each accepted request completes exactly once, and never within `submit`.
+//! Invariants (S15): nothing is sent a second time unless the first sending was certainly not carried out, or the cluster knows it again
+//! (a command of a [session](ClientOptions::session)); every request ends by its deadline, or at `close`; each accepted request completes
+//! exactly once, and never within `submit`.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, Instant};
 
 use crate::address;
+use crate::client_session::{ClientSession, Seat};
 use crate::error::{Committed, Error, ErrorCode, Result};
 use crate::locks::lock;
 use crate::request::{Completion, Reply, Request, Timeout, Token};
@@ -30,6 +34,10 @@ use crate::transport::{TlsFiles, Unreachable};
 const MAX_PENDING: usize = 100_000;
 /// Bytes of their commands.
 const MAX_PENDING_BYTES: usize = 256 << 20;
+/// A command of a session that is not answered by then is sent elsewhere.
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// Closing a session is a courtesy: the cluster forgets those that nobody uses.
+const FAREWELL: Duration = Duration::from_millis(300);
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 const PATIENCE: Patience = Patience { connect: Duration::from_secs(2), keepalive: Duration::from_secs(5) };
@@ -43,6 +51,23 @@ pub trait ClientSink: Send + Sync + 'static {
     fn completions(&self, batch: Vec<Completion>);
     /// The last call, after the last completion.
     fn closed(&self);
+}
+
+/// How a client behaves.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// Certificates, where the nodes have them; read by [`Client::new`], and again when they change.
+    pub tls: TlsFiles,
+    /// What [`Timeout::Default`] stands for.
+    pub timeout: Duration,
+    /// Commands are sent within a session (Raft thesis §6.3): again, to any node, until it is known what they came to, and applied once.
+    pub session: bool,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        ClientOptions { tls: TlsFiles::default(), timeout: Duration::from_secs(5), session: false }
+    }
 }
 
 enum Command {
@@ -67,15 +92,14 @@ pub struct Client {
 
 impl Client {
     /// Connects lazily: nothing need be reachable yet. `addrs`: host:port of any nodes of the cluster, asked in turn until one knows
-    /// the leader. `tls`: certificates, where the nodes have them; read here, which blocks, and again when they change.
+    /// the leader. Reads the files of certificates, which blocks.
     ///
     /// Errors: `InvalidConfig` for a list that is empty or holds what is no address; `Tls` for files that cannot be used; `Closed` if
     /// the runtime is.
     pub fn new(
         runtime: &Runtime,
         addrs: Vec<String>,
-        tls: &TlsFiles,
-        default_timeout: Duration,
+        options: &ClientOptions,
         sink: Arc<dyn ClientSink>,
     ) -> Result<Client> {
         if addrs.is_empty() {
@@ -84,11 +108,20 @@ impl Client {
         for addr in &addrs {
             address::dialable("addrs", addr, false)?;
         }
-        let tls = Tls::of_client(tls)?;
+        let tls = Tls::of_client(&options.tls)?;
         let (commands, inbox) = mpsc::unbounded_channel();
         let pending = Arc::new(Pending::default());
         let held = Arc::clone(&pending);
-        runtime.spawn(run(addrs, tls, default_timeout, inbox, held, sink))?;
+        let cluster = Cluster {
+            addrs,
+            tls,
+            next: AtomicUsize::new(0),
+            leader: Mutex::default(),
+            nodes: Mutex::default(),
+            numbers: AtomicU64::new(0),
+            session: options.session.then(Arc::default),
+        };
+        runtime.spawn(run(cluster, options.timeout, inbox, held, sink))?;
         Ok(Client { commands, pending })
     }
 
@@ -206,6 +239,8 @@ struct Cluster {
     leader: Mutex<Option<String>>,
     nodes: Mutex<HashMap<String, Arc<Node>>>,
     numbers: AtomicU64,
+    /// Within which commands are sent.
+    session: Option<Arc<ClientSession>>,
 }
 
 impl Cluster {
@@ -288,24 +323,64 @@ struct Progress {
     sent: Mutex<Sent>,
     /// Why the last attempt came to nothing.
     last: Mutex<Option<Error>>,
+    /// What the attempts before it have left to believe of a command within a session.
+    left: Mutex<Option<Committed>>,
+    /// What is under way is not the request yet, but the opening of its session.
+    opening: AtomicBool,
+}
+
+impl Progress {
+    /// An attempt has ended, and another may follow.
+    fn note(&self, committed: Committed) {
+        let mut left = lock(&self.left);
+        *left = match (committed, *left) {
+            (Committed::No, before) => before,
+            (_, Some(Committed::Yes)) => Some(Committed::Yes),
+            (now, _) => Some(now),
+        };
+    }
+
+    /// What the last attempt says of itself is not all that is known.
+    fn whole(&self, error: Error) -> Error {
+        match (*lock(&self.left), error.committed) {
+            (Some(before), Committed::No) | (Some(before @ Committed::Yes), Committed::Unknown) => {
+                Error { committed: before, ..error }
+            }
+            _ => error,
+        }
+    }
+}
+
+/// What is asked for, however often.
+enum Ask<'a> {
+    As(&'a Request),
+    InSession(&'a Seat, &'a Bytes),
+}
+
+impl Ask<'_> {
+    fn request(&self) -> Cow<'_, Request> {
+        match self {
+            Ask::As(request) => Cow::Borrowed(*request),
+            Ask::InSession(seat, data) => Cow::Owned(Request::ProposeInSession(seat.place(), Bytes::clone(data))),
+        }
+    }
+
+    /// Whether asking again may come to more, and can do no harm.
+    fn goes_on(&self, error: &Error) -> bool {
+        let knows_it_again = matches!(self, Ask::InSession(..)) && error.committed != Committed::No;
+        (error.retryable() && error.code != ErrorCode::Membership)
+            || (knows_it_again && !error.lasting && error.code != ErrorCode::ApplyFailed)
+    }
 }
 
 async fn run(
-    addrs: Vec<String>,
-    tls: Option<Arc<Tls>>,
+    cluster: Cluster,
     default_timeout: Duration,
     mut inbox: mpsc::UnboundedReceiver<Command>,
     pending: Arc<Pending>,
     sink: Arc<dyn ClientSink>,
 ) {
-    let cluster = Arc::new(Cluster {
-        addrs,
-        tls,
-        next: AtomicUsize::new(0),
-        leader: Mutex::default(),
-        nodes: Mutex::default(),
-        numbers: AtomicU64::new(0),
-    });
+    let cluster = Arc::new(cluster);
     let (done, mut finished) = mpsc::unbounded_channel::<Completion>();
     let (close, closing) = watch::channel(false);
     let told = Arc::clone(&sink);
@@ -347,6 +422,14 @@ async fn run(
     while asking.join_next().await.is_some() {}
     drop(done);
     let _ = teller.await;
+    if let Some(session) = cluster.session.as_ref().and_then(|session| session.number()) {
+        let farewell = Request::CloseSession(session);
+        let deadline = Instant::now() + FAREWELL;
+        let (addr, progress) = (cluster.pick(), Progress::default());
+        let farewell = Ask::As(&farewell);
+        let said = attempt(&cluster, &farewell, &addr, Some(deadline), &progress);
+        let _ = tokio::time::timeout_at(deadline, said).await;
+    }
     sink.closed();
 }
 
@@ -382,22 +465,31 @@ async fn see_through(
     };
     let end = tokio::select! {
         biased;
-        result = attempts(cluster, request, deadline, &progress) => return result,
+        result = answered(cluster, request, deadline, &progress) => return result.map_err(|error| progress.whole(error)),
         () = over => ErrorCode::Timeout,
         _ = closing.wait_for(|closing| *closing) => ErrorCode::Closed,
     };
-    let doubt = lock(&progress.sent).get() && !changes_nothing(request);
+    let sent = lock(&progress.sent).get() && !progress.opening.load(Ordering::Relaxed);
+    let doubt = sent && !changes_nothing(request);
     if end == ErrorCode::Closed {
-        return Err(match doubt {
+        return Err(progress.whole(match doubt {
             true => Error::unknown(ErrorCode::Closed, "the client was closed; it may still be carried out"),
             false => Error::not_done(ErrorCode::Closed, "the client was closed before this was carried out"),
-        });
+        }));
     }
     let after = timeout.unwrap_or_default();
-    if lock(&progress.sent).get() {
-        return Err(timed_out(after, doubt));
+    if sent {
+        return Err(progress.whole(timed_out(after, doubt)));
     }
     let last = lock(&progress.last).take();
+    if let Some(left) = *lock(&progress.left) {
+        let why = last.map_or_else(String::new, |last| format!("; the last attempt: {}", last.message));
+        let text = match left {
+            Committed::Yes => format!("it is committed, and what it came to was not heard of within {after:?}{why}"),
+            _ => format!("no answer within {after:?}; it may still be carried out{why}"),
+        };
+        return Err(Error::new(ErrorCode::Timeout, left, text));
+    }
     Err(match last {
         // It was somewhere, and that has a reason to tell.
         Some(last)
@@ -422,10 +514,59 @@ async fn see_through(
     })
 }
 
+/// Asks until there is an answer that is final; for a command within the client's session, if it has one.
+async fn answered(
+    cluster: &Cluster,
+    request: &Request,
+    deadline: Option<Instant>,
+    progress: &Progress,
+) -> Result<Reply> {
+    let (Some(session), Request::Propose(data)) = (&cluster.session, request) else {
+        return attempts(cluster, &Ask::As(request), deadline, progress).await;
+    };
+    loop {
+        progress.opening.store(true, Ordering::Relaxed);
+        let number = session.opened(async || open_session(cluster, deadline, progress).await).await?;
+        let Some(seat) = session.seat(number) else { continue };
+        *lock(&progress.sent) = Sent::default();
+        progress.opening.store(false, Ordering::Relaxed);
+        let many =
+            "the oldest command of this session that is under way is not answered, and no more are sent beside it";
+        let before = lock(&progress.last).replace(Error::not_done(ErrorCode::Overloaded, many));
+        seat.turn().await;
+        *lock(&progress.last) = before;
+        let result = attempts(cluster, &Ask::InSession(&seat, data), deadline, progress).await;
+        match &result {
+            Err(error) if error.code == ErrorCode::SessionExpired => session.expired(seat.session()),
+            _ => return result,
+        }
+        // Where no sending of it was in doubt it is as if it had not been sent: a new session, and a new name.
+        if result.as_ref().is_err_and(|error| progress.whole(error.clone()).committed != Committed::No) {
+            return result;
+        }
+    }
+}
+
+/// Asked for until there is one: if an opening was done and not heard of, nobody uses it, and the cluster forgets it.
+async fn open_session(cluster: &Cluster, deadline: Option<Instant>, progress: &Progress) -> Result<u64> {
+    loop {
+        match attempts(cluster, &Ask::As(&Request::OpenSession), deadline, progress).await {
+            Ok(Reply::Session(session)) => return Ok(session),
+            Ok(_) => {
+                return Err(Error::not_done(ErrorCode::Internal, "the node opened no session, and said that it had"))
+            }
+            Err(error) if error.committed == Committed::No => return Err(error),
+            Err(error) => *lock(&progress.last) = Some(Error { committed: Committed::No, ..error }),
+        }
+        *lock(&progress.sent) = Sent::default();
+        sleep(jitter(BACKOFF_MIN)).await;
+    }
+}
+
 /// Asks until there is an answer that is final.
 async fn attempts(
     cluster: &Cluster,
-    request: &Request,
+    request: &Ask<'_>,
     deadline: Option<Instant>,
     progress: &Progress,
 ) -> Result<Reply> {
@@ -437,7 +578,7 @@ async fn attempts(
     loop {
         let addr = cluster.pick();
         let error = match attempt(cluster, request, &addr, deadline, progress).await {
-            Err(error) if error.retryable() && error.code != ErrorCode::Membership => error,
+            Err(error) if request.goes_on(&error) => error,
             // One node's certificate is not all of theirs; but what is wrong here does not pass by waiting.
             Err(error) if error.code == ErrorCode::Tls && cluster.addrs.len() > 1 && free > 0 => error,
             Err(error) if was_removed(&error) => {
@@ -450,13 +591,17 @@ async fn attempts(
             result => return result,
         };
         *lock(&progress.sent) = Sent::default();
+        if matches!(request, Ask::InSession(..)) {
+            progress.note(error.committed);
+        }
         let moved = match (error.code, &error.leader) {
             (ErrorCode::NotLeader | ErrorCode::NoLeader | ErrorCode::LeadershipLost, Some((_, leader)))
                 if cluster.follow(&addr, leader) =>
             {
                 true
             }
-            (ErrorCode::Overloaded | ErrorCode::Timeout, _) => false,
+            (ErrorCode::Overloaded, _) => false,
+            (ErrorCode::Timeout, _) if matches!(request, Ask::As(_)) => false,
             _ => {
                 cluster.leave(&addr);
                 cluster.addrs.len() > 1
@@ -483,14 +628,24 @@ async fn attempts(
 
 async fn attempt(
     cluster: &Cluster,
-    request: &Request,
+    request: &Ask<'_>,
     addr: &str,
     deadline: Option<Instant>,
     progress: &Progress,
 ) -> Result<Reply> {
     let (number, channel) = cluster.channel(addr).await?;
     let sent = lock(&progress.sent).clone();
-    let result = ask(channel, request, deadline.map(for_the_node), &sent).await;
+    let asked = request.request();
+    let result = match request {
+        Ask::As(_) => ask(channel, &asked, deadline.map(for_the_node), &sent).await,
+        Ask::InSession(..) => {
+            let until = Instant::now() + ATTEMPT;
+            let until = deadline.map_or(until, |deadline| deadline.min(until));
+            let late = |_| Err(timed_out(ATTEMPT, sent.get()));
+            let asking = ask(channel, &asked, Some(for_the_node(until)), &sent);
+            tokio::time::timeout_at(until, asking).await.unwrap_or_else(late)
+        }
+    };
     if result.as_ref().is_err_and(|e| e.code == ErrorCode::ConnectionFailed) {
         cluster.forget(addr, number).await;
         // Whoever cannot be reached leads nobody; also when this request may not be sent again.

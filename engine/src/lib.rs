@@ -8,6 +8,7 @@ pub mod address;
 mod baton;
 mod checksum;
 pub mod client;
+mod client_session;
 pub mod cluster;
 pub mod config;
 pub mod core;

@@ -255,7 +255,8 @@ pub fn encode_answer(answer: &Result<Reply>) -> Vec<u8> {
             Err(error) => error.committed,
         },
         format!("the result of {} bytes is above the {MAX_REPLY} that an answer carries", bytes.len()),
-    );
+    )
+    .lasting();
     AnswerWire { reply: Some(ReplyWire::Error(error_to_wire(&lost))) }.encode_to_vec()
 }
 
