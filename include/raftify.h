@@ -187,6 +187,11 @@
 #define RAFTIFY_ERR_MACHINE_FAILED -28
 
 /**
+ * The cluster knows the client's session no longer: whether a command of it was applied cannot be found out any more.
+ */
+#define RAFTIFY_ERR_SESSION_EXPIRED -29
+
+/**
  * By polling, or by raftify_queue_wait.
  */
 #define RAFTIFY_WAKE_NONE 0
@@ -613,6 +618,8 @@ struct raftify_config *raftify_config_new(void);
  * "applied_index", for a state machine that is durable by itself: up to this index of the log it has applied
  * everything, and has it on its disk. It is then asked to apply what comes after that, without a restore, unless the
  * log begins later: then to restore first. Without it the machine starts empty.
+ *
+ * "session", of a client: see raftify_client_new_with.
  *
  * "initial_learners": ids of those among the initial members that begin as learners, with commas between them; the
  * others are voters. All initial members have to be given the same.
@@ -1180,8 +1187,13 @@ raftify_status raftify_client_new(struct raftify_runtime *runtime,
 
 /**
  * As raftify_client_new, with settings: "tls_cert", "tls_key", "tls_ca" and "tls_server_name" where the cluster's
- * nodes have certificates, and "request_timeout", which RAFTIFY_TIMEOUT_DEFAULT then stands for. The others are not
- * looked at.
+ * nodes have certificates, "request_timeout", which RAFTIFY_TIMEOUT_DEFAULT then stands for, and "session". The others
+ * are not looked at.
+ *
+ * "session", "true": commands are sent within a session, which the first of them opens. One whose fate is not known is
+ * then sent again, to any node, until the deadline, and is applied once however often it was sent. The cluster knows
+ * the 4096 sessions that were used last; a command of one that it has forgotten, and of which one sending was in
+ * doubt, ends with SESSION_EXPIRED. Up to 1024 commands are under way at a time; more wait for the oldest.
  *
  * config: borrowed for the call; the client has its own copy. The rest as for raftify_client_new.
  * Threads: any. Blocks: while the files of certificates are read. Errors: as of raftify_client_new, and TLS (a file

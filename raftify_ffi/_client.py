@@ -1,4 +1,5 @@
-"""`RaftServiceClient`: the cluster from outside. Finds and follows the leader; sends again only what is certainly not done."""
+"""`RaftServiceClient`: the cluster from outside. Finds and follows the leader; sends again what is certainly not done, and within a session
+also what may be."""
 
 from __future__ import annotations
 
@@ -37,13 +38,22 @@ class RaftServiceClient:
 
     Opened on first use, on that loop; connections are made when they are needed. Calls are those of `Raft`, with the same deadlines and
     errors. `tls`: this client's certificates, where the cluster's nodes have some.
+
+    `session=True`: exactly once. A proposal whose outcome is not known is sent again, to any node, until its deadline, and is applied once
+    however often it was sent; it returns what that one `apply` returned. The first proposal opens the session, `close()` ends it. The cluster
+    knows the 4096 sessions that were used last: a proposal of one that it has forgotten, and that may have been done before, ends with
+    `SessionExpired`; one that was certainly not done goes into a new session by itself. Up to 1024 proposals are under way at a time; more
+    wait for the oldest.
     """
 
-    def __init__(self, *addrs: str, tls: TlsConfig | None = None) -> None:
+    def __init__(self, *addrs: str, tls: TlsConfig | None = None, session: bool = False) -> None:
         if not addrs:
             raise InvalidArgument("no address: give at least one node's host:port")
         self._addrs = [checked_address(addr, "addr") for addr in addrs]
         self._tls = checked_tls(tls)
+        if not isinstance(session, bool):
+            raise InvalidArgument(f"session: {session!r} is not True or False")
+        self._session = session
         self._bridge: Bridge | None = None
         self._pointer: Pointer | None = None
         self._ended: Latch[None] = Latch()
@@ -52,16 +62,16 @@ class RaftServiceClient:
         self._prepared: weakref.WeakKeyDictionary[asyncio.Task[Any], dict[str, Any]] = weakref.WeakKeyDictionary()
 
     @classmethod
-    async def build(cls, addr: str, *, tls: TlsConfig | None = None) -> RaftServiceClient:
+    async def build(cls, addr: str, *, tls: TlsConfig | None = None, session: bool = False) -> RaftServiceClient:
         """A client that knows one address; the others it learns."""
-        client = cls(addr, tls=tls)
+        client = cls(addr, tls=tls, session=session)
         client._open()
         return client
 
     @classmethod
-    def connect(cls, *addrs: str, tls: TlsConfig | None = None) -> RaftServiceClient:
+    def connect(cls, *addrs: str, tls: TlsConfig | None = None, session: bool = False) -> RaftServiceClient:
         """A client of the cluster with these addresses, for `async with`."""
-        return cls(*addrs, tls=tls)
+        return cls(*addrs, tls=tls, session=session)
 
     def _open(self) -> tuple[Bridge, Pointer]:
         if self._closed:
@@ -69,7 +79,8 @@ class RaftServiceClient:
         if self._pointer is None or self._bridge is None:
             text = ",".join(self._addrs).encode()
             slot = ffi.new("raftify_client **")
-            config = NativeConfig({} if self._tls is None else self._tls.settings())
+            tls = {} if self._tls is None else self._tls.settings()
+            config = NativeConfig({**tls, "session": self._session})
             bridge = bridge_of_running_loop()
             bridge.enter(self)
             try:
@@ -150,7 +161,7 @@ class RaftServiceClient:
     # ---- calls -------------------------------------------------------------------------------------------------------------------------
 
     async def propose(self, data: Buffer | None = None, *, timeout: Timeout = DEFAULT) -> bytes:
-        """What `apply` returned on the leader. Sent again by itself only where it certainly was not done."""
+        """What `apply` returned on the leader. Sent again by itself only where it certainly was not done, or within a session."""
         command = command_bytes(self._take("propose", "prepare_propose", data))
         return await self._request(
             "propose()", lib.raftify_client_propose, command, len(command), milliseconds(timeout)

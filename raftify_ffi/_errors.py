@@ -9,6 +9,7 @@
       RaftTimeout (TimeoutError; on 3.10 also asyncio.TimeoutError)
         NoLeader                   nothing was ever sent
       ApplyError, ResultLost, SnapshotFailed, StateDiverged, MachineFailed
+      SessionExpired
       MembershipError
         Removed
       StorageError                 names the path
@@ -54,6 +55,7 @@ __all__ = [
     "RaftTimeout",
     "Removed",
     "ResultLost",
+    "SessionExpired",
     "SnapshotFailed",
     "StateDiverged",
     "StorageError",
@@ -196,6 +198,11 @@ class MachineFailed(RaftError):
     """The state machine itself failed here (not the command): it stopped its node. `__cause__` is what it raised."""
 
 
+class SessionExpired(RaftError):
+    """The cluster knows the client's session no longer (`RaftServiceClient.connect(…, session=True)`): whether the proposal was done cannot be
+    found out any more. The next one opens a new session."""
+
+
 class MembershipError(RaftError):
     """A membership change that cannot be made now, or at all."""
 
@@ -280,6 +287,7 @@ _BY_CODE: dict[int, type[RaftError]] = {
     -25: Forked,
     -26: InternalError,
     -28: MachineFailed,
+    -29: SessionExpired,
 }
 
 
