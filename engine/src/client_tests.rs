@@ -438,8 +438,11 @@ async fn in_session(lines: Vec<Line>) -> (Scripted, Asker) {
     (node, asker)
 }
 
-/// How its commands were named: (session, sequence, first open one).
-fn named(node: &Scripted) -> Vec<(u64, u64, u64)> {
+/// Session, sequence, first open one.
+type Name = (u64, u64, u64);
+
+/// How its commands were named.
+fn named(node: &Scripted) -> Vec<Name> {
     let asked = lock(&node.asked);
     let name = |request: &Request| match request {
         Request::ProposeInSession(place, data) => {
@@ -459,7 +462,8 @@ fn in_a_session_what_is_in_doubt_is_asked_again_under_the_same_name_and_the_doub
     let expired = || Error::not_done(ErrorCode::SessionExpired, "").lasting();
     let lost = || Error::new(ErrorCode::ResultLost, Committed::Yes, "");
     let first = (7, 1, 1);
-    let cases: Vec<(Vec<Line>, Result<u64, (ErrorCode, Committed)>, Vec<(u64, u64, u64)>)> = vec![
+    type Case = (Vec<Line>, Result<u64, (ErrorCode, Committed)>, Vec<Name>);
+    let cases: Vec<Case> = vec![
         (vec![applied(1)], Ok(1), vec![first]),
         (vec![unknown(ErrorCode::LeadershipLost), applied(1)], Ok(1), vec![first; 2]),
         (vec![unknown(ErrorCode::ConnectionFailed), refused(ErrorCode::Overloaded), applied(1)], Ok(1), vec![first; 3]),

@@ -62,6 +62,7 @@ fn leader() -> (Core, u64) {
         start: 7,
         seed: 7,
         log,
+        sessions: Vec::new(),
         entries: Vec::new(),
         machine_applied: None,
         now: 0,

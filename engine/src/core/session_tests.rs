@@ -31,7 +31,7 @@ impl Said {
             said.completions.extend(actions.completions.into_iter().map(|c| (c.token, c.result)));
             said.machine.extend(actions.machine);
             for fetch in &actions.fetches {
-                core.fetched(fetch.id, (fetch.low..fetch.high).map(|index| entry(index)).collect());
+                core.fetched(fetch.id, (fetch.low..fetch.high).map(entry).collect());
             }
             match actions.writes.last() {
                 Some(write) => core.written(write.number),
@@ -43,7 +43,7 @@ impl Said {
 
     fn batches(&self) -> Vec<&ApplyBatch> {
         let batch = |request| match request {
-            &MachineRequest::Apply(ref batch) => Some(batch),
+            MachineRequest::Apply(batch) => Some(batch),
             _ => None,
         };
         self.machine.iter().filter_map(batch).collect()
