@@ -57,6 +57,7 @@ impl Cluster {
                 seed: id,
                 log,
                 entries: Vec::new(),
+                sessions: Vec::new(),
                 machine_applied: None,
                 now: 0,
             })

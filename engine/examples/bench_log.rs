@@ -33,8 +33,16 @@ struct Log {
 
 fn open(dir: &Path, engine: LogEngine) -> Log {
     let cluster = ClusterState::founding(&BTreeMap::from([1, 2, 3].map(|id| (id, format!("127.0.0.1:{id}")))));
-    let meta =
-        SnapshotMeta { index: 1, term: 1, cluster: cluster.clone(), size: 0, crc: 0, has_file: false, outcomes: None };
+    let meta = SnapshotMeta {
+        index: 1,
+        term: 1,
+        cluster: cluster.clone(),
+        size: 0,
+        sessions: 0,
+        crc: 0,
+        has_file: false,
+        outcomes: None,
+    };
     let new = || {
         Ok(NewLog {
             identity: Identity {
@@ -74,8 +82,16 @@ impl Log {
         if compacting && self.since > SNAPSHOT_BYTES && self.last > TRAILING {
             self.since = 0;
             let cluster = self.cluster.clone();
-            let meta =
-                SnapshotMeta { index: self.last, term: 1, cluster, size: 0, crc: 0, has_file: true, outcomes: None };
+            let meta = SnapshotMeta {
+                index: self.last,
+                term: 1,
+                cluster,
+                size: 0,
+                sessions: 0,
+                crc: 0,
+                has_file: true,
+                outcomes: None,
+            };
             write.snapshot = Some(Arc::new(meta));
             write.compact_to = Some(self.last - TRAILING);
         }

@@ -301,7 +301,7 @@ impl World {
                         continue;
                     }
                     let retry = Retry { left: SENDINGS, customer, ..retry };
-                    if command % 13 == 0 {
+                    if command.is_multiple_of(13) {
                         self.close_session(&retry);
                     }
                     self.propose_in_session(retry);

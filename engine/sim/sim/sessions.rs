@@ -55,7 +55,7 @@ impl World {
             let seat = Seat { session, sequence: customer.next };
             customer.open.insert(seat);
             // Now and then two nodes have it at once.
-            let twice = retry.command % 5 == 0;
+            let twice = retry.command.is_multiple_of(5);
             if twice {
                 customer.doubtful.insert(seat);
             }

@@ -42,11 +42,13 @@ impl Said {
     }
 
     fn batches(&self) -> Vec<&ApplyBatch> {
-        let batch = |request| match request {
-            MachineRequest::Apply(batch) => Some(batch),
-            _ => None,
-        };
-        self.machine.iter().filter_map(batch).collect()
+        self.machine
+            .iter()
+            .filter_map(|request| match request {
+                MachineRequest::Apply(batch) => Some(batch),
+                _ => None,
+            })
+            .collect()
     }
 }
 
