@@ -14,10 +14,7 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 
 use crate::locks::lock;
-use crate::request::InSession;
-
-/// Commands above the lowest open one that the cluster keeps apart.
-const WINDOW: u64 = 1024;
+use crate::request::{InSession, SESSION_WINDOW};
 
 #[derive(Default)]
 struct State {
@@ -102,7 +99,7 @@ impl Seat {
             // Before the look: nobody leaves unheard in between.
             left.as_mut().enable();
             let InSession { sequence, first_open, .. } = self.place();
-            if sequence.saturating_sub(first_open) < WINDOW {
+            if sequence.saturating_sub(first_open) < SESSION_WINDOW {
                 return;
             }
             left.await;
@@ -174,7 +171,7 @@ mod tests {
         runtime().block_on(async {
             let session = Arc::new(ClientSession::default());
             session.opened(async || Ok::<u64, ()>(7)).await.unwrap();
-            let mut seats: Vec<Seat> = (0..=WINDOW).map(|_| session.seat(7).unwrap()).collect();
+            let mut seats: Vec<Seat> = (0..=SESSION_WINDOW).map(|_| session.seat(7).unwrap()).collect();
             let last = seats.pop().unwrap();
             seats.last().unwrap().turn().await;
             assert!(tokio::time::timeout(Duration::from_millis(50), last.turn()).await.is_err());

@@ -36,6 +36,9 @@ pub enum MemberChange {
     },
 }
 
+/// Commands of one session above its first open one; part of the protocol.
+pub(crate) const SESSION_WINDOW: u64 = 1024;
+
 /// Where a command stands within its client's session, which makes it count once however often it is sent (Raft thesis §6.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InSession {

@@ -24,10 +24,8 @@ use prost::Message;
 
 use super::bugs::{self, Bug};
 use crate::machine::Outcome;
-use crate::request::InSession;
+use crate::request::{InSession, SESSION_WINDOW};
 
-/// Commands of one session above the first open one; part of the protocol.
-const WINDOW: u64 = 1024;
 /// Commands that are known to be done, in all sessions; part of the protocol.
 const COMMANDS: usize = 256 << 10;
 /// Bytes of results.
@@ -214,7 +212,7 @@ impl Sessions {
                 Told::Lost => Again::Lost { index },
             });
         }
-        if above >= WINDOW {
+        if above >= SESSION_WINDOW {
             return Verdict::Beyond;
         }
         session.done.insert(sequence, Done { index, term, told: Told::Pending });

@@ -30,9 +30,9 @@ fn a_command_counts_once_however_often_and_in_whatever_order_it_comes() {
         (4, 4, Verdict::Apply),
         (2, 2, Verdict::Past),
         (4, 4, Verdict::Again(Again::Pending { index: 17 })),
-        (3 + WINDOW, 4, Verdict::Apply),
-        (4 + WINDOW, 4, Verdict::Beyond),
-        (4 + WINDOW, 5, Verdict::Apply),
+        (3 + SESSION_WINDOW, 4, Verdict::Apply),
+        (4 + SESSION_WINDOW, 4, Verdict::Beyond),
+        (4 + SESSION_WINDOW, 5, Verdict::Apply),
     ];
     for (sequence, first_open, verdict) in cases {
         assert_eq!(sessions.decide(index, TERM, place(10, sequence, first_open)), verdict, "{index}");
@@ -94,11 +94,11 @@ fn what_is_kept_is_bounded() {
         index += 1;
         index
     };
-    let opened: Vec<u64> = (0..COMMANDS / WINDOW as usize + 2)
+    let opened: Vec<u64> = (0..COMMANDS / SESSION_WINDOW as usize + 2)
         .map(|_| {
             let session = next();
             sessions.open(session);
-            for sequence in 0..WINDOW {
+            for sequence in 0..SESSION_WINDOW {
                 assert_eq!(sessions.decide(next(), TERM, place(session, sequence, 0)), Verdict::Apply);
             }
             session
@@ -107,7 +107,7 @@ fn what_is_kept_is_bounded() {
     assert!(sessions.commands <= COMMANDS, "{}", sessions.commands);
     assert_eq!(sessions.decide(next(), TERM, place(opened[0], 0, 0)), Verdict::Expired);
     let newest = *opened.last().unwrap();
-    assert_eq!(sessions.decide(next(), TERM, place(newest, WINDOW, WINDOW)), Verdict::Apply);
+    assert_eq!(sessions.decide(next(), TERM, place(newest, SESSION_WINDOW, SESSION_WINDOW)), Verdict::Apply);
     assert_eq!(sessions.open[&newest].done.len(), 1, "what its client has heard of is let go of");
 }
 

@@ -46,7 +46,7 @@ pub(crate) trait View {
 /// first there is) and are at most `limit`; `next_index` says where to go on, or is null.
 ///
 /// Keys: `identity {node_id, directory, cluster_id, incarnation}`, `hard_state {term, vote, commit}`, `snapshot {index, term, size,
-/// has_file}` or null, `membership {index, voters, learners, members {id: addr}}`, `first_index`, `last_index`, `entries`
+/// sessions, has_file}` (bytes of the state, and of the table of client sessions) or null, `membership {index, voters, learners, members {id: addr}}`, `first_index`, `last_index`, `entries`
 /// (each `{index, term, type, kind, time_us, proposer, size, data, context}`, bytes in hex; see [`entry_json`]),
 /// `next_index`.
 pub fn inspect(directory: &Path, from: u64, limit: u64) -> Result<Json> {
@@ -78,7 +78,7 @@ pub fn inspect(directory: &Path, from: u64, limit: u64) -> Result<Json> {
         },
         "hard_state": {"term": hard_state.term, "vote": hard_state.vote, "commit": hard_state.commit},
         "snapshot": snapshot.map(|s| json!({
-            "index": s.index, "term": s.term, "size": s.size, "has_file": s.has_file,
+            "index": s.index, "term": s.term, "size": s.state_size(), "sessions": s.sessions, "has_file": s.has_file,
         })),
         "membership": membership_json(cluster.index, &cluster.cluster),
         "first_index": first_index,

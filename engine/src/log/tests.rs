@@ -373,7 +373,10 @@ fn an_inspection_shows_the_log_beside_a_live_node(engine: LogEngine) {
         assert_eq!(shown["identity"]["directory"], Uid(99).to_string());
         assert!(shown["identity"]["incarnation"].is_null());
         assert_eq!(shown["hard_state"], serde_json::json!({"term": 2, "vote": 2, "commit": 250}));
-        assert_eq!(shown["snapshot"], serde_json::json!({"index": 200, "term": 1, "size": 0, "has_file": true}));
+        assert_eq!(
+            shown["snapshot"],
+            serde_json::json!({"index": 200, "term": 1, "size": 0, "sessions": 0, "has_file": true})
+        );
         assert_eq!(shown["membership"]["members"], serde_json::json!({"1": "a:1", "2": "b:2"}));
         assert_eq!((&shown["membership"]["index"], &shown["membership"]["voters"][1]), (&200.into(), &2.into()));
         assert_eq!((&shown["first_index"], &shown["last_index"]), (&101.into(), &303.into()));
