@@ -10,10 +10,11 @@ use crate::panic::catch;
 use crate::pointer::{finish, place, text};
 
 /// Shows what the log in a directory holds, as JSON: {"identity", "hard_state":{"term","vote","commit"}, "snapshot",
-/// "membership", "first_index", "last_index", "entries":[{"index","term","type","kind","time_us","proposer","size",
-/// "data","context"}], "next_index"}; bytes are in hexadecimal. "kind" is "command" for the program's own, otherwise
-/// "founding", "record_directory", "reserve_id", "membership", "empty" or "unknown"; "time_us" and "proposer" are null
-/// where raft itself appended the entry. Reads only, takes no lock: a node may run in that directory meanwhile.
+/// "membership", "first_index", "last_index", "entries":[{"index","term","type","kind","time_us","proposer",
+/// "session","size","data","context"}], "next_index"}; bytes are in hexadecimal. "kind" is "command" for the program's
+/// own, otherwise "founding", "record_directory", "reserve_id", "open_session", "close_session", "membership", "empty"
+/// or "unknown"; "time_us" and "proposer" are null where raft itself appended the entry, "session" is null where no
+/// client sent it in one. Reads only, takes no lock: a node may run in that directory meanwhile.
 ///
 /// dir: a node's directory, or a log_dir that holds exactly one; UTF-8, borrowed for the call.
 /// from: index of the first entry to show; 0: the first there is. limit: how many at most; "next_index" says where to

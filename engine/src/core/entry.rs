@@ -32,7 +32,7 @@ pub enum Kind {
     TransferLeader,
     /// A command for the state machine, once within its client's session ([`in_session`]).
     CommandInSession,
-    /// Its index becomes the number of a client's session.
+    /// Begins a client's session.
     OpenSession,
     /// Data: u64, the session.
     CloseSession,

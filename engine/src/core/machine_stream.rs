@@ -11,7 +11,7 @@ use super::bugs::{self, Bug};
 use super::entry::{in_session, Context, Kind};
 use super::requests::State;
 use super::sessions::{Again, Name, Sessions, Verdict};
-use super::{outcomes, Core, Fetch};
+use super::{outcomes, sessions, Core, Fetch};
 use crate::config::Config;
 use crate::entry::Entry;
 use crate::error::{Committed, Error, ErrorCode};
@@ -380,7 +380,7 @@ impl Core {
     fn settle(&mut self, settled: Vec<Settled>) {
         for Settled { request, index, term, how } in settled {
             let result = match how {
-                How::Opened => Ok(Reply::Session(index)),
+                How::Opened(session) => Ok(Reply::Session(session)),
                 How::Closed => Ok(Reply::Done),
                 How::Passed(Verdict::Again(Again::Pending { index: before })) => {
                     // It is committed, and on its way to the machine: as much as its first sending.
@@ -456,7 +456,7 @@ struct Settled {
 }
 
 enum How {
-    Opened,
+    Opened(u64),
     Closed,
     /// Not applied.
     Passed(Verdict),
@@ -549,8 +549,9 @@ impl<'a> BatchMaker<'a> {
         let (index, term) = (entry.index, entry.term);
         let how = match context.kind {
             Kind::OpenSession => {
-                self.sessions.open(index);
-                How::Opened
+                let session = sessions::number(index, context.origin);
+                self.sessions.open(index, session);
+                How::Opened(session)
             }
             Kind::CloseSession => {
                 let session = entry.data.as_ref().try_into().map_or(0, u64::from_le_bytes);

@@ -78,6 +78,9 @@ use raft::{RawNode, StateRole};
 
 pub use actions::{Actions, Body, Fetch, Outbound, SnapshotSend};
 pub use deadlines::Micros;
+pub(crate) use entry::in_session;
+#[cfg(test)]
+pub(crate) use entry::note_session;
 pub use entry::{Context, Kind, Origin};
 pub use greeting::founding_digest;
 pub use received::Received;

@@ -171,7 +171,12 @@ fn s13_a_snapshot_says_what_commands_came_to_that_were_with_the_machine_when_it_
     assert_eq!(sizes, [3], "of the state alone");
 }
 
-/// Session 11 is opened at index 11; every even entry of another node is its command, each sent twice.
+/// The session that is opened at index 11.
+fn opened() -> u64 {
+    super::sessions::number(11, Origin { node: 9, start: 9, sequence: 11 })
+}
+
+/// A session is opened at index 11; every even entry of another node is its command, each sent twice.
 fn entry(index: u64) -> Entry {
     if index == 11 {
         let origin = Origin { node: 9, start: 9, sequence: index };
@@ -183,7 +188,7 @@ fn entry(index: u64) -> Entry {
     }
     let origin = Origin { node: 9, start: 9, sequence: index };
     let mut context = Context { kind: Kind::CommandInSession, time_us: 0, origin }.encode();
-    note_session(&mut context, place(11, index / 4, 1));
+    note_session(&mut context, place(opened(), index / 4, 1));
     Entry { term: 2, index, data: "x".into(), context, ..Entry::default() }
 }
 
@@ -194,7 +199,7 @@ fn table(upto: u64) -> Sessions {
         let entry = entry(index);
         match super::entry::in_session(&entry) {
             Some(place) => drop(sessions.decide(index, 2, place)),
-            None if index == 11 => sessions.open(index),
+            None if index == 11 => sessions.open(index, opened()),
             None => sessions.advance(index),
         }
     }
@@ -258,7 +263,7 @@ fn s7_a_machine_that_kept_its_state_gets_the_commands_that_every_other_gets() {
             assert!(ours.len() >= theirs.len(), "results are kept beside what is done");
             let mut ours = core.sessions;
             for sequence in 3..=7 {
-                let verdict = ours.decide(31 + sequence, 2, place(11, sequence, 1));
+                let verdict = ours.decide(31 + sequence, 2, place(opened(), sequence, 1));
                 assert!(matches!(verdict, Verdict::Again(_)), "{sequence}: {verdict:?}");
             }
         }
@@ -268,7 +273,7 @@ fn s7_a_machine_that_kept_its_state_gets_the_commands_that_every_other_gets() {
 #[test]
 fn s7_a_machine_takes_the_snapshot_where_nobody_knows_any_more_what_was_applied_before() {
     let mut sessions = Sessions::new(4096, 10);
-    sessions.open(11);
+    sessions.open(11, 11);
     for index in 12..=5000 {
         sessions.decide(index, 2, place(99, 1, 1));
     }

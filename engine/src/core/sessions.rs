@@ -23,6 +23,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::bugs::{self, Bug};
+use super::entry::Origin;
 use crate::machine::Outcome;
 use crate::request::{InSession, SESSION_WINDOW};
 
@@ -96,6 +97,12 @@ struct Session {
     done: BTreeMap<u64, Done>,
 }
 
+/// The number of the session that this entry opens. The index alone would name another client's session in a cluster that was founded
+/// anew at the same addresses; the start of the node that proposed it was drawn at random.
+pub(super) fn number(index: u64, origin: Origin) -> u64 {
+    origin.start ^ index.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
 /// Names one command: its session, and its number there.
 pub(super) type Name = (u64, u64);
 
@@ -153,14 +160,15 @@ impl Sessions {
         self.open.is_empty() && self.passed.is_empty()
     }
 
-    /// The entry at `index` opens a session, which has its number from there.
-    pub fn open(&mut self, index: u64) {
+    /// The entry at `index` opens the session of this number.
+    pub fn open(&mut self, index: u64, session: u64) {
         if index <= self.at {
             return;
         }
         self.at = index;
-        self.open.insert(index, Session { used: index, ..Session::default() });
-        self.used.insert(index, index);
+        self.forget(session);
+        self.open.insert(session, Session { used: index, ..Session::default() });
+        self.used.insert(index, session);
         self.bound();
     }
 

@@ -11,7 +11,7 @@ fn place(session: u64, sequence: u64, first_open: u64) -> InSession {
 /// Entries from index 10 on: what is done, and the verdict on it.
 fn table() -> (Sessions, u64) {
     let mut sessions = Sessions::new(4096, 9);
-    sessions.open(10);
+    sessions.open(10, 10);
     (sessions, 11)
 }
 
@@ -39,6 +39,14 @@ fn a_command_counts_once_however_often_and_in_whatever_order_it_comes() {
         index += 1;
     }
     assert_eq!(sessions.decide(index, TERM, place(11, 1, 1)), Verdict::Expired, "11 is no session's number");
+}
+
+#[test]
+fn sessions_of_one_log_and_of_any_two_have_different_numbers() {
+    let origin = |start| Origin { node: 1, start, sequence: 5 };
+    let numbers: std::collections::BTreeSet<u64> =
+        [3, 4, u64::MAX].iter().flat_map(|start| (2..500).map(move |index| number(index, origin(*start)))).collect();
+    assert_eq!(numbers.len(), 3 * 498);
 }
 
 #[test]
@@ -75,10 +83,10 @@ fn a_snapshot_that_is_made_before_the_machine_has_answered_says_that_the_command
 #[test]
 fn the_session_used_least_recently_is_forgotten() {
     let mut sessions = Sessions::new(2, 0);
-    sessions.open(1);
-    sessions.open(2);
+    sessions.open(1, 1);
+    sessions.open(2, 2);
     assert_eq!(sessions.decide(3, TERM, place(1, 1, 1)), Verdict::Apply);
-    sessions.open(4);
+    sessions.open(4, 4);
     assert_eq!(sessions.decide(5, TERM, place(2, 1, 1)), Verdict::Expired);
     assert_eq!(sessions.decide(6, TERM, place(1, 1, 1)), Verdict::Again(Again::Pending { index: 3 }));
     sessions.close(7, 1);
@@ -97,7 +105,7 @@ fn what_is_kept_is_bounded() {
     let opened: Vec<u64> = (0..COMMANDS / SESSION_WINDOW as usize + 2)
         .map(|_| {
             let session = next();
-            sessions.open(session);
+            sessions.open(session, session);
             for sequence in 0..SESSION_WINDOW {
                 assert_eq!(sessions.decide(next(), TERM, place(session, sequence, 0)), Verdict::Apply);
             }

@@ -11,7 +11,7 @@ use serde_json::{json, Value as Json};
 
 use crate::cluster::ClusterState;
 use crate::config::LogEngine;
-use crate::core::{Context, Kind};
+use crate::core::{in_session, Context, Kind};
 use crate::entry::Entry;
 use crate::error::{Error, ErrorCode, Result};
 use crate::log::files;
@@ -47,7 +47,7 @@ pub(crate) trait View {
 ///
 /// Keys: `identity {node_id, directory, cluster_id, incarnation}`, `hard_state {term, vote, commit}`, `snapshot {index, term, size,
 /// sessions, has_file}` (bytes of the state, and of the table of client sessions) or null, `membership {index, voters, learners, members {id: addr}}`, `first_index`, `last_index`, `entries`
-/// (each `{index, term, type, kind, time_us, proposer, size, data, context}`, bytes in hex; see [`entry_json`]),
+/// (each `{index, term, type, kind, time_us, proposer, session, size, data, context}`, bytes in hex; see [`entry_json`]),
 /// `next_index`.
 pub fn inspect(directory: &Path, from: u64, limit: u64) -> Result<Json> {
     let log_dir = find(directory)?;
@@ -132,7 +132,8 @@ fn membership_json(index: u64, cluster: &ClusterState) -> Json {
 }
 
 /// `type` is raft's word, `kind` ours: only a `command` is the program's own, and no other kind is a decoder's business.
-/// `time_us` (of the leader's clock, since 1970) and `proposer` are null for what raft itself appended.
+/// `time_us` (of the leader's clock, since 1970) and `proposer` are null for what raft itself appended;
+/// `session {number, sequence, first_open}` is of a command that a client sent in a session.
 fn entry_json(entry: &Entry) -> Json {
     let entry_type = EntryType::from_i32(entry.entry_type);
     let name = match entry_type {
@@ -142,13 +143,13 @@ fn entry_json(entry: &Entry) -> Json {
         None => entry.entry_type.to_string(),
     };
     let ours = if entry_type == Some(EntryType::EntryNormal) { Context::of(entry) } else { None };
+    let place = ours.filter(|context| context.kind == Kind::CommandInSession).and_then(|_| in_session(entry));
     let kind = match (entry_type, ours.map(|context| context.kind)) {
         (Some(EntryType::EntryConfChange | EntryType::EntryConfChangeV2), _) => "membership",
-        (_, Some(Kind::Command)) => "command",
+        (_, Some(Kind::Command | Kind::CommandInSession)) => "command",
         (_, Some(Kind::Founding)) => "founding",
         (_, Some(Kind::RecordDirectory)) => "record_directory",
         (_, Some(Kind::ReserveId)) => "reserve_id",
-        (_, Some(Kind::CommandInSession)) => "command_in_session",
         (_, Some(Kind::OpenSession)) => "open_session",
         (_, Some(Kind::CloseSession)) => "close_session",
         // These two travel to the leader and never reach a log.
@@ -169,6 +170,11 @@ fn entry_json(entry: &Entry) -> Json {
             "start": format!("{:016x}", context.origin.start),
             "sequence": context.origin.sequence,
         })),
+        "session": place.map(|place| json!({
+            "number": format!("{:016x}", place.session),
+            "sequence": place.sequence,
+            "first_open": place.first_open,
+        })),
         "size": entry.data.len(),
         "data": hex(&entry.data),
         "context": hex(&entry.context),
@@ -186,7 +192,8 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::Origin;
+    use crate::core::{note_session, Origin};
+    use crate::request::InSession;
 
     #[test]
     fn an_entry_says_whose_it_is_and_of_what_kind() {
@@ -208,6 +215,11 @@ mod tests {
             assert_eq!(json["time_us"], 17);
             assert_eq!(json["proposer"], json!({"node_id": 3, "start": "ffffffffffffffff", "sequence": 9}));
         }
+        let mut noted = context(Kind::CommandInSession);
+        note_session(&mut noted, InSession { session: 255, sequence: 7, first_open: 6 });
+        let json = shown(0, b"x", noted.to_vec());
+        assert_eq!(json["kind"], "command");
+        assert_eq!(json["session"], json!({"number": "00000000000000ff", "sequence": 7, "first_open": 6}));
         // An empty command is a command; an entry without anything is raft's own.
         assert_eq!(shown(0, b"", context(Kind::Command).to_vec())["kind"], "command");
         for (entry_type, data, context, name) in [
