@@ -34,8 +34,10 @@ use crate::transport::{TlsFiles, Unreachable};
 const MAX_PENDING: usize = 100_000;
 /// Bytes of their commands.
 const MAX_PENDING_BYTES: usize = 256 << 20;
-/// A command of a session that is not answered by then is sent elsewhere.
+/// A command of a session that is not answered by then is sent elsewhere; a large one takes longer, on its way alone.
 const ATTEMPT: Duration = Duration::from_secs(2);
+/// Of each byte of it.
+const ATTEMPT_BYTE: Duration = Duration::from_micros(1);
 /// Closing a session is a courtesy: the cluster forgets those that nobody uses.
 const FAREWELL: Duration = Duration::from_millis(300);
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -638,10 +640,12 @@ async fn attempt(
     let asked = request.request();
     let result = match request {
         Ask::As(_) => ask(channel, &asked, deadline.map(for_the_node), &sent).await,
-        Ask::InSession(..) => {
-            let until = Instant::now() + ATTEMPT;
+        Ask::InSession(_, data) => {
+            let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            let patience = ATTEMPT.saturating_add(ATTEMPT_BYTE.saturating_mul(bytes));
+            let until = Instant::now() + patience;
             let until = deadline.map_or(until, |deadline| deadline.min(until));
-            let late = |_| Err(timed_out(ATTEMPT, sent.get()));
+            let late = |_| Err(timed_out(patience, sent.get()));
             let asking = ask(channel, &asked, Some(for_the_node(until)), &sent);
             tokio::time::timeout_at(until, asking).await.unwrap_or_else(late)
         }
