@@ -617,9 +617,8 @@ struct raftify_config *raftify_config_new(void);
  * settings there is "log_level": "off", "critical", "error", "warning", "info" (the default), "debug", "trace"; and
  * "applied_index", for a state machine that is durable by itself: up to this index of the log it has applied
  * everything, and has it on its disk. It is then asked to apply what comes after that, without a restore, unless the
- * log begins later: then to restore first. Without it the machine starts empty.
- *
- * "session", of a client: see raftify_client_new_with.
+ * log begins later: then to restore first. Without it the machine starts empty. "session" is for
+ * raftify_client_new_with; nodes do not look at it.
  *
  * "initial_learners": ids of those among the initial members that begin as learners, with commas between them; the
  * others are voters. All initial members have to be given the same.
@@ -1187,13 +1186,15 @@ raftify_status raftify_client_new(struct raftify_runtime *runtime,
 
 /**
  * As raftify_client_new, with settings: "tls_cert", "tls_key", "tls_ca" and "tls_server_name" where the cluster's
- * nodes have certificates, "request_timeout", which RAFTIFY_TIMEOUT_DEFAULT then stands for, and "session". The others
+ * nodes have certificates; "request_timeout", which RAFTIFY_TIMEOUT_DEFAULT then stands for; and "session". The others
  * are not looked at.
  *
- * "session", "true": commands are sent within a session, which the first of them opens. One whose fate is not known is
- * then sent again, to any node, until the deadline, and is applied once however often it was sent. The cluster knows
- * the 4096 sessions that were used last; a command of one that it has forgotten, and of which one sending was in
- * doubt, ends with SESSION_EXPIRED. Up to 1024 commands are under way at a time; more wait for the oldest.
+ * "session": "true" makes each command of raftify_client_propose count once, however often it has to be sent: it is
+ * sent again until its deadline also where it may have been applied, and ends with what it came to the first time. The
+ * first command opens the session, raftify_client_free closes it. A cluster keeps the 4096 sessions that were used
+ * last; up to 1024 commands of a session are under way at a time, counted from the oldest without an answer on, and
+ * the others wait their turn. What a command came to is kept for as long as the client waits for it. Every node of the
+ * cluster has to be of a version that knows sessions.
  *
  * config: borrowed for the call; the client has its own copy. The rest as for raftify_client_new.
  * Threads: any. Blocks: while the files of certificates are read. Errors: as of raftify_client_new, and TLS (a file
@@ -1217,7 +1218,9 @@ uint64_t raftify_client_number(const struct raftify_client *client);
 
 /**
  * As raftify_propose, through the cluster's leader: `data` of the COMPLETION is what the leader's state machine
- * returned.
+ * returned. Without a session (raftify_client_new_with) it is sent again only where it certainly was not done. With one
+ * it ends with RAFTIFY_ERR_SESSION_EXPIRED where the cluster has forgotten the session while the outcome of a sending
+ * was unknown: then nobody can say whether it was applied. One that was certainly not applied is sent in a new session.
  *
  * token: 1 to 2^63 - 1. data: copied; NULL is right for len 0. timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or
  *   RAFTIFY_TIMEOUT_DEFAULT (5 s). error: optional; receives an error object on failure.

@@ -22,7 +22,7 @@ from ._library import call, ffi, lib
 from ._members import Change, MemberChanges, changes_of, native_changes
 from ._peers import checked_peers
 from ._pointer import Pointer
-from ._settings import NativeConfig
+from ._settings import NativeConfig, checked
 from ._status import SnapshotInfo, Status
 from ._store import Buffer, command_bytes
 from ._ticket import ClusterJoinTicket
@@ -51,9 +51,7 @@ class RaftServiceClient:
             raise InvalidArgument("no address: give at least one node's host:port")
         self._addrs = [checked_address(addr, "addr") for addr in addrs]
         self._tls = checked_tls(tls)
-        if not isinstance(session, bool):
-            raise InvalidArgument(f"session: {session!r} is not True or False")
-        self._session = session
+        self._session: bool = checked("session", "flag", session)
         self._bridge: Bridge | None = None
         self._pointer: Pointer | None = None
         self._ended: Latch[None] = Latch()

@@ -202,6 +202,9 @@ class SessionExpired(RaftError):
     """The cluster knows the client's session no longer (`RaftServiceClient.connect(…, session=True)`): whether the proposal was done cannot be
     found out any more. The next one opens a new session."""
 
+    def __init__(self, message: str = "", *, committed: bool | None = None, **facts: Any) -> None:
+        super().__init__(message, committed=committed, **facts)
+
 
 class MembershipError(RaftError):
     """A membership change that cannot be made now, or at all."""

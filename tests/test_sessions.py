@@ -16,7 +16,7 @@ from cluster import free_addrs, nodes_in_one_loop, one_node, quick_config
 from history import DONE, write_on
 from members import cluster_of
 
-from raftify_ffi import ApplyError, ConnectionFailed, InvalidArgument, Raft, RaftServiceClient, RaftTimeout
+from raftify_ffi import ApplyError, ConnectionFailed, InvalidConfig, Raft, RaftServiceClient, RaftTimeout
 
 
 class Counter:
@@ -234,5 +234,5 @@ async def test_members_killed_at_random_moments_and_no_call_fails(tmp_path: Path
 
 
 async def test_what_is_no_flag_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="session"):
+    with pytest.raises(InvalidConfig, match="session"):
         RaftServiceClient.connect("127.0.0.1:1", session=1)  # type: ignore[arg-type]

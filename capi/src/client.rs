@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use raftify_engine::client::{Client, ClientOptions};
 use raftify_engine::request::Request;
+use raftify_engine::transport::TlsFiles;
 use raftify_engine::{Result, Runtime};
 
 use crate::config::{ConfigHandle, Settings};
@@ -80,13 +81,15 @@ pub unsafe extern "C" fn raftify_client_new(
 }
 
 /// As raftify_client_new, with settings: "tls_cert", "tls_key", "tls_ca" and "tls_server_name" where the cluster's
-/// nodes have certificates, "request_timeout", which RAFTIFY_TIMEOUT_DEFAULT then stands for, and "session". The others
+/// nodes have certificates; "request_timeout", which RAFTIFY_TIMEOUT_DEFAULT then stands for; and "session". The others
 /// are not looked at.
 ///
-/// "session", "true": commands are sent within a session, which the first of them opens. One whose fate is not known is
-/// then sent again, to any node, until the deadline, and is applied once however often it was sent. The cluster knows
-/// the 4096 sessions that were used last; a command of one that it has forgotten, and of which one sending was in
-/// doubt, ends with SESSION_EXPIRED. Up to 1024 commands are under way at a time; more wait for the oldest.
+/// "session": "true" makes each command of raftify_client_propose count once, however often it has to be sent: it is
+/// sent again until its deadline also where it may have been applied, and ends with what it came to the first time. The
+/// first command opens the session, raftify_client_free closes it. A cluster keeps the 4096 sessions that were used
+/// last; up to 1024 commands of a session are under way at a time, counted from the oldest without an answer on, and
+/// the others wait their turn. What a command came to is kept for as long as the client waits for it. Every node of the
+/// cluster has to be of a version that knows sessions.
 ///
 /// config: borrowed for the call; the client has its own copy. The rest as for raftify_client_new.
 /// Threads: any. Blocks: while the files of certificates are read. Errors: as of raftify_client_new, and TLS (a file
@@ -132,9 +135,9 @@ unsafe fn make(
     }
     let options = match settings {
         Some(Settings { config, session, .. }) => {
-            ClientOptions { tls: config.tls, timeout: config.request_timeout, session }
+            ClientOptions { tls: config.tls, default_timeout: config.request_timeout, session }
         }
-        None => ClientOptions { timeout: DEFAULT, ..ClientOptions::default() },
+        None => ClientOptions { tls: TlsFiles::default(), default_timeout: DEFAULT, session: false },
     };
     let (runtime, queue, number) = (runtime.share(), queue.share(), next_number());
     let ending = Arc::new(Ending::new(Arc::clone(&queue), number, false));
@@ -156,7 +159,9 @@ pub unsafe extern "C" fn raftify_client_number(client: *const ClientHandle) -> u
 }
 
 /// As raftify_propose, through the cluster's leader: `data` of the COMPLETION is what the leader's state machine
-/// returned.
+/// returned. Without a session (raftify_client_new_with) it is sent again only where it certainly was not done. With one
+/// it ends with RAFTIFY_ERR_SESSION_EXPIRED where the cluster has forgotten the session while the outcome of a sending
+/// was unknown: then nobody can say whether it was applied. One that was certainly not applied is sent in a new session.
 ///
 /// token: 1 to 2^63 - 1. data: copied; NULL is right for len 0. timeout_ms: milliseconds, RAFTIFY_TIMEOUT_NONE or
 ///   RAFTIFY_TIMEOUT_DEFAULT (5 s). error: optional; receives an error object on failure.

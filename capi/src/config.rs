@@ -19,7 +19,7 @@ pub(crate) struct Settings {
     pub(crate) log_level: FilterLevel,
     /// Of the state machine that the node is started with; not a setting of the engine either.
     pub(crate) applied_index: Option<u64>,
-    /// Of a client: its commands are sent within a session.
+    /// Of a client that is made with it.
     pub(crate) session: bool,
 }
 
@@ -58,8 +58,11 @@ fn applied_index(value: &str) -> Result<u64> {
 }
 
 fn session(value: &str) -> Result<bool> {
-    let wrong = |_| Error::config("session", format!("{value:?} is not true or false"));
-    value.parse().map_err(wrong)
+    match value {
+        "true" | "1" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(Error::config("session", format!("{value:?} is neither true nor false"))),
+    }
 }
 
 /// Makes settings with all defaults.
@@ -68,8 +71,8 @@ fn session(value: &str) -> Result<bool> {
 /// Threads: any. Blocks: no. Errors: none. Since: ABI 1.
 #[no_mangle]
 pub extern "C" fn raftify_config_new() -> *mut ConfigHandle {
-    let config = Config::default();
-    let settings = Settings { config, log_level: FilterLevel::Info, applied_index: None, session: false };
+    let settings =
+        Settings { config: Config::default(), log_level: FilterLevel::Info, applied_index: None, session: false };
     let settings = Mutex::new(settings);
     Box::into_raw(Box::new(ConfigHandle { owner: Owner::here(), settings }))
 }
@@ -79,9 +82,8 @@ pub extern "C" fn raftify_config_new() -> *mut ConfigHandle {
 /// settings there is "log_level": "off", "critical", "error", "warning", "info" (the default), "debug", "trace"; and
 /// "applied_index", for a state machine that is durable by itself: up to this index of the log it has applied
 /// everything, and has it on its disk. It is then asked to apply what comes after that, without a restore, unless the
-/// log begins later: then to restore first. Without it the machine starts empty.
-///
-/// "session", of a client: see raftify_client_new_with.
+/// log begins later: then to restore first. Without it the machine starts empty. "session" is for
+/// raftify_client_new_with; nodes do not look at it.
 ///
 /// "initial_learners": ids of those among the initial members that begin as learners, with commas between them; the
 /// others are voters. All initial members have to be given the same.

@@ -1,32 +1,37 @@
-//! The remote client: finds the leader and follows it, retries what was certainly not done, keeps deadlines.
+//! The remote client: finds the leader and follows it, retries what was certainly not done, keeps deadlines. With a session commands are
+//! sent as often as it takes, and count once.
 //!
-//! Lives here: which node to ask, when to ask again, what a failure means for the caller. The wire is `transport`'s.
+//! Lives here: a client's requests from their acceptance to their end, and what a failure means for the caller. Which node to ask, and when to
+//! ask again: [`cluster`], [`attempts`]. The wire is `transport`'s.
 //!
-//! Invariants (S15): nothing is sent a second time unless the first sending was certainly not carried out, or the cluster knows it again
-//! (a command of a [session](ClientOptions::session)); every request ends by its deadline, or at `close`; each accepted request completes
-//! exactly once, and never within `submit`.
+//! Invariants (S15): outside a session nothing is sent a second time unless the first sending was certainly not carried out; every request
+//! ends by its deadline, or at `close`; each accepted request completes exactly once, and never within `submit`.
 
-use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+mod attempts;
+mod cluster;
+mod session;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, Instant};
 
+use attempts::{attempts, Errand, Progress, BACKOFF_MAX, BACKOFF_MIN};
+use cluster::Cluster;
+use session::{Session, WINDOW};
+
 use crate::address;
-use crate::client_session::{ClientSession, Seat};
 use crate::error::{Committed, Error, ErrorCode, Result};
-use crate::locks::lock;
 use crate::request::{Completion, Reply, Request, Timeout, Token};
 use crate::runtime::Runtime;
 use crate::transport::ask::{ask, changes_nothing, Sent};
 use crate::transport::connect::{connect, Patience};
 use crate::transport::dial::jitter;
-use crate::transport::tame::Tame;
 use crate::transport::tls::{Dialling, Tls};
 use crate::transport::{TlsFiles, Unreachable};
 
@@ -34,18 +39,21 @@ use crate::transport::{TlsFiles, Unreachable};
 const MAX_PENDING: usize = 100_000;
 /// Bytes of their commands.
 const MAX_PENDING_BYTES: usize = 256 << 20;
-/// A command of a session that is not answered by then is sent elsewhere; a large one takes longer, on its way alone.
-const ATTEMPT: Duration = Duration::from_secs(2);
-/// Of each byte of it.
-const ATTEMPT_BYTE: Duration = Duration::from_micros(1);
-/// Closing a session is a courtesy: the cluster forgets those that nobody uses.
-const FAREWELL: Duration = Duration::from_millis(300);
-const BACKOFF_MIN: Duration = Duration::from_millis(20);
-const BACKOFF_MAX: Duration = Duration::from_millis(500);
 const PATIENCE: Patience = Patience { connect: Duration::from_secs(2), keepalive: Duration::from_secs(5) };
 /// Deadline of a membership change when none is named, and of a snapshot.
 const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(30);
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How a client asks.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// Certificates, where the nodes have them; read when the client is made, which blocks, and again when they change.
+    pub tls: TlsFiles,
+    /// Of requests that name no deadline.
+    pub default_timeout: Duration,
+    /// Commands go through a session, which makes each count once however often it has to be sent.
+    pub session: bool,
+}
 
 /// Receives what a client has to say. Called on the runtime's thread; must not block.
 pub trait ClientSink: Send + Sync + 'static {
@@ -53,23 +61,6 @@ pub trait ClientSink: Send + Sync + 'static {
     fn completions(&self, batch: Vec<Completion>);
     /// The last call, after the last completion.
     fn closed(&self);
-}
-
-/// How a client behaves.
-#[derive(Clone, Debug)]
-pub struct ClientOptions {
-    /// Certificates, where the nodes have them; read by [`Client::new`], and again when they change.
-    pub tls: TlsFiles,
-    /// What [`Timeout::Default`] stands for.
-    pub timeout: Duration,
-    /// Commands are sent within a session (Raft thesis §6.3): again, to any node, until it is known what they came to, and applied once.
-    pub session: bool,
-}
-
-impl Default for ClientOptions {
-    fn default() -> Self {
-        ClientOptions { tls: TlsFiles::default(), timeout: Duration::from_secs(5), session: false }
-    }
 }
 
 enum Command {
@@ -94,7 +85,7 @@ pub struct Client {
 
 impl Client {
     /// Connects lazily: nothing need be reachable yet. `addrs`: host:port of any nodes of the cluster, asked in turn until one knows
-    /// the leader. Reads the files of certificates, which blocks.
+    /// the leader.
     ///
     /// Errors: `InvalidConfig` for a list that is empty or holds what is no address; `Tls` for files that cannot be used; `Closed` if
     /// the runtime is.
@@ -110,20 +101,16 @@ impl Client {
         for addr in &addrs {
             address::dialable("addrs", addr, false)?;
         }
-        let tls = Tls::of_client(&options.tls)?;
+        let cluster = Cluster::new(addrs, Tls::of_client(&options.tls)?);
+        let asking = Asking {
+            cluster: Arc::new(cluster),
+            default_timeout: options.default_timeout,
+            session: options.session.then(Arc::default),
+        };
         let (commands, inbox) = mpsc::unbounded_channel();
         let pending = Arc::new(Pending::default());
         let held = Arc::clone(&pending);
-        let cluster = Cluster {
-            addrs,
-            tls,
-            next: AtomicUsize::new(0),
-            leader: Mutex::default(),
-            nodes: Mutex::default(),
-            numbers: AtomicU64::new(0),
-            session: options.session.then(Arc::default),
-        };
-        runtime.spawn(run(cluster, options.timeout, inbox, held, sink))?;
+        runtime.spawn(run(asking, inbox, held, sink))?;
         Ok(Client { commands, pending })
     }
 
@@ -174,7 +161,10 @@ pub async fn call(addr: &str, tls: Option<&Arc<Tls>>, request: Request, timeout:
     };
     match tokio::time::timeout_at(deadline, asked).await {
         Ok(result) => result,
-        Err(_) => Err(timed_out(timeout, sent.get() && !changes_nothing(&request))),
+        Err(_) => {
+            let doubt = sent.get() && !changes_nothing(&request);
+            Err(timed_out(timeout, if doubt { Committed::Unknown } else { Committed::No }))
+        }
     }
 }
 
@@ -211,12 +201,13 @@ fn unreachable_node(why: Unreachable) -> Error {
     Error::not_done(why.code, format!("cannot connect: {}", why.reason))
 }
 
-fn timed_out(after: Duration, doubt: bool) -> Error {
-    let text = format!("no answer within {after:?}");
-    match doubt {
-        true => Error::unknown(ErrorCode::Timeout, format!("{text}; it may still be carried out")),
-        false => Error::not_done(ErrorCode::Timeout, text),
-    }
+fn timed_out(after: Duration, committed: Committed) -> Error {
+    let more = match committed {
+        Committed::Unknown => "; it may still be carried out",
+        Committed::Yes => "; it was carried out",
+        Committed::No => "",
+    };
+    Error::new(ErrorCode::Timeout, committed, format!("no answer within {after:?}{more}"))
 }
 
 /// A little less than is left: the node's own answer at its deadline says more than ours.
@@ -225,164 +216,20 @@ fn for_the_node(deadline: Instant) -> Duration {
     left.saturating_sub((left / 10).min(Duration::from_millis(100)))
 }
 
-/// One address: its connection, made by the first who needs it while the others wait.
-#[derive(Default)]
-struct Node {
-    channel: tokio::sync::Mutex<Option<(u64, Tame)>>,
-    /// When connecting last failed, and why: those who waited for that attempt share its outcome.
-    failed: Mutex<Option<(Instant, Unreachable)>>,
-}
-
-struct Cluster {
-    addrs: Vec<String>,
-    tls: Option<Arc<Tls>>,
-    /// Which of `addrs` to ask while no leader is known.
-    next: AtomicUsize,
-    leader: Mutex<Option<String>>,
-    nodes: Mutex<HashMap<String, Arc<Node>>>,
-    numbers: AtomicU64,
-    /// Within which commands are sent.
-    session: Option<Arc<ClientSession>>,
-}
-
-impl Cluster {
-    fn pick(&self) -> String {
-        let leader = lock(&self.leader).clone();
-        leader.or_else(|| self.next().cloned()).unwrap_or_default()
-    }
-
-    /// Whom to ask while no leader is known.
-    fn next(&self) -> Option<&String> {
-        self.addrs.get(self.next.load(Ordering::Relaxed) % self.addrs.len().max(1))
-    }
-
-    /// The one at `addr` was of no use: the next of the list, unless somebody has moved on already.
-    fn leave(&self, addr: &str) {
-        let mut leader = lock(&self.leader);
-        match &*leader {
-            Some(at) if at == addr => *leader = None,
-            Some(_) => {}
-            None if self.next().is_some_and(|at| at == addr) => {
-                self.next.fetch_add(1, Ordering::Relaxed);
-            }
-            None => {}
-        }
-    }
-
-    /// True if this is news.
-    fn follow(&self, asked: &str, leader: &str) -> bool {
-        if leader == asked || address::dialable("leader", leader, false).is_err() {
-            return false;
-        }
-        *lock(&self.leader) = Some(leader.to_owned());
-        // Addresses come from the cluster; a list that only grows would be memory in its hands.
-        let mut nodes = lock(&self.nodes);
-        if nodes.len() > self.addrs.len().saturating_add(64) {
-            nodes.retain(|addr, _| addr == leader || self.addrs.contains(addr));
-        }
-        true
-    }
-
-    async fn channel(&self, addr: &str) -> Result<(u64, Tame)> {
-        let node = Arc::clone(lock(&self.nodes).entry(addr.to_owned()).or_default());
-        let begun = Instant::now();
-        let mut channel = node.channel.lock().await;
-        if let Some(channel) = &*channel {
-            return Ok(channel.clone());
-        }
-        if let Some((_, why)) = lock(&node.failed).as_ref().filter(|(when, _)| *when >= begun) {
-            return Err(unreachable_node(why.clone()));
-        }
-        match connect(addr, PATIENCE, dialling(self.tls.as_ref()).await).await {
-            Ok(made) => {
-                let made = (self.numbers.fetch_add(1, Ordering::Relaxed), made);
-                *channel = Some(made.clone());
-                Ok(made)
-            }
-            Err(why) => {
-                *lock(&node.failed) = Some((Instant::now(), why.clone()));
-                Err(unreachable_node(why))
-            }
-        }
-    }
-
-    /// A connection that has failed is not used again; names are resolved anew.
-    async fn forget(&self, addr: &str, number: u64) {
-        let node = lock(&self.nodes).get(addr).cloned();
-        if let Some(node) = node {
-            let mut channel = node.channel.lock().await;
-            if channel.as_ref().is_some_and(|(present, _)| *present == number) {
-                *channel = None;
-            }
-        }
-    }
-}
-
-/// What is known of a request so far, for the one who has to end it.
-#[derive(Default)]
-struct Progress {
-    /// Of the attempt under way.
-    sent: Mutex<Sent>,
-    /// Why the last attempt came to nothing.
-    last: Mutex<Option<Error>>,
-    /// What the attempts before it have left to believe of a command within a session.
-    left: Mutex<Option<Committed>>,
-    /// What is under way is not the request yet, but the opening of its session.
-    opening: AtomicBool,
-}
-
-impl Progress {
-    /// An attempt has ended, and another may follow.
-    fn note(&self, committed: Committed) {
-        let mut left = lock(&self.left);
-        *left = match (committed, *left) {
-            (Committed::No, before) => before,
-            (_, Some(Committed::Yes)) => Some(Committed::Yes),
-            (now, _) => Some(now),
-        };
-    }
-
-    /// What the last attempt says of itself is not all that is known.
-    fn whole(&self, error: Error) -> Error {
-        match (*lock(&self.left), error.committed) {
-            (Some(before), Committed::No) | (Some(before @ Committed::Yes), Committed::Unknown) => {
-                Error { committed: before, ..error }
-            }
-            _ => error,
-        }
-    }
-}
-
-/// What is asked for, however often.
-enum Ask<'a> {
-    As(&'a Request),
-    InSession(&'a Seat, &'a Bytes),
-}
-
-impl Ask<'_> {
-    fn request(&self) -> Cow<'_, Request> {
-        match self {
-            Ask::As(request) => Cow::Borrowed(*request),
-            Ask::InSession(seat, data) => Cow::Owned(Request::ProposeInSession(seat.place(), Bytes::clone(data))),
-        }
-    }
-
-    /// Whether asking again may come to more, and can do no harm.
-    fn goes_on(&self, error: &Error) -> bool {
-        let knows_it_again = matches!(self, Ask::InSession(..)) && error.committed != Committed::No;
-        (error.retryable() && error.code != ErrorCode::Membership)
-            || (knows_it_again && !error.lasting && error.code != ErrorCode::ApplyFailed)
-    }
+/// What the requests of one client share.
+#[derive(Clone)]
+struct Asking {
+    cluster: Arc<Cluster>,
+    default_timeout: Duration,
+    session: Option<Arc<Session>>,
 }
 
 async fn run(
-    cluster: Cluster,
-    default_timeout: Duration,
+    asking: Asking,
     mut inbox: mpsc::UnboundedReceiver<Command>,
     pending: Arc<Pending>,
     sink: Arc<dyn ClientSink>,
 ) {
-    let cluster = Arc::new(cluster);
     let (done, mut finished) = mpsc::unbounded_channel::<Completion>();
     let (close, closing) = watch::channel(false);
     let told = Arc::clone(&sink);
@@ -392,19 +239,19 @@ async fn run(
             told.completions(std::mem::take(&mut batch));
         }
     });
-    let mut asking = JoinSet::new();
+    let mut requests = JoinSet::new();
     loop {
         let command = tokio::select! {
             command = inbox.recv() => command,
-            Some(_) = asking.join_next() => continue,
+            Some(_) = requests.join_next() => continue,
         };
         let Some(Command::Ask { token, request, timeout }) = command else { break };
-        let (cluster, pending, done) = (Arc::clone(&cluster), Arc::clone(&pending), done.clone());
+        let (asking, pending, done) = (asking.clone(), Arc::clone(&pending), done.clone());
         let mut closing = closing.clone();
-        asking.spawn(async move {
+        requests.spawn(async move {
             let bytes = request.command_bytes();
-            let timeout = timeout_of(&request, timeout, default_timeout);
-            let result = see_through(&cluster, &request, timeout, &mut closing).await;
+            let timeout = timeout_of(&request, timeout, asking.default_timeout);
+            let result = see_through(&asking, &request, timeout, &mut closing).await;
             pending.release(bytes);
             let _ = done.send(Completion { token, result });
         });
@@ -421,17 +268,12 @@ async fn run(
             let _ = done.send(Completion { token, result });
         }
     }
-    while asking.join_next().await.is_some() {}
+    while requests.join_next().await.is_some() {}
+    if let Some(session) = &asking.session {
+        session.close(&asking.cluster).await;
+    }
     drop(done);
     let _ = teller.await;
-    if let Some(session) = cluster.session.as_ref().and_then(|session| session.number()) {
-        let farewell = Request::CloseSession(session);
-        let deadline = Instant::now() + FAREWELL;
-        let (addr, progress) = (cluster.pick(), Progress::default());
-        let farewell = Ask::As(&farewell);
-        let said = attempt(&cluster, &farewell, &addr, Some(deadline), &progress);
-        let _ = tokio::time::timeout_at(deadline, said).await;
-    }
     sink.closed();
 }
 
@@ -451,7 +293,7 @@ fn timeout_of(request: &Request, timeout: Timeout, default: Duration) -> Option<
 
 /// One request from its acceptance to its end.
 async fn see_through(
-    cluster: &Cluster,
+    asking: &Asking,
     request: &Request,
     timeout: Option<Duration>,
     closing: &mut watch::Receiver<bool>,
@@ -465,34 +307,89 @@ async fn see_through(
             None => std::future::pending().await,
         }
     };
+    let answered = async {
+        match (&asking.session, request) {
+            (Some(session), Request::Propose(data)) => {
+                in_session(&asking.cluster, session, data, deadline, &progress).await
+            }
+            _ => attempts(&asking.cluster, &Errand::CountsEachTime(request), deadline, &progress).await,
+        }
+    };
     let end = tokio::select! {
         biased;
-        result = answered(cluster, request, deadline, &progress) => return result.map_err(|error| progress.whole(error)),
+        result = answered => return result,
         () = over => ErrorCode::Timeout,
         _ = closing.wait_for(|closing| *closing) => ErrorCode::Closed,
     };
-    let sent = lock(&progress.sent).get() && !progress.opening.load(Ordering::Relaxed);
-    let doubt = sent && !changes_nothing(request);
+    let committed = if changes_nothing(request) { Committed::No } else { progress.committed() };
     if end == ErrorCode::Closed {
-        return Err(progress.whole(match doubt {
-            true => Error::unknown(ErrorCode::Closed, "the client was closed; it may still be carried out"),
-            false => Error::not_done(ErrorCode::Closed, "the client was closed before this was carried out"),
-        }));
+        let text = match committed {
+            Committed::Unknown => "the client was closed; it may still be carried out",
+            Committed::No => "the client was closed before this was carried out",
+            Committed::Yes => "the client was closed; it was carried out",
+        };
+        return Err(Error::new(ErrorCode::Closed, committed, text));
     }
     let after = timeout.unwrap_or_default();
-    if sent {
-        return Err(progress.whole(timed_out(after, doubt)));
+    match &asking.session {
+        Some(session) if !progress.has_begun() => Err(never_sent(&asking.cluster, session, after)),
+        _ => Err(overdue(&asking.cluster, &progress, committed, request, after)),
     }
-    let last = lock(&progress.last).take();
-    if let Some(left) = *lock(&progress.left) {
-        let why = last.map_or_else(String::new, |last| format!("; the last attempt: {}", last.message));
-        let text = match left {
-            Committed::Yes => format!("it is committed, and what it came to was not heard of within {after:?}{why}"),
-            _ => format!("no answer within {after:?}; it may still be carried out{why}"),
+}
+
+/// A command in a session, sent until it is known what it came to. In another session if the cluster has forgotten the one it was sent
+/// in, unless it may have been applied there.
+async fn in_session(
+    cluster: &Arc<Cluster>,
+    session: &Arc<Session>,
+    data: &Bytes,
+    deadline: Option<Instant>,
+    progress: &Progress,
+) -> Result<Reply> {
+    let mut backoff = BACKOFF_MIN;
+    loop {
+        let place = session.take(cluster).await?;
+        let result = attempts(cluster, &Errand::InSession(&place, data), deadline, progress).await;
+        match result {
+            Err(error) if error.code == ErrorCode::SessionExpired && error.committed == Committed::No => {
+                session.expired(&place);
+            }
+            result => return result,
+        }
+        // More clients than the cluster keeps sessions for would drive out each other's as fast as they can ask.
+        drop(place);
+        sleep(jitter(backoff)).await;
+        backoff = backoff.saturating_mul(2).min(BACKOFF_MAX);
+    }
+}
+
+/// The deadline of a command that waited for its session, or in it for its turn.
+fn never_sent(cluster: &Cluster, session: &Session, after: Duration) -> Error {
+    let Some(opening) = session.opening() else {
+        return Error::not_done(
+            ErrorCode::Timeout,
+            format!("not sent within {after:?}: {WINDOW} commands from the oldest without an answer on are under way"),
+        );
+    };
+    let error = overdue(cluster, &opening.progress, Committed::No, &Request::OpenSession, after);
+    Error { message: format!("no session for this client: {}", error.message), ..error }
+}
+
+/// The error of a request whose deadline has come.
+fn overdue(cluster: &Cluster, progress: &Progress, committed: Committed, request: &Request, after: Duration) -> Error {
+    let last = progress.last();
+    if progress.earlier() != Committed::No {
+        // In a session: each attempt so far had an end, and none of them was an answer.
+        let error = timed_out(after, committed);
+        return match last {
+            Some(last) => Error { message: format!("{}; the last attempt: {last}", error.message), ..error },
+            None => error,
         };
-        return Err(Error::new(ErrorCode::Timeout, left, text));
     }
-    Err(match last {
+    if progress.is_sent() {
+        return timed_out(after, committed);
+    }
+    match last {
         // It was somewhere, and that has a reason to tell.
         Some(last)
             if !matches!(last.code, ErrorCode::ConnectionFailed | ErrorCode::NotLeader | ErrorCode::NoLeader) =>
@@ -513,151 +410,13 @@ async fn see_through(
             ErrorCode::NoLeader,
             format!("nobody reached within {after:?} at {}", cluster.addrs.join(", ")),
         ),
-    })
-}
-
-/// Asks until there is an answer that is final; for a command within the client's session, if it has one.
-async fn answered(
-    cluster: &Cluster,
-    request: &Request,
-    deadline: Option<Instant>,
-    progress: &Progress,
-) -> Result<Reply> {
-    let (Some(session), Request::Propose(data)) = (&cluster.session, request) else {
-        return attempts(cluster, &Ask::As(request), deadline, progress).await;
-    };
-    loop {
-        progress.opening.store(true, Ordering::Relaxed);
-        let number = session.opened(async || open_session(cluster, deadline, progress).await).await?;
-        let Some(seat) = session.seat(number) else { continue };
-        *lock(&progress.sent) = Sent::default();
-        progress.opening.store(false, Ordering::Relaxed);
-        let many =
-            "the oldest command of this session that is under way is not answered, and no more are sent beside it";
-        let before = lock(&progress.last).replace(Error::not_done(ErrorCode::Overloaded, many));
-        seat.turn().await;
-        *lock(&progress.last) = before;
-        let result = attempts(cluster, &Ask::InSession(&seat, data), deadline, progress).await;
-        match &result {
-            Err(error) if error.code == ErrorCode::SessionExpired => session.expired(seat.session()),
-            _ => return result,
-        }
-        // Where no sending of it was in doubt it is as if it had not been sent: a new session, and a new name.
-        if result.as_ref().is_err_and(|error| progress.whole(error.clone()).committed != Committed::No) {
-            return result;
-        }
     }
-}
-
-/// Asked for until there is one: if an opening was done and not heard of, nobody uses it, and the cluster forgets it.
-async fn open_session(cluster: &Cluster, deadline: Option<Instant>, progress: &Progress) -> Result<u64> {
-    loop {
-        match attempts(cluster, &Ask::As(&Request::OpenSession), deadline, progress).await {
-            Ok(Reply::Session(session)) => return Ok(session),
-            Ok(_) => {
-                return Err(Error::not_done(ErrorCode::Internal, "the node opened no session, and said that it had"))
-            }
-            Err(error) if error.committed == Committed::No => return Err(error),
-            Err(error) => *lock(&progress.last) = Some(Error { committed: Committed::No, ..error }),
-        }
-        *lock(&progress.sent) = Sent::default();
-        sleep(jitter(BACKOFF_MIN)).await;
-    }
-}
-
-/// Asks until there is an answer that is final.
-async fn attempts(
-    cluster: &Cluster,
-    request: &Ask<'_>,
-    deadline: Option<Instant>,
-    progress: &Progress,
-) -> Result<Reply> {
-    let mut backoff = BACKOFF_MIN;
-    // Moves to another node that cost no waiting: each address once, then patience.
-    let mut free = cluster.addrs.len().max(3);
-    // Who was removed and still runs; nobody else has answered since.
-    let mut gone: HashSet<String> = HashSet::new();
-    loop {
-        let addr = cluster.pick();
-        let error = match attempt(cluster, request, &addr, deadline, progress).await {
-            Err(error) if request.goes_on(&error) => error,
-            // One node's certificate is not all of theirs; but what is wrong here does not pass by waiting.
-            Err(error) if error.code == ErrorCode::Tls && cluster.addrs.len() > 1 && free > 0 => error,
-            Err(error) if was_removed(&error) => {
-                gone.insert(addr.clone());
-                if cluster.addrs.iter().all(|addr| gone.contains(addr)) {
-                    return Err(error);
-                }
-                error
-            }
-            result => return result,
-        };
-        *lock(&progress.sent) = Sent::default();
-        if matches!(request, Ask::InSession(..)) {
-            progress.note(error.committed);
-        }
-        let moved = match (error.code, &error.leader) {
-            (ErrorCode::NotLeader | ErrorCode::NoLeader | ErrorCode::LeadershipLost, Some((_, leader)))
-                if cluster.follow(&addr, leader) =>
-            {
-                true
-            }
-            (ErrorCode::Overloaded, _) => false,
-            (ErrorCode::Timeout, _) if matches!(request, Ask::As(_)) => false,
-            _ => {
-                cluster.leave(&addr);
-                cluster.addrs.len() > 1
-            }
-        };
-        match error.code {
-            // That somebody was removed says more than that the others cannot be reached.
-            ErrorCode::ConnectionFailed if !gone.is_empty() => {}
-            _ => {
-                if error.code != ErrorCode::Removed {
-                    gone.clear();
-                }
-                *lock(&progress.last) = Some(error);
-            }
-        }
-        if moved && free > 0 {
-            free = free.saturating_sub(1);
-            continue;
-        }
-        sleep(jitter(backoff)).await;
-        backoff = backoff.saturating_mul(2).min(BACKOFF_MAX);
-    }
-}
-
-async fn attempt(
-    cluster: &Cluster,
-    request: &Ask<'_>,
-    addr: &str,
-    deadline: Option<Instant>,
-    progress: &Progress,
-) -> Result<Reply> {
-    let (number, channel) = cluster.channel(addr).await?;
-    let sent = lock(&progress.sent).clone();
-    let asked = request.request();
-    let result = match request {
-        Ask::As(_) => ask(channel, &asked, deadline.map(for_the_node), &sent).await,
-        Ask::InSession(_, data) => {
-            let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
-            let patience = ATTEMPT.saturating_add(ATTEMPT_BYTE.saturating_mul(bytes));
-            let until = Instant::now() + patience;
-            let until = deadline.map_or(until, |deadline| deadline.min(until));
-            let late = |_| Err(timed_out(patience, sent.get()));
-            let asking = ask(channel, &asked, Some(for_the_node(until)), &sent);
-            tokio::time::timeout_at(until, asking).await.unwrap_or_else(late)
-        }
-    };
-    if result.as_ref().is_err_and(|e| e.code == ErrorCode::ConnectionFailed) {
-        cluster.forget(addr, number).await;
-        // Whoever cannot be reached leads nobody; also when this request may not be sent again.
-        cluster.leave(addr);
-    }
-    result
 }
 
 #[cfg(test)]
 #[path = "client_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "client/session_tests.rs"]
+mod session_tests;

@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
+use std::sync::Mutex;
 
 use tokio::sync::oneshot;
 
 use super::*;
 use crate::config::Config;
-use crate::error::Committed;
+use crate::locks::lock;
 use crate::transport::test_ca::{write, Ca};
 use crate::transport::tests::run as in_runtime;
 use crate::transport::{Incoming, IntakeFile, SnapshotIntake, Transport, TransportConfig};
@@ -22,15 +23,15 @@ impl SnapshotIntake for NoIntake {
 }
 
 /// A node whose answers are a script; `None`: never answers. After the script the last line repeats.
-struct Scripted {
-    addr: String,
-    asked: Arc<Mutex<Vec<Request>>>,
-    transport: Transport,
+pub(super) struct Scripted {
+    pub(super) addr: String,
+    pub(super) asked: Arc<Mutex<Vec<Request>>>,
+    pub(super) transport: Transport,
 }
 
-type Line = Option<Result<Reply>>;
+pub(super) type Line = Option<Result<Reply>>;
 
-async fn scripted(lines: Vec<Line>) -> Scripted {
+pub(super) async fn scripted(lines: Vec<Line>) -> Scripted {
     scripted_with(lines, None).await
 }
 
@@ -39,18 +40,28 @@ async fn scripted_with(lines: Vec<Line>, tls: Option<Arc<Tls>>) -> Scripted {
 }
 
 async fn scripted_at(addr: &str, lines: Vec<Line>, tls: Option<Arc<Tls>>) -> Scripted {
+    let mut lines = VecDeque::from(lines);
+    let next = move |_: &Request| if lines.len() > 1 { lines.pop_front().unwrap() } else { lines[0].clone() };
+    answering(addr, tls, next).await
+}
+
+/// A node that answers by what it is asked.
+pub(super) async fn answering(
+    addr: &str,
+    tls: Option<Arc<Tls>>,
+    mut answer_to: impl FnMut(&Request) -> Line + Send + 'static,
+) -> Scripted {
     let (tell, mut heard) = mpsc::unbounded_channel();
     let config = TransportConfig { tls, ..TransportConfig::new(1, addr, &Config::default()) };
     let transport = Transport::bind(config, tell, Arc::new(NoIntake)).await.unwrap();
     let asked = Arc::<Mutex<Vec<Request>>>::default();
     let seen = Arc::clone(&asked);
     tokio::spawn(async move {
-        let mut lines = VecDeque::from(lines);
         let mut unanswered: Vec<oneshot::Sender<Result<Reply>>> = Vec::new();
         while let Some(incoming) = heard.recv().await {
             if let Incoming::Call { request, answer, .. } = incoming {
+                let line = answer_to(&request);
                 lock(&seen).push(request);
-                let line = if lines.len() > 1 { lines.pop_front().unwrap() } else { lines[0].clone() };
                 match line {
                     Some(result) => drop(answer.send(result)),
                     None => unanswered.push(answer),
@@ -77,10 +88,10 @@ impl ClientSink for Collect {
     }
 }
 
-struct Asker {
-    client: Client,
-    done: mpsc::UnboundedReceiver<Completion>,
-    closed: Arc<AtomicBool>,
+pub(super) struct Asker {
+    pub(super) client: Client,
+    pub(super) done: mpsc::UnboundedReceiver<Completion>,
+    pub(super) closed: Arc<AtomicBool>,
     runtime: Runtime,
 }
 
@@ -90,11 +101,10 @@ impl Asker {
     }
 
     fn with(addrs: &[&str], tls: &TlsFiles) -> Asker {
-        Self::of(addrs, ClientOptions { tls: tls.clone(), ..ClientOptions::default() })
+        Self::of(addrs, ClientOptions { tls: tls.clone(), ..options() })
     }
 
-    fn of(addrs: &[&str], options: ClientOptions) -> Asker {
-        let options = ClientOptions { timeout: Duration::from_secs(20), ..options };
+    pub(super) fn of(addrs: &[&str], options: ClientOptions) -> Asker {
         let runtime = Runtime::new().unwrap();
         let (tell, done) = mpsc::unbounded_channel();
         let closed = Arc::<AtomicBool>::default();
@@ -104,7 +114,7 @@ impl Asker {
         Asker { client, done, closed, runtime }
     }
 
-    async fn ask(&mut self, request: Request, timeout: Timeout) -> Result<Reply> {
+    pub(super) async fn ask(&mut self, request: Request, timeout: Timeout) -> Result<Reply> {
         self.client.submit(7, request, timeout).unwrap();
         let completion = self.done.recv().await.unwrap();
         assert_eq!(completion.token, 7);
@@ -112,20 +122,24 @@ impl Asker {
     }
 }
 
-fn propose() -> Request {
+pub(super) fn options() -> ClientOptions {
+    ClientOptions { tls: TlsFiles::default(), default_timeout: Duration::from_secs(20), session: false }
+}
+
+pub(super) fn propose() -> Request {
     Request::Propose("x".into())
 }
 
-fn applied(index: u64) -> Line {
+pub(super) fn applied(index: u64) -> Line {
     Some(Ok(Reply::Applied { index, term: 1, data: vec![1] }))
 }
 
-fn soon() -> Timeout {
+pub(super) fn soon() -> Timeout {
     Timeout::After(Duration::from_secs(1))
 }
 
 /// An address where nobody listens.
-async fn dead() -> String {
+pub(super) async fn dead() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     listener.local_addr().unwrap().to_string()
 }
@@ -425,153 +439,7 @@ fn a_list_that_names_nobody_is_refused() {
     let (tell, _done) = mpsc::unbounded_channel();
     let sink = Arc::new(Collect { tell, closed: Arc::default() });
     for addrs in [vec![], vec!["nonsense".to_owned()], vec!["a:1".to_owned(), "0.0.0.0:1".to_owned()]] {
-        let error = Client::new(&runtime, addrs, &ClientOptions::default(), sink.clone()).err().unwrap();
+        let error = Client::new(&runtime, addrs, &options(), sink.clone()).err().unwrap();
         assert_eq!((error.code, error.field.as_deref()), (ErrorCode::InvalidConfig, Some("addrs")));
     }
-}
-
-/// A client with a session, and the first node's script, which begins with the session that it opens.
-async fn in_session(lines: Vec<Line>) -> (Scripted, Asker) {
-    let opened = std::iter::once(Some(Ok(Reply::Session(7))));
-    let node = scripted(opened.chain(lines).collect()).await;
-    let asker = Asker::of(&[&node.addr], ClientOptions { session: true, ..ClientOptions::default() });
-    (node, asker)
-}
-
-/// Session, sequence, first open one.
-type Name = (u64, u64, u64);
-
-/// How its commands were named.
-fn named(node: &Scripted) -> Vec<Name> {
-    let asked = lock(&node.asked);
-    let name = |request: &Request| match request {
-        Request::ProposeInSession(place, data) => {
-            assert_eq!(data, "x");
-            Some((place.session, place.sequence, place.first_open))
-        }
-        _ => None,
-    };
-    asked.iter().filter_map(name).collect()
-}
-
-#[test]
-fn in_a_session_what_is_in_doubt_is_asked_again_under_the_same_name_and_the_doubt_stays() {
-    let unknown = |code| Some(Err(Error::unknown(code, "who knows")));
-    let refused = |code| Some(Err(Error::not_done(code, "")));
-    let known = |error: Error| Some(Err(error));
-    let expired = || Error::not_done(ErrorCode::SessionExpired, "").lasting();
-    let lost = || Error::new(ErrorCode::ResultLost, Committed::Yes, "");
-    let first = (7, 1, 1);
-    type Case = (Vec<Line>, Result<u64, (ErrorCode, Committed)>, Vec<Name>);
-    let cases: Vec<Case> = vec![
-        (vec![applied(1)], Ok(1), vec![first]),
-        (vec![unknown(ErrorCode::LeadershipLost), applied(1)], Ok(1), vec![first; 2]),
-        (vec![unknown(ErrorCode::ConnectionFailed), refused(ErrorCode::Overloaded), applied(1)], Ok(1), vec![first; 3]),
-        (vec![unknown(ErrorCode::MachineFailed), applied(1)], Ok(1), vec![first; 2]),
-        (vec![known(lost()), applied(1)], Ok(1), vec![first; 2]),
-        // Never answered.
-        (vec![None, applied(1)], Ok(1), vec![first; 2]),
-        (vec![known(lost().lasting())], Err((ErrorCode::ResultLost, Committed::Yes)), vec![first]),
-        (
-            vec![known(Error::new(ErrorCode::ApplyFailed, Committed::Yes, "raised"))],
-            Err((ErrorCode::ApplyFailed, Committed::Yes)),
-            vec![first],
-        ),
-        (vec![refused(ErrorCode::ProposalTooLarge)], Err((ErrorCode::ProposalTooLarge, Committed::No)), vec![first]),
-        (
-            vec![unknown(ErrorCode::Timeout), refused(ErrorCode::ProposalTooLarge)],
-            Err((ErrorCode::ProposalTooLarge, Committed::Unknown)),
-            vec![first; 2],
-        ),
-        (
-            vec![known(lost()), unknown(ErrorCode::Timeout), known(expired())],
-            Err((ErrorCode::SessionExpired, Committed::Yes)),
-            vec![first; 3],
-        ),
-        (
-            vec![unknown(ErrorCode::Timeout), known(expired())],
-            Err((ErrorCode::SessionExpired, Committed::Unknown)),
-            vec![first; 2],
-        ),
-        // Nothing was in doubt: as if it had not been sent.
-        (
-            vec![refused(ErrorCode::NoLeader), known(expired()), Some(Ok(Reply::Session(9))), applied(1)],
-            Ok(1),
-            vec![first, first, (9, 1, 1)],
-        ),
-    ];
-    in_runtime(async {
-        for (lines, result, names) in cases {
-            let says = format!("{lines:?}");
-            let (node, mut asker) = in_session(lines).await;
-            let got = asker.ask(propose(), Timeout::Default).await;
-            let got = got.map_err(|error| (error.code, error.committed)).map(|reply| match reply {
-                Reply::Applied { index, .. } => index,
-                other => panic!("{other:?}"),
-            });
-            assert_eq!((got, named(&node)), (result, names), "{says}");
-        }
-    });
-}
-
-#[test]
-fn in_a_session_a_deadline_says_what_the_sendings_before_have_left() {
-    let late = |code, committed| Some(Err(Error::new(code, committed, "")));
-    for (lines, committed) in [
-        (
-            vec![late(ErrorCode::LeadershipLost, Committed::Unknown), late(ErrorCode::Overloaded, Committed::No)],
-            Committed::Unknown,
-        ),
-        (
-            vec![late(ErrorCode::ResultLost, Committed::Yes), late(ErrorCode::LeadershipLost, Committed::Unknown)],
-            Committed::Yes,
-        ),
-        (vec![late(ErrorCode::Overloaded, Committed::No)], Committed::No),
-        (vec![None], Committed::Unknown),
-    ] {
-        in_runtime(async {
-            let says = format!("{lines:?}");
-            let (_node, mut asker) = in_session(lines).await;
-            let error = asker.ask(propose(), soon()).await.unwrap_err();
-            assert_eq!(error.committed, committed, "{says}: {error:?}");
-        });
-    }
-}
-
-#[test]
-fn a_session_is_opened_once_for_all_who_wait_and_closed_in_the_end() {
-    in_runtime(async {
-        let busy = Some(Err(Error::unknown(ErrorCode::LeadershipLost, "who knows")));
-        let node = scripted(vec![busy, Some(Ok(Reply::Session(7))), applied(3)]).await;
-        let mut asker = Asker::of(&[&node.addr], ClientOptions { session: true, ..ClientOptions::default() });
-        for token in 0..50 {
-            asker.client.submit(token, propose(), Timeout::Default).unwrap();
-        }
-        for _ in 0..50 {
-            assert_eq!(asker.done.recv().await.unwrap().result, applied(3).unwrap());
-        }
-        let mut sequences: Vec<u64> = named(&node).into_iter().map(|(_, sequence, _)| sequence).collect();
-        sequences.sort_unstable();
-        assert_eq!(sequences, (1..=50).collect::<Vec<_>>());
-        // One whose answer nobody waits for, and other requests, need none.
-        assert_eq!(asker.ask(Request::Read, Timeout::Default).await, applied(3).unwrap());
-        asker.client.close();
-        while !asker.closed.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let asked = lock(&node.asked);
-        let opened = asked.iter().filter(|request| **request == Request::OpenSession).count();
-        assert_eq!((opened, asked.last()), (2, Some(&Request::CloseSession(7))));
-    });
-}
-
-#[test]
-fn a_deadline_that_comes_while_the_session_is_opened_means_that_nothing_was_done() {
-    in_runtime(async {
-        let node = scripted(vec![None]).await;
-        let mut asker = Asker::of(&[&node.addr], ClientOptions { session: true, ..ClientOptions::default() });
-        let error = asker.ask(propose(), soon()).await.unwrap_err();
-        assert_eq!(error.committed, Committed::No, "{error:?}");
-        assert!(error.retryable(), "{error:?}");
-    });
 }

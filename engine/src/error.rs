@@ -128,6 +128,17 @@ pub enum Committed {
     Unknown,
 }
 
+impl Committed {
+    /// What two sendings of one command say together: a doubt is not taken back by the other being certainly not done.
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Yes, _) | (_, Self::Yes) => Self::Yes,
+            (Self::Unknown, _) | (_, Self::Unknown) => Self::Unknown,
+            (Self::No, Self::No) => Self::No,
+        }
+    }
+}
+
 /// A failure: code, human text (thing, reason, next step), and the facts a caller acts on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {

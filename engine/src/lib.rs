@@ -8,7 +8,6 @@ pub mod address;
 mod baton;
 mod checksum;
 pub mod client;
-mod client_session;
 pub mod cluster;
 pub mod config;
 pub mod core;
