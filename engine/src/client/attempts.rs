@@ -26,6 +26,8 @@ pub(super) const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// What one node is given for an errand that may be sent again, before the next is asked; twice as much each time, so that a cluster that
 /// is merely slow is not buried under repetitions.
 const ONE_ATTEMPT: Duration = Duration::from_millis(1500);
+/// And what its way there may take, for each byte of a command.
+const ONE_BYTE: Duration = Duration::from_micros(1);
 
 /// What is asked, and how often that may be.
 pub(super) enum Errand<'a> {
@@ -44,6 +46,18 @@ impl Errand<'_> {
             Errand::CountsEachTime(request) => Cow::Borrowed(request),
             Errand::InSession(place, data) => Cow::Owned(Request::ProposeInSession(place.now(), Bytes::clone(data))),
             Errand::OpenSession => Cow::Owned(Request::OpenSession),
+        }
+    }
+
+    /// What the first attempt is given; none: as long as there is.
+    fn patience(&self) -> Option<Duration> {
+        match self {
+            Errand::CountsEachTime(_) => None,
+            Errand::InSession(_, data) => {
+                let bytes = u32::try_from(data.len()).unwrap_or(u32::MAX);
+                Some(ONE_ATTEMPT.saturating_add(ONE_BYTE.saturating_mul(bytes)))
+            }
+            Errand::OpenSession => Some(ONE_ATTEMPT),
         }
     }
 
@@ -143,7 +157,7 @@ async fn until_final(
     progress: &Progress,
 ) -> Result<Reply> {
     let mut backoff = BACKOFF_MIN;
-    let mut patience = errand.counts_once().then_some(ONE_ATTEMPT);
+    let mut patience = errand.patience();
     // Moves to another node that cost no waiting: each address once, then patience.
     let mut free = cluster.addrs.len().max(3);
     // Who was removed and still runs; nobody else has answered since.

@@ -6,7 +6,8 @@
 //! footer  magic (8)  size of all chunks' bytes u64  how many of them are the table of client sessions u64  CRC32C of all u32
 //!         CRC32C u32 over the footer before it
 //! ```
-//! The chunks hold the state, and behind it the table of client sessions. Format 1 knew no sessions: its footer lacks their number. Numbers are little-endian. Chunks have a fixed size, so the place of any byte of the state is known.
+//! The chunks hold the state, and behind it the table of client sessions. Format 1 knew no sessions: its footer lacks their number.
+//! Numbers are little-endian. Chunks have a fixed size, so the place of any byte of the state is known.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
