@@ -33,16 +33,7 @@ struct Log {
 
 fn open(dir: &Path, engine: LogEngine) -> Log {
     let cluster = ClusterState::founding(&BTreeMap::from([1, 2, 3].map(|id| (id, format!("127.0.0.1:{id}")))));
-    let meta = SnapshotMeta {
-        index: 1,
-        term: 1,
-        cluster: cluster.clone(),
-        size: 0,
-        sessions: 0,
-        crc: 0,
-        has_file: false,
-        outcomes: None,
-    };
+    let meta = SnapshotMeta::without_file(1, 1, cluster.clone());
     let new = || {
         Ok(NewLog {
             identity: Identity {

@@ -280,16 +280,7 @@ fn build(
         Ok(NewLog { identity, cluster: ClusterRecord { cluster: cluster.clone(), ..record }, hard_state, snapshot })
     })?;
     let snapshots = SnapshotDir::open(directory)?;
-    let mut meta = SnapshotMeta {
-        index: plan.snapshot_index,
-        term: plan.snapshot_term,
-        cluster: cluster.clone(),
-        size: 0,
-        sessions: 0,
-        crc: 0,
-        has_file: false,
-        outcomes: None,
-    };
+    let mut meta = SnapshotMeta::without_file(plan.snapshot_index, plan.snapshot_term, cluster.clone());
     if let Some(state) = &plan.state {
         let mut file = snapshots.create(meta.index, meta.term, &cluster)?;
         file.write(state)?;

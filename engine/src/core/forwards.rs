@@ -13,14 +13,14 @@
 //! stream leads to. That process alone answers, once for each number. A copy that comes again, or comes to another process, is passed over
 //! without a word: the one before may have taken it, so nobody else can say that it was not.
 
-use bytes::Bytes;
 use prost::Message as _;
 
 use super::bugs::{self, Bug};
 use super::entry::{note_session, Kind};
 use super::membership::{Awaited, Change};
 use super::proposals::Proposed;
-use super::requests::{State, What};
+use super::requests::State;
+use super::what::{Handed, What};
 use super::{Body, Core, Outbound};
 use crate::cluster::NodeId;
 use crate::entry::{Entries, Entry};
@@ -47,24 +47,12 @@ impl Core {
                     self.requests.unsent.pop_front();
                     continue;
                 };
-                let mut place = None;
-                let (kind, data) = match &pending.what {
-                    What::Command(data) => (Kind::Command, data.clone()),
-                    What::InSession(at, data) => {
-                        place = Some(*at);
-                        (Kind::CommandInSession, data.clone())
-                    }
-                    What::OpenSession => (Kind::OpenSession, Bytes::new()),
-                    What::CloseSession(session) => (Kind::CloseSession, Bytes::copy_from_slice(&session.to_le_bytes())),
-                    What::ReserveId(addr) => (Kind::ReserveId, addr.clone().into_bytes().into()),
-                    What::Change(change) => (Kind::ChangeMembers, change.encode_to_vec().into()),
-                    What::Transfer(to) => (Kind::TransferLeader, Bytes::copy_from_slice(&to.to_le_bytes())),
-                    What::Read | What::BecomeMember | What::Snapshot => {
-                        self.requests.unsent.pop_front();
-                        continue;
-                    }
+                let Some(handed) = pending.what.handed(|data| data.clone()) else {
+                    self.requests.unsent.pop_front();
+                    continue;
                 };
-                let alone = matches!(kind, Kind::ChangeMembers | Kind::TransferLeader);
+                let alone = handed.goes_alone();
+                let Handed { kind, data, place } = handed;
                 bytes = bytes.saturating_add(data.len() as u64);
                 if (alone || bytes > FORWARD_BYTES) && !proposals.is_empty() {
                     break;

@@ -2,22 +2,19 @@
 //!
 //! At most a few batches are outstanding; what is committed beyond that stays an index range, read back from memory or disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use raft::eraftpb::EntryType;
-
+use super::batch_maker::{verified_after, BatchMaker, How, Made, Settled};
 use super::bugs::{self, Bug};
-use super::entry::{in_session, Context, Kind};
 use super::requests::State;
 use super::sessions::{Again, Name, Sessions, Verdict};
-use super::{outcomes, sessions, Core, Fetch};
-use crate::config::Config;
+use super::{outcomes, Core, Fetch};
 use crate::entry::Entry;
 use crate::error::{Committed, Error, ErrorCode};
 use crate::log::SnapshotMeta;
-use crate::machine::{ApplyBatch, ApplyEntry, MachineAnswer, MachineRequest, Outcome, Place};
-use crate::request::{Reply, Token};
+use crate::machine::{ApplyBatch, MachineAnswer, MachineRequest, Outcome};
+use crate::request::Reply;
 
 enum Outstanding {
     Apply {
@@ -145,14 +142,14 @@ impl MachineStream {
         }
     }
 
-    /// The result of this request is on its way.
-    pub fn answers(&self, request: u64) -> bool {
-        let echoes = self.echoes.values().any(|requests| requests.contains(&request));
-        echoes
-            || self.outstanding.iter().any(|o| match o {
-                Outstanding::Apply { wanted, .. } => wanted.iter().any(|(_, _, r)| *r == request),
-                _ => false,
-            })
+    /// Requests whose result is on its way.
+    pub fn answering(&self) -> HashSet<u64> {
+        let batches = self.outstanding.iter().map(|o| match o {
+            Outstanding::Apply { wanted, .. } => wanted.as_slice(),
+            _ => &[],
+        });
+        let applied = batches.flatten().map(|(_, _, request)| *request);
+        applied.chain(self.echoes.values().flatten().copied()).collect()
     }
 
     fn restores_below(&self, limit: u64) -> bool {
@@ -218,10 +215,15 @@ impl Core {
     fn queue_batch(&mut self) -> bool {
         let low = self.machine.next_index;
         let high = self.handed;
-        let verified = self.cluster.verify_results_after;
-        let (sessions, has) = (&mut self.sessions, self.machine.has);
-        let mut batch =
-            BatchMaker::new(self.id, self.start, verified, &self.config, self.machine.last_batch, sessions, has);
+        let mut batch = BatchMaker {
+            proposer: (self.id, self.start),
+            max_entries: self.config.machine_batch_entries,
+            max_bytes: self.config.machine_batch_bytes,
+            verify_results_after: self.cluster.verify_results_after,
+            sessions: &mut self.sessions,
+            has: self.machine.has,
+            made: Made { batch: ApplyBatch::with_capacity(self.machine.last_batch), ..Made::default() },
+        };
         if self.raw.store().tail_first() <= low {
             let requests = &self.requests.pending;
             let token_of = |request: u64| requests.get(&request).map(|p| p.token);
@@ -243,9 +245,9 @@ impl Core {
             let upto = fetched.partition_point(|e| e.index <= high);
             let _ = (from..upto).all(|at| batch.add(&fetched, at, token_of));
         }
-        let Some(last_index) = batch.last else { return false };
-        batch.sessions.advance(last_index);
-        let BatchMaker { mut batch, wanted, named, settled, last_term, .. } = batch;
+        let Made { mut batch, wanted, named, settled, last } = batch.made;
+        let Some((last_index, last_term)) = last else { return false };
+        self.sessions.advance(last_index);
         self.machine.next_index = last_index.saturating_add(1);
         if self.machine.fetched.last().is_some_and(|e| e.index <= last_index) {
             self.machine.fetched = Arc::default();
@@ -427,7 +429,7 @@ fn passed(index: u64, verdict: Verdict) -> Result<Reply, Error> {
             Error::new(ErrorCode::ResultLost, Committed::Yes, text).with_index(index).lasting()
         }
         Verdict::Expired => {
-            let text = "the cluster does not know this session (any more): it was closed, or others were used since; open a new one";
+            let text = "the cluster does not know this session (any more): it was closed, or others were used since; the client's next command opens another";
             Error::not_done(ErrorCode::SessionExpired, text).with_index(index).lasting()
         }
         Verdict::Past | Verdict::Apply => {
@@ -440,143 +442,4 @@ fn passed(index: u64, verdict: Verdict) -> Result<Reply, Error> {
             Error::not_done(ErrorCode::Overloaded, text).with_index(index)
         }
     })
-}
-
-/// Which commands' results are compared: those after the entry that says so. 0: none.
-fn verified_after(since: u64) -> impl Fn(u64) -> bool {
-    move |index| since != 0 && index > since
-}
-
-/// A request of this node's that the table of sessions decides, for the entry at this index.
-struct Settled {
-    request: u64,
-    index: u64,
-    term: u64,
-    how: How,
-}
-
-enum How {
-    Opened(u64),
-    Closed,
-    /// Not applied.
-    Passed(Verdict),
-}
-
-struct BatchMaker<'a> {
-    node: u64,
-    start: u64,
-    max_entries: u64,
-    max_bytes: u64,
-    verify_results_after: u64,
-    sessions: &'a mut Sessions,
-    /// Up to here the machine has every command.
-    has: u64,
-    batch: ApplyBatch,
-    wanted: Vec<(u64, u64, u64)>,
-    named: Vec<(u64, u64, Name)>,
-    settled: Vec<Settled>,
-    last: Option<u64>,
-    last_term: u64,
-}
-
-impl<'a> BatchMaker<'a> {
-    fn new(
-        node: u64,
-        start: u64,
-        verify_results_after: u64,
-        config: &Config,
-        entries: usize,
-        sessions: &'a mut Sessions,
-        has: u64,
-    ) -> Self {
-        BatchMaker {
-            node,
-            start,
-            verify_results_after,
-            max_entries: config.machine_batch_entries,
-            max_bytes: config.machine_batch_bytes,
-            sessions,
-            has,
-            batch: ApplyBatch::with_capacity(entries),
-            wanted: Vec::new(),
-            named: Vec::new(),
-            settled: Vec::new(),
-            last: None,
-            last_term: 0,
-        }
-    }
-
-    /// Takes one entry; false when it belongs into the next batch.
-    fn add(&mut self, chunk: &Arc<Vec<Entry>>, at: usize, token_of: impl Fn(u64) -> Option<Token>) -> bool {
-        let Some(entry) = chunk.get(at) else { return false };
-        let context = (entry.entry_type == EntryType::EntryNormal as i32).then(|| Context::of(entry)).flatten();
-        if let Some(context) = context.filter(|c| c.kind.is_of_machine()) {
-            let bytes = self.batch.bytes().saturating_add(entry.data.len()) as u64;
-            let full = self.batch.entries.len() as u64 >= self.max_entries || bytes > self.max_bytes;
-            if full && !self.batch.entries.is_empty() {
-                return false;
-            }
-            let origin = context.origin;
-            let ours = (origin.node == self.node && origin.start == self.start) || bugs::on(Bug::RepliesByBareCounter);
-            let token = ours.then(|| token_of(origin.sequence)).flatten();
-            let is_command = context.kind == Kind::Command;
-            let applies = is_command || self.is_to_be_applied(entry, &context, token.is_some());
-            if applies && entry.index > self.has {
-                if token.is_some() {
-                    self.wanted.push((entry.index, entry.term, origin.sequence));
-                }
-                let verified = verified_after(self.verify_results_after)(entry.index);
-                let command = ApplyEntry {
-                    index: entry.index,
-                    term: entry.term,
-                    time_us: context.time_us,
-                    // What a command of a session came to is kept on every node.
-                    wanted: token.is_some() || verified || !is_command,
-                    // A result that is compared (S17), or kept, has to come here.
-                    token: token.filter(|_| is_command && !verified).unwrap_or(0),
-                    place: Place::default(),
-                };
-                self.batch.push(chunk, at, command);
-            }
-        }
-        self.last = Some(entry.index);
-        self.last_term = entry.term;
-        true
-    }
-
-    /// What the table of sessions says of this entry; `waits`: somebody does, here.
-    fn is_to_be_applied(&mut self, entry: &Entry, context: &Context, waits: bool) -> bool {
-        let (index, term) = (entry.index, entry.term);
-        let how = match context.kind {
-            Kind::OpenSession => {
-                let session = sessions::number(index, context.origin);
-                self.sessions.open(index, session);
-                How::Opened(session)
-            }
-            Kind::CloseSession => {
-                let session = entry.data.as_ref().try_into().map_or(0, u64::from_le_bytes);
-                self.sessions.close(index, session);
-                How::Closed
-            }
-            _ => {
-                // One that cannot be read is passed over by every node alike.
-                let Some(place) = in_session(entry) else { return false };
-                match self.sessions.decide(index, term, place) {
-                    Verdict::Apply => {
-                        let name = (place.session, place.sequence);
-                        match index > self.has {
-                            true => self.named.push((index, term, name)),
-                            false => self.sessions.came_to(index, name, None),
-                        }
-                        return true;
-                    }
-                    verdict => How::Passed(verdict),
-                }
-            }
-        };
-        if waits {
-            self.settled.push(Settled { request: context.origin.sequence, index, term, how });
-        }
-        false
-    }
 }

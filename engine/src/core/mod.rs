@@ -16,6 +16,7 @@
 
 mod actions;
 mod appends;
+mod batch_maker;
 mod bodies;
 #[cfg(feature = "known-bugs")]
 pub mod bugs;
@@ -65,6 +66,7 @@ mod test_cores;
 mod transfer;
 mod turn;
 mod unawaited;
+mod what;
 mod writes;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -124,16 +126,8 @@ pub fn new_log(founding: &ClusterState) -> (HardState, ClusterRecord, Option<Sna
     }
     let cluster = founding.clone();
     let hard_state = HardState { term: FOUNDING_TERM, vote: 0, commit: FOUNDING_INDEX };
-    let snapshot = SnapshotMeta {
-        index: FOUNDING_INDEX,
-        term: FOUNDING_TERM,
-        cluster: cluster.clone(),
-        size: 0,
-        sessions: 0,
-        crc: 0,
-        has_file: false,
-        outcomes: Some(0),
-    };
+    let without_file = SnapshotMeta::without_file(FOUNDING_INDEX, FOUNDING_TERM, cluster.clone());
+    let snapshot = SnapshotMeta { outcomes: Some(0), ..without_file };
     (hard_state, ClusterRecord { index: FOUNDING_INDEX, cluster }, Some(snapshot))
 }
 

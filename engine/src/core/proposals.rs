@@ -8,7 +8,8 @@ use super::bugs::{self, Bug};
 use super::deadlines::Micros;
 use super::entry::{note_session, Context, Kind, Origin};
 use super::membership::{bounded, plan, Awaited, Change, Step};
-use super::requests::{State, What};
+use super::requests::State;
+use super::what::{Handed, What};
 use super::Core;
 use crate::cluster::{Member, NodeId};
 use crate::entry::{Entry, EntryContext};
@@ -112,25 +113,16 @@ impl Core {
         let most = self.config.max_uncommitted_size;
         while let Some(request) = self.requests.unsent.pop_front() {
             let Some(pending) = self.requests.pending.get_mut(&request) else { continue };
-            let mut place = None;
-            let (kind, data) = match &mut pending.what {
-                What::Command(data) | What::InSession(_, data) if bytes.saturating_add(data.len() as u64) > most => {
-                    bytes = bytes.saturating_add(data.len() as u64);
-                    refused.push(request);
-                    continue;
-                }
-                What::Command(data) => (Kind::Command, std::mem::take(data)),
-                What::InSession(at, data) => {
-                    place = Some(*at);
-                    (Kind::CommandInSession, std::mem::take(data))
-                }
-                What::OpenSession => (Kind::OpenSession, Bytes::new()),
-                What::CloseSession(session) => (Kind::CloseSession, Bytes::copy_from_slice(&session.to_le_bytes())),
-                What::ReserveId(addr) => (Kind::ReserveId, addr.clone().into_bytes().into()),
-                _ => {
-                    others.push(request);
-                    continue;
-                }
+            let command = pending.what.command_len();
+            if command > 0 && bytes.saturating_add(command) > most {
+                bytes = bytes.saturating_add(command);
+                refused.push(request);
+                continue;
+            }
+            let handed = pending.what.handed(std::mem::take);
+            let Some(Handed { kind, data, place }) = handed.filter(|it| !it.goes_alone()) else {
+                others.push(request);
+                continue;
             };
             bytes = bytes.saturating_add(data.len() as u64);
             let mut context = self.context(kind, self.id, self.start, request);

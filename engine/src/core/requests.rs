@@ -12,16 +12,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
-use bytes::Bytes;
-
 use super::deadlines::{Deadlines, Micros};
 use super::membership::{Awaited, Change};
 use super::transfer::Transfer;
+use super::what::What;
 use super::Core;
 use crate::address;
 use crate::cluster::NodeId;
 use crate::error::{Committed, Error, ErrorCode, Result};
-use crate::request::{Completion, InSession, Reply, Request, Ticket, Token};
+use crate::request::{Completion, Reply, Request, Ticket, Token};
 use crate::transport::decode_message;
 
 /// Keys are our own running numbers: spreading them is all a hash has to do. (The same order of the map in every run.)
@@ -43,22 +42,6 @@ impl Hasher for NumberHasher {
 }
 
 pub(super) type NumberMap<V> = HashMap<u64, V, BuildHasherDefault<NumberHasher>>;
-
-/// What is to be done. The payload stays until it has been handed to a leader for good.
-#[derive(Debug)]
-pub(super) enum What {
-    Command(Bytes),
-    InSession(InSession, Bytes),
-    OpenSession,
-    CloseSession(u64),
-    ReserveId(String),
-    Change(Change),
-    Transfer(NodeId),
-    Read,
-    /// This node waits to become a voter.
-    BecomeMember,
-    Snapshot,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -132,22 +115,12 @@ impl Core {
         }
         match request {
             Request::Propose(data) => self.propose(vec![(token, data)], timeout),
-            Request::ProposeInSession(place, data) => match self.room_for(data.len() as u64) {
-                Ok(()) => self.accept(token, What::InSession(place, data), timeout),
-                Err(error) => self.answer(token, Err(error)),
-            },
-            Request::OpenSession => match self.room() {
-                Ok(()) => self.accept(token, What::OpenSession, timeout),
-                Err(error) => self.answer(token, Err(error)),
-            },
-            Request::CloseSession(session) => match self.room() {
-                Ok(()) => self.accept(token, What::CloseSession(session), timeout),
-                Err(error) => self.answer(token, Err(error)),
-            },
-            Request::Read => match self.room() {
-                Ok(()) => self.accept(token, What::Read, timeout),
-                Err(error) => self.answer(token, Err(error)),
-            },
+            Request::ProposeInSession(place, data) => {
+                self.accept_if(self.room_for(data.len() as u64), token, What::InSession(place, data), timeout);
+            }
+            Request::OpenSession => self.accept_if(self.room(), token, What::OpenSession, timeout),
+            Request::CloseSession(session) => self.accept_if(self.room(), token, What::CloseSession(session), timeout),
+            Request::Read => self.accept_if(self.room(), token, What::Read, timeout),
             Request::ReserveId { addr } => match (!addr.is_empty()).then(|| address::dialable("addr", &addr, false)) {
                 Some(Err(error)) => self.answer(token, Err(error)),
                 // Whoever does not know its address yet says so when it joins.
@@ -263,11 +236,15 @@ impl Core {
         Error::not_done(ErrorCode::NotLeader, format!("node {}: {message}", self.id)).with_leader(self.leader_hint())
     }
 
+    fn accept_if(&mut self, room: Result<()>, token: Token, what: What, timeout: Option<Micros>) {
+        match room {
+            Ok(()) => self.accept(token, what, timeout),
+            Err(error) => self.answer(token, Err(error)),
+        }
+    }
+
     pub(super) fn accept(&mut self, token: Token, what: What, timeout: Option<Micros>) {
-        let bytes = match &what {
-            What::Command(data) | What::InSession(_, data) => data.len() as u64,
-            _ => 0,
-        };
+        let bytes = what.command_len();
         let request = self.requests.next;
         self.requests.next = request.saturating_add(1);
         self.requests.bytes = self.requests.bytes.saturating_add(bytes);

@@ -271,6 +271,40 @@ fn s7_a_machine_that_kept_its_state_gets_the_commands_that_every_other_gets() {
 }
 
 #[test]
+fn s13_no_snapshot_is_made_while_what_a_machine_has_already_is_looked_at_for_its_sessions() {
+    let (before, mut cluster) = (ClusterState::founding(&founders()), ClusterState::founding(&founders()));
+    cluster.sessions = true;
+    let mut log = log(Some(snapshot(10, 2, &before)), (21, cluster), 30);
+    (log.first_index, log.terms) = (6, vec![(6, 2)]);
+    let (entries, sessions) = ((22..=30).map(entry).collect(), table(10).encode());
+    let config = Config { snapshot_entries: 1, ..Config::default() };
+    let mut core =
+        Core::new(CoreOptions { config, entries, sessions, machine_applied: Some(21), ..options(log) }).unwrap();
+    core.submit(1, Request::Snapshot, None);
+    let mut looked_at = Vec::new();
+    for turn in 1..=20 {
+        core.begin_turn(turn * 10_000, 1);
+        core.consider_snapshot();
+        let actions = core.poll();
+        match actions.machine.as_slice() {
+            [] => looked_at.push(core.machine.queued()),
+            // As of an earlier index the table would lack what the state has.
+            [MachineRequest::Snapshot { index, .. }] => {
+                assert_eq!(*index, 21);
+                // The disk gives one entry at a time: there was every opportunity.
+                assert_eq!(looked_at, (10..=20).collect::<Vec<_>>());
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+        for fetch in &actions.fetches {
+            core.fetched(fetch.id, vec![entry(fetch.low)]);
+        }
+    }
+    panic!("no snapshot was made");
+}
+
+#[test]
 fn s7_a_machine_takes_the_snapshot_where_nobody_knows_any_more_what_was_applied_before() {
     let mut sessions = Sessions::new(4096, 10);
     sessions.open(11, 11);

@@ -440,6 +440,7 @@ impl Core {
             self.machine.resume_after(meta.index);
         }
         // Those that no machine will ever answer: not handed over yet, or handed over and in no batch.
+        let answering = self.machine.answering();
         let mut overtaken: Vec<(u64, u64)> = self
             .requests
             .pending
@@ -448,7 +449,7 @@ impl Core {
                 State::Placed { index, .. } if index <= meta.index => Some((index, *request)),
                 _ => None,
             })
-            .filter(|(_, request)| !self.machine.answers(*request))
+            .filter(|(_, request)| !answering.contains(request))
             .collect();
         overtaken.sort_unstable();
         for (index, request) in overtaken {

@@ -576,16 +576,7 @@ mod tests {
     fn a_snapshot_that_does_not_name_its_receiver_is_not_offered() {
         let mut tail = empty();
         let cluster = ClusterState::founding(&[(1, "a:1".to_string())].into());
-        tail.set_snapshot_meta(Arc::new(SnapshotMeta {
-            index: 1,
-            term: 1,
-            cluster,
-            size: 0,
-            sessions: 0,
-            crc: 0,
-            has_file: false,
-            outcomes: None,
-        }));
+        tail.set_snapshot_meta(Arc::new(SnapshotMeta::without_file(1, 1, cluster)));
         assert!(tail.snapshot(0, 1).is_ok());
         assert_eq!(tail.snapshot(0, 2), Err(StorageError::SnapshotTemporarilyUnavailable.into()));
         assert_eq!(tail.take_wanted_snapshot(), Some(2));

@@ -84,6 +84,11 @@ pub struct SnapshotMeta {
 }
 
 impl SnapshotMeta {
+    /// One that has no file: there is nothing to restore.
+    pub fn without_file(index: u64, term: u64, cluster: ClusterState) -> Self {
+        SnapshotMeta { index, term, cluster, size: 0, sessions: 0, crc: 0, has_file: false, outcomes: None }
+    }
+
     /// Bytes of the state machine's own.
     pub fn state_size(&self) -> u64 {
         self.size.saturating_sub(self.sessions)

@@ -539,8 +539,7 @@ mod tests {
         encode_entry(&entry(3, 1, b"", b"x"), &mut value).unwrap();
         assert!(decode_entry(4, &value).is_err());
         let cluster = ClusterState::default();
-        let snapshot =
-            SnapshotMeta { index: 4, term: 2, cluster, size: 0, sessions: 0, crc: 0, has_file: false, outcomes: None };
+        let snapshot = SnapshotMeta::without_file(4, 2, cluster);
         assert!(decode_cluster(&encode_snapshot(&snapshot)).is_err());
     }
 

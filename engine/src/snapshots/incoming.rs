@@ -39,6 +39,10 @@ impl IncomingSnapshot {
             outcomes: header.outcomes,
         };
         let path = dir.part_path(header);
+        if meta.sessions > meta.size {
+            let text = format_args!("the peer announced {} bytes of sessions in {}", meta.sessions, meta.size);
+            return Err(Error::storage(ErrorCode::SnapshotFailed, &path, text).with_index(meta.index));
+        }
         let transfer = Arc::clone(&dir.transfer);
         let mut newest = lock(&transfer);
         *newest = newest.saturating_add(1);

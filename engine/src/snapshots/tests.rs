@@ -306,6 +306,22 @@ fn damage_in_what_has_arrived_is_asked_for_again() {
     drop(other);
 }
 
+#[test]
+fn a_peer_that_announces_more_of_sessions_than_there_is_at_all_is_refused_before_a_byte() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    for (sessions, taken) in [(0, true), (10, true), (11, false), (u64::MAX, false)] {
+        let header = SnapshotHeader { sessions, ..announced(&state(10)) };
+        match dir.receive(&header) {
+            Ok(incoming) => assert_eq!((taken, incoming.offset()), (true, 0), "{sessions}"),
+            Err(error) => {
+                assert_eq!((taken, error.code, error.index), (false, ErrorCode::SnapshotFailed, Some(9)), "{sessions}");
+                assert!(error.message.contains(&format!("{sessions} bytes of sessions in 10")), "{error}");
+            }
+        }
+    }
+}
+
 /// What a peer says ahead of this state.
 fn announced(content: &[u8]) -> SnapshotHeader {
     SnapshotHeader {
