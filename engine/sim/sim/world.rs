@@ -192,7 +192,8 @@ struct Scheduled {
     at: u64,
     class: u8,
     number: u64,
-    event: Event,
+    /// In a place of its own: the queue moves what is in it.
+    event: Box<Event>,
 }
 
 impl PartialEq for Scheduled {
@@ -285,7 +286,8 @@ impl World {
 
     pub fn schedule(&mut self, at: u64, event: Event) {
         self.number += 1;
-        self.queue.push(Reverse(Scheduled { at: at.max(self.now), class: event.class(), number: self.number, event }));
+        let (at, class) = (at.max(self.now), event.class());
+        self.queue.push(Reverse(Scheduled { at, class, number: self.number, event: Box::new(event) }));
     }
 
     pub fn after(&mut self, delay: u64, event: Event) {
@@ -324,7 +326,7 @@ impl World {
                 }
             }
             self.events += 1;
-            self.happen(next.event);
+            self.happen(*next.event);
         }
         self.now = self.now.max(until);
     }
