@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,16 @@ SOON = 20.0
 
 def node(directory: Path, store: Any = None, **settings: Any) -> Raft[Any]:
     return Raft.build(1, free_addrs(1)[0], store or KeyValue(), quick_config(directory, **settings))
+
+
+@pytest.fixture(autouse=True)
+def threads_end_with_their_test() -> Iterator[None]:
+    """Whoever frees what a closed loop left waits for the starts on it, and warns then: not in the middle of another test."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "raftify-call":
+            thread.join(SOON)
+            assert not thread.is_alive(), "it waits for ever"
 
 
 def elsewhere(body: Callable[[], Coroutine[Any, Any, None]]) -> None:
