@@ -1,19 +1,33 @@
 """Blocking calls of the library, off the event loop: each on a daemon thread of its own, joined for a while at exit.
 
 Not the loop's default executor: that belongs to the program, may be busy or shut down, and its threads keep a process alive.
+
+Signals are the program's business: none is taken here, and none ends the program for what is done here. Whoever wakes a loop writes to
+its pipe, whose other end that loop may be closing: where SIGPIPE has its default, that would be the end of the program.
 """
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
 _running: set[threading.Thread] = set()
+
+#: What a fault of the thread itself raises, and what profilers look at threads with.
+_NOT_BLOCKED: Final = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGPROF", "SIGSEGV", "SIGSYS", "SIGTRAP"}
+_BLOCKED: Final = {number for number in signal.valid_signals() if getattr(number, "name", "") not in _NOT_BLOCKED}
+
+
+def _take_no_signals() -> None:
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
 
 
 def _resolve(future: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:
@@ -48,6 +62,7 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 def start_daemon(body: Callable[[], None], name: str) -> threading.Thread:
     def run() -> None:
+        _take_no_signals()
         try:
             body()
         finally:

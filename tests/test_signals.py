@@ -59,3 +59,33 @@ def test_a_peer_that_goes_away_does_not_end_a_program_that_leaves_sigpipe_alone(
         command = [sys.executable, str(PROGRAM), str(directory)]
         ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
         assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr
+
+
+def test_a_loop_that_is_closed_while_a_thread_of_the_package_wakes_it_does_not_end_the_program(tmp_path: Path) -> None:
+    """Between the two ends of its pipe, that is: asyncio closes the one that is read first. No signal at all comes to such a thread."""
+    program = """
+import asyncio, signal, socket
+from raftify_ffi._threads import in_thread
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+async def main():
+    loop = asyncio.get_running_loop()
+
+    def work():
+        loop._ssock.shutdown(socket.SHUT_RD)
+        return signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    working = asyncio.ensure_future(in_thread(work))
+    while not working.done():
+        await asyncio.sleep(0.01)
+    blocked = working.result()
+    assert {signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD} <= blocked, blocked
+    assert not {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGABRT} & blocked, blocked
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []), "the program's own thread is as it was"
+    print("alive", flush=True)
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-c", program]
+    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, "alive\n"), ran.stderr
