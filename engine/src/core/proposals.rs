@@ -38,11 +38,7 @@ impl Core {
                 self.out.completions.push(Completion { token, result: Err(error.clone()) });
                 continue;
             }
-            if let Err(error) = self.room_for(data.len() as u64) {
-                self.answer(token, Err(error));
-                continue;
-            }
-            self.accept(token, What::Command(data), timeout);
+            self.accept_if(self.room_for(data.len() as u64), token, What::Command(data), timeout);
         }
     }
 

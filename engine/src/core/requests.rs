@@ -236,7 +236,7 @@ impl Core {
         Error::not_done(ErrorCode::NotLeader, format!("node {}: {message}", self.id)).with_leader(self.leader_hint())
     }
 
-    fn accept_if(&mut self, room: Result<()>, token: Token, what: What, timeout: Option<Micros>) {
+    pub(super) fn accept_if(&mut self, room: Result<()>, token: Token, what: What, timeout: Option<Micros>) {
         match room {
             Ok(()) => self.accept(token, what, timeout),
             Err(error) => self.answer(token, Err(error)),

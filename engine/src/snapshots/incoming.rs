@@ -40,7 +40,10 @@ impl IncomingSnapshot {
         };
         let path = dir.part_path(header);
         if meta.sessions > meta.size {
-            let text = format_args!("the peer announced {} bytes of sessions in {}", meta.sessions, meta.size);
+            let text = format_args!(
+                "the peer announced {} bytes of sessions in {} of its snapshot: refused",
+                meta.sessions, meta.size
+            );
             return Err(Error::storage(ErrorCode::SnapshotFailed, &path, text).with_index(meta.index));
         }
         let transfer = Arc::clone(&dir.transfer);
