@@ -91,6 +91,10 @@ pub struct Config {
     pub machine_batch_entries: u64,
     #[doc(hidden)]
     pub machine_batch_bytes: u64,
+    /// Bytes of the log that memory holds, and the disk keeps before a snapshot, for followers that lag. No setting of the product
+    /// either.
+    #[doc(hidden)]
+    pub tail_bytes: u64,
     /// Nodes also compare the bytes that `apply` returned, not only whether it raised (S17). Counts on the node that founds the
     /// cluster, whose first entry fixes it.
     pub verify_results: bool,
@@ -140,6 +144,7 @@ impl Default for Config {
             machine_batches: 3,
             machine_batch_entries: 4096,
             machine_batch_bytes: 1 << 20,
+            tail_bytes: 64 << 20,
             verify_results: false,
             outcomes_window: 8192,
             max_sessions: 4096,

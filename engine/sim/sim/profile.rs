@@ -269,6 +269,10 @@ impl Profile {
         }
         profile.sessions = pick(rng, &[0, 0, 3, 10]);
         profile.config.max_sessions = pick(rng, &[1, 2, 4096]);
+        // Small enough that a leader has to read from its disk what a follower lacks, or to send a snapshot instead.
+        if rng.chance(0.3) {
+            profile.config.tail_bytes = pick(rng, &[0, 2000, 20_000]);
+        }
         profile
     }
 }
@@ -327,6 +331,7 @@ mod settings {
             ("machine_batches", config.machine_batches.to_string()),
             ("machine_batch_entries", config.machine_batch_entries.to_string()),
             ("machine_batch_bytes", config.machine_batch_bytes.to_string()),
+            ("tail_bytes", config.tail_bytes.to_string()),
         ])
     }
 
@@ -346,6 +351,7 @@ mod settings {
                 "machine_batches" => config.machine_batches = number(),
                 "machine_batch_entries" => config.machine_batch_entries = number(),
                 "machine_batch_bytes" => config.machine_batch_bytes = number(),
+                "tail_bytes" => config.tail_bytes = number(),
                 _ => config.set(&name, &value).map_err(serde::de::Error::custom)?,
             }
         }

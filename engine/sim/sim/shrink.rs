@@ -128,7 +128,14 @@ impl Shrinker {
         }
         plain_config!(check_quorum, pre_vote, snapshot_entries, snapshot_bytes, trailing_entries, max_size_per_msg);
         plain_config!(max_inflight_msgs, max_committed_size_per_ready, max_unapplied_entries, max_pending_proposals);
-        plain_config!(snapshot_interval, max_sessions, machine_batches, machine_batch_entries, machine_batch_bytes);
+        plain_config!(
+            snapshot_interval,
+            max_sessions,
+            machine_batches,
+            machine_batch_entries,
+            machine_batch_bytes,
+            tail_bytes
+        );
         changes.push(Box::new(move |p: &mut Profile| {
             p.turmoil = p.turmoil.min(last.saturating_sub(super::world::SECOND) + 10_000);
         }));

@@ -194,7 +194,7 @@ impl Core {
         }
         // Memory holds what raft and the machine still need, and a bounded part for followers that lag a little.
         let free = self.machine.queued().min(self.raw.raft.raft_log.persisted).min(self.handed);
-        self.raw.mut_store().evict(free, super::snapshotting::TAIL_BYTES);
+        self.raw.mut_store().evict(free, self.config.tail_bytes);
     }
 
     pub(super) fn restore_machine(&mut self, meta: Arc<SnapshotMeta>) {

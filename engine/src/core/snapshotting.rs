@@ -20,9 +20,6 @@ use crate::machine::{MachineRequest, Outcome};
 use crate::request::{Reply, SnapshotInfo};
 use crate::status::Event;
 
-/// Entries kept in memory for followers that lag a little.
-pub(super) const TAIL_BYTES: u64 = 64 << 20;
-
 /// What a complete snapshot file holds: bytes, how many of them are the table of sessions, and their checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotFile {
@@ -256,7 +253,7 @@ impl Core {
             outcomes: making.outcomes,
         });
         let trailing = self.config.trailing_entries;
-        let by_bytes = self.raw.store().index_before_bytes(self.config.snapshot_bytes.max(TAIL_BYTES));
+        let by_bytes = self.raw.store().index_before_bytes(self.config.snapshot_bytes.max(self.config.tail_bytes));
         let mut compact_to = meta.index.saturating_sub(trailing).max(by_bytes).min(meta.index);
         if let Some(oldest) = self.snapshots.sending.values().min() {
             // While one is being sent, the log after its index is kept, up to a limit (S19).
