@@ -1197,8 +1197,8 @@ raftify_status raftify_client_new(struct raftify_runtime *runtime,
  * cluster has to be of a version that knows sessions.
  *
  * config: borrowed for the call; the client has its own copy. The rest as for raftify_client_new.
- * Threads: any. Blocks: while the files of certificates are read. Errors: as of raftify_client_new, and TLS (a file
- *   cannot be used; the error names field and path). Since: ABI 1.
+ * Threads: any. Blocks: while the files of certificates are read. Errors: as of raftify_client_new, INVALID_CONFIG (a
+ *   timeout of 0) and TLS (a file cannot be used); both name the field. Since: ABI 1.
  */
 raftify_status raftify_client_new_with(struct raftify_runtime *runtime,
                                        struct raftify_queue *queue,

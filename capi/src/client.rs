@@ -92,8 +92,8 @@ pub unsafe extern "C" fn raftify_client_new(
 /// cluster has to be of a version that knows sessions.
 ///
 /// config: borrowed for the call; the client has its own copy. The rest as for raftify_client_new.
-/// Threads: any. Blocks: while the files of certificates are read. Errors: as of raftify_client_new, and TLS (a file
-///   cannot be used; the error names field and path). Since: ABI 1.
+/// Threads: any. Blocks: while the files of certificates are read. Errors: as of raftify_client_new, INVALID_CONFIG (a
+///   timeout of 0) and TLS (a file cannot be used); both name the field. Since: ABI 1.
 #[no_mangle]
 pub unsafe extern "C" fn raftify_client_new_with(
     runtime: *mut RuntimeHandle,
@@ -135,6 +135,7 @@ unsafe fn make(
     }
     let options = match settings {
         Some(Settings { config, session, .. }) => {
+            config.timeouts()?;
             ClientOptions { tls: config.tls, default_timeout: config.request_timeout, session }
         }
         None => ClientOptions { tls: TlsFiles::default(), default_timeout: DEFAULT, session: false },

@@ -337,6 +337,7 @@ fn a_command_above_the_limit_is_refused_by_name_and_certainly_not_done() {
         let large = Request::Propose(vec![0; 20 << 20].into());
         let error = asker.ask(large, Timeout::Default).await.unwrap_err();
         assert_eq!((error.code, error.committed), (ErrorCode::ProposalTooLarge, Committed::No), "{error}");
+        assert!(error.message.contains("max_proposal_size"), "{error}");
         let largest = Request::Propose(vec![0; 16 << 20].into());
         assert_eq!(asker.ask(largest, Timeout::Default).await, applied(1).unwrap());
     });

@@ -252,6 +252,12 @@ impl Config {
     /// The whole makes sense; the error names field, value and remedy.
     pub fn validate(&self) -> Result<()> {
         let refuse = |field: &str, message: String| Err(Error::config(field, message));
+        if self.log_dir.as_os_str().is_empty() {
+            return refuse(
+                "log_dir",
+                "it is empty; name a directory, or . for the one that the program runs in".into(),
+            );
+        }
         if self.tick_interval < Duration::from_millis(1) || self.tick_interval > Duration::from_secs(60) {
             return refuse("tick_interval", format!("{:?} is outside 1 ms to 60 s", self.tick_interval));
         }
@@ -312,7 +318,24 @@ impl Config {
                 return refuse(name, "0 would refuse everything; use 1 or more".into());
             }
         }
+        self.timeouts()?;
         self.tls.check()
+    }
+
+    /// The deadlines of calls that name none leave them time.
+    pub fn timeouts(&self) -> Result<()> {
+        for (name, value) in [
+            ("request_timeout", self.request_timeout),
+            ("conf_change_request_timeout", self.conf_change_request_timeout),
+        ] {
+            if value.is_zero() {
+                return Err(Error::config(
+                    name,
+                    "0 ends every call before it has begun; use the seconds that one may take",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Ticks from which an election timeout is drawn: at least the first, below the second.
@@ -358,6 +381,9 @@ mod tests {
             ("max_inflight_msgs", "0", "max_inflight_msgs: 0 is outside"),
             ("max_uncommitted_size", "1", "max_uncommitted_size: 1 is below max_proposal_size"),
             ("max_size_per_msg", "0", "max_size_per_msg: 0 means one entry"),
+            ("request_timeout", "0", "request_timeout: 0 ends every call before it has begun"),
+            ("conf_change_request_timeout", "0.0", "conf_change_request_timeout: 0 ends"),
+            ("log_dir", "", "log_dir: it is empty; name a directory"),
         ];
         for (name, value, says) in table {
             let mut config = Config::default();

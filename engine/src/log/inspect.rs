@@ -4,6 +4,7 @@
 //! How it stays consistent is each engine's affair (`lmdb_view`, `segment::inspect`). The small records are of one moment;
 //! entries come in parts, so they may be a little younger.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use raft::eraftpb::{EntryType, HardState};
@@ -93,17 +94,23 @@ fn find(directory: &Path) -> Result<PathBuf> {
     let wrong = |what: &str| Err(Error::storage(ErrorCode::WrongDirectory, directory, what));
     let holds_log = |node: &Path| {
         let log_dir = node.join(files::LOG_DIR);
+        // What may not be looked at may hold one.
+        match std::fs::read_dir(&log_dir) {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(false),
+            Err(e) => return Err(Error::io(&log_dir, "list the directory", &e)),
+            Ok(_) => {}
+        }
         // One whose data is gone is damaged, not absent: the numbers beside it are left.
         let held_log = || files::NumberFile::newest(&log_dir).is_some();
-        log_dir.join(files::DATA_FILE).is_file() || is_segment_log(&log_dir) || held_log()
+        Ok(log_dir.join(files::DATA_FILE).is_file() || is_segment_log(&log_dir) || held_log())
     };
-    if holds_log(directory) {
+    if holds_log(directory)? {
         return Ok(directory.join(files::LOG_DIR));
     }
     let listing = match std::fs::read_dir(directory) {
         Ok(listing) => listing,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return wrong("there is no such directory"),
-        Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => {
+        Err(e) if e.kind() == ErrorKind::NotFound => return wrong("there is no such directory"),
+        Err(e) if e.kind() == ErrorKind::NotADirectory => {
             return wrong("not a directory; name a node's directory, <log_dir>/node-<id>");
         }
         Err(e) => return Err(Error::io(directory, "list the directory", &e)),
@@ -112,7 +119,7 @@ fn find(directory: &Path) -> Result<PathBuf> {
     let mut empty = true;
     for item in listing.flatten() {
         empty = false;
-        if holds_log(&item.path()) {
+        if holds_log(&item.path())? {
             found.push(item.file_name().to_string_lossy().into_owned());
         }
     }

@@ -85,6 +85,7 @@ with_both_engines!(
     an_inspection_says_that_the_log_is_missing,
     a_reader_beside_a_busy_writer_gets_what_is_there,
     an_inspection_of_the_wrong_place_says_what_is_there,
+    an_inspection_says_which_directory_it_cannot_look_at,
 );
 
 pub(super) fn entry(index: u64, term: u64, size: usize) -> Entry {
@@ -514,4 +515,18 @@ fn an_inspection_of_the_wrong_place_says_what_is_there(engine: LogEngine) {
         .unwrap();
     }
     says(dir.path(), "several nodes lie there (node-1, node-2)");
+}
+
+/// As one that the user may not read; this one nobody can.
+fn an_inspection_says_which_directory_it_cannot_look_at(engine: LogEngine) {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dir.path().join("node-1");
+    open_or_create(&node, &options(engine), || Ok(founding(1))).unwrap();
+    let log = node.join("log");
+    std::fs::remove_dir_all(&log).unwrap();
+    std::os::unix::fs::symlink(&log, &log).unwrap();
+    for named in [&node, dir.path()] {
+        let error = inspect(named, 0, 1).unwrap_err();
+        assert_eq!((error.code, error.path.as_deref()), (ErrorCode::Storage, Some(log.as_path())), "{error}");
+    }
 }

@@ -100,7 +100,10 @@ impl Gate {
             Rule::Greeting(_) => Ok(()),
             Rule::Call { max, .. } if length > *max => Err(refuse(
                 ErrorCode::ProposalTooLarge,
-                &format!("{length} bytes are above the limit of {max}; raise max_proposal_size or split the command"),
+                &format!(
+                    "a call of {length} bytes is above the {max} that this node takes (its max_proposal_size and what goes around a \
+                     command); split the command, or raise max_proposal_size on every node"
+                ),
             )),
             Rule::Call { budget, slot, .. } => {
                 let cost = u32::try_from(length).unwrap_or(u32::MAX);
