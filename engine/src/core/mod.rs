@@ -14,6 +14,7 @@
 //! Invariants: `machine applied <= handed over <= commit <= last`, and `snapshot <= handed over`; what promises durability leaves only after its
 //! write (S1–S3); every accepted request completes exactly once.
 
+mod acquaintances;
 mod actions;
 mod appends;
 mod batch_maker;
@@ -33,6 +34,7 @@ mod fetches;
 #[cfg(test)]
 mod forward_tests;
 mod forwards;
+mod founding;
 mod greeting;
 #[cfg(test)]
 mod greeting_tests;
@@ -84,7 +86,7 @@ pub(crate) use entry::in_session;
 #[cfg(test)]
 pub(crate) use entry::note_session;
 pub use entry::{Context, Kind, Origin};
-pub use greeting::founding_digest;
+pub use founding::founding_digest;
 pub use received::Received;
 pub use rng::Rng;
 pub use run::{Append, Run};
@@ -98,12 +100,12 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::log::{ClusterRecord, Identity, LogState, SnapshotMeta};
 use crate::request::Reply;
 use crate::status::{Event, Role};
+use acquaintances::Greetings;
 use bodies::Bodies;
 use bugs::Bug;
 use divergence::Divergence;
 use election_timer::ElectionTimer;
 use fetches::Fetches;
-use greeting::Greetings;
 use lone_commits::LoneCommits;
 use machine_stream::MachineStream;
 use outcomes::Outcomes;
@@ -284,7 +286,7 @@ impl Core {
         };
         let opens = |entry: &Entry| Context::of(entry).is_some_and(|context| context.kind == Kind::OpenSession);
         let looks = cluster.sessions || entries.iter().any(opens);
-        let founding_heard = entries.iter().rev().find_map(greeting::founding_of);
+        let founding_heard = entries.iter().rev().find_map(founding::founding_of);
         let term = hard_state.term;
         let mut tail = Tail::new(&log, hard_state.clone(), cluster.conf_state(), entries);
         tail.turn_mut().limit(config.max_size_per_msg);

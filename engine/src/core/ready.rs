@@ -11,7 +11,7 @@ use raft::eraftpb::{Message, MessageType};
 use super::bugs::{self, Bug};
 use super::entry::{self, Context, Kind};
 use super::run::Append;
-use super::{appends, greeting, Body, Core, Outbound};
+use super::{appends, founding, Body, Core, Outbound};
 use crate::entry::Entry;
 use crate::error::{Error, ErrorCode};
 
@@ -138,7 +138,7 @@ impl Core {
             if let Some(context) = Context::of(entry) {
                 self.newest_time_us = self.newest_time_us.max(context.time_us);
                 if context.kind == Kind::Founding && self.cluster.incarnation.is_empty() {
-                    self.greetings.set_heard(greeting::founding_of(entry));
+                    self.greetings.set_heard(founding::founding_of(entry));
                 }
             }
         }
