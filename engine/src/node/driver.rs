@@ -1,6 +1,8 @@
 //! The driver: one task that owns the core, feeds it everything that came in, and carries out what it asks for (rules, F1).
 
+mod inputs;
 mod peers;
+mod telling;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
@@ -16,14 +18,13 @@ use super::inbox::{last, Input};
 use super::open::{directory, random, Opened};
 use super::threads::{self, Threads, Work};
 use super::{lock, LogRecord, NodeOptions, Shared, Sink, FIRST_INTERNAL_TOKEN};
-use crate::client;
 use crate::cluster::NodeId;
 use crate::core::{Actions, Core, CoreOptions, Micros};
 use crate::error::{Error, ErrorCode, Result};
-use crate::machine::{MachineAnswer, MachineRequest};
-use crate::request::{Completion, Reply, Request, Ticket, Timeout, Token};
+use crate::machine::MachineRequest;
+use crate::request::{Completion, Reply, Token};
 use crate::runtime::Aside;
-use crate::status::{Event, Role};
+use crate::status::Role;
 use crate::transport::tls::Tls;
 use crate::transport::{Incoming, Lane, Transport, TransportConfig};
 
@@ -359,123 +360,6 @@ impl Driver {
         }
     }
 
-    fn timeout(&self, timeout: Timeout, default: Duration) -> Option<Micros> {
-        let span = match timeout {
-            Timeout::Default => default,
-            Timeout::None => return None,
-            Timeout::After(span) => span,
-        };
-        Some(u64::try_from(span.as_micros()).unwrap_or(u64::MAX))
-    }
-
-    fn default_timeout(&self, request: &Request) -> Duration {
-        match request {
-            Request::Join { .. }
-            | Request::ChangeMembers(_)
-            | Request::Leave
-            | Request::TransferLeader(_)
-            | Request::StepDown => self.options.config.conf_change_request_timeout,
-            Request::Snapshot => Duration::from_secs(600),
-            _ => self.options.config.request_timeout,
-        }
-    }
-
-    fn input(&mut self, input: Input) {
-        match input {
-            Input::Proposals { proposals, timeout } => {
-                self.shared
-                    .door
-                    .taken(proposals.len() as u64, proposals.iter().map(|(_, data)| data.len() as u64).sum());
-                let timeout = self.timeout(timeout, self.options.config.request_timeout);
-                self.core.propose(proposals, timeout);
-            }
-            Input::Request { token, request, timeout } => {
-                self.shared.door.taken(1, request.command_bytes() as u64);
-                let timeout = self.timeout(timeout, self.default_timeout(&request));
-                self.core.submit(token, request, timeout);
-            }
-            Input::Reads { tokens, timeout } => {
-                self.shared.door.taken(tokens.len() as u64, 0);
-                let timeout = self.timeout(timeout, self.options.config.request_timeout);
-                for token in tokens {
-                    self.core.submit(token, Request::Read, timeout);
-                }
-            }
-            Input::Join { token, ticket, timeout } => {
-                self.shared.door.taken(1, 0);
-                let timeout = self.timeout(timeout, self.options.config.conf_change_request_timeout);
-                self.join(token, &ticket, timeout);
-            }
-            Input::JoinFailed { token, error } => self.core.abandon(token, error),
-            Input::Answer(answer) => {
-                if let MachineAnswer::Restored { id } = &answer {
-                    self.shared.files.restored(*id);
-                }
-                self.core.machine_answer(answer);
-            }
-            Input::SnapshotWhole { id, result } => {
-                let sessions = self.core.snapshot_sessions(id);
-                let result = result.and_then(|()| sessions.ok_or_else(|| "nobody waits for it any more".into()));
-                let inbox = self.inbox.clone();
-                self.shared.files.complete(id, result, move |result| {
-                    // A node that has ended needs no snapshot.
-                    let _ = inbox.send(Input::SnapshotDone { id, result });
-                });
-            }
-            Input::SnapshotDone { id, result } => match result {
-                Ok(file) => self.core.snapshot_made(id, file),
-                Err(reason) => self.core.snapshot_failed(id, reason),
-            },
-            Input::Written(number) => {
-                self.threads.log.written(number);
-                self.core.written(number);
-            }
-            Input::Fetched { id, entries } => self.core.fetched(id, entries),
-            Input::DiskFailed(error) => {
-                self.log(slog::Level::Error, "storage", || error.message.clone());
-                self.core.fail(error);
-            }
-            #[cfg(test)]
-            Input::Run(_, job) => job(),
-            Input::Panicked(what) => self.core.fail(Error::unknown(ErrorCode::Internal, what)),
-            Input::Close(timeout) => {
-                // Two election timeouts at most: the deadline is there for the disk as well.
-                let patience = (timeout / 2).min(self.options.config.election_timeout().saturating_mul(2));
-                if self.retiring.is_none() {
-                    let until = if self.core.retire() { Instant::now() + patience } else { Instant::now() };
-                    self.retiring = Some((until, timeout.saturating_sub(patience)));
-                }
-            }
-        }
-    }
-
-    /// Becoming a member takes both sides: the cluster is asked until it says yes, and this node waits until its own log says so.
-    fn join(&mut self, token: Token, ticket: &Ticket, timeout: Option<Micros>) {
-        self.core.become_member(token, ticket, timeout);
-        if self.core.cluster().is_voter(self.options.node_id) {
-            return;
-        }
-        let mut addrs: Vec<String> = Vec::new();
-        for addr in std::iter::once(&ticket.leader_addr).chain(ticket.peers.values()) {
-            if !addr.is_empty() && *addr != self.addr && !addrs.contains(addr) {
-                addrs.push(addr.clone());
-            }
-        }
-        let request = Request::Join {
-            id: self.options.node_id,
-            addr: self.addr.clone(),
-            directory: self.core.directory().to_bytes(),
-            learner: false,
-        };
-        let (inbox, tls) = (self.inbox.clone(), self.tls.clone());
-        let task = tokio::spawn(async move {
-            if let Err(error) = client::ask_to_join(&addrs, tls.as_ref(), request).await {
-                let _ = inbox.send(Input::JoinFailed { token, error });
-            }
-        });
-        self.joins.insert(token, task.abort_handle());
-    }
-
     fn carry_out(&mut self, actions: Actions) {
         self.untold = actions.completions;
         // Whoever leads others has their acknowledgements to hear of meanwhile.
@@ -538,99 +422,6 @@ impl Driver {
             apply => apply,
         };
         self.sink.machine(request);
-    }
-
-    fn complete(&mut self, completions: Vec<Completion>) {
-        if completions.is_empty() {
-            return;
-        }
-        let mut outward = completions;
-        if !self.waiters.is_empty() || !self.joins.is_empty() {
-            let (ours, theirs): (Vec<_>, Vec<_>) = outward.into_iter().partition(|c| c.token >= FIRST_INTERNAL_TOKEN);
-            outward = theirs;
-            for Completion { token, result } in ours {
-                if let Some(answer) = self.waiters.remove(&token) {
-                    let _ = answer.send(result.map(|reply| self.with_path(reply)));
-                }
-            }
-            for Completion { token, .. } in &outward {
-                if let Some(task) = self.joins.remove(token) {
-                    task.abort();
-                }
-            }
-        }
-        for completion in &mut outward {
-            if let Ok(reply @ Reply::Snapshot(_)) = &mut completion.result {
-                *reply = self.with_path(std::mem::replace(reply, Reply::Done));
-            }
-        }
-        if !outward.is_empty() {
-            self.sink.completions(outward);
-        }
-    }
-
-    fn with_path(&self, reply: Reply) -> Reply {
-        match reply {
-            Reply::Snapshot(mut info) => {
-                if let Some(meta) = self.core.snapshot().filter(|m| m.index == info.index) {
-                    info.path = self.shared.files.path(&meta).display().to_string();
-                }
-                Reply::Snapshot(info)
-            }
-            other => other,
-        }
-    }
-
-    fn tell(&mut self, event: Event) {
-        self.status_due = true;
-        match &event {
-            Event::LeaderChanged { term, leader_id: Some(leader) } => {
-                self.log(slog::Level::Info, "raft", || format!("node {leader} leads in term {term}"));
-            }
-            Event::LeaderChanged { term, leader_id: None } => {
-                self.log(slog::Level::Info, "raft", || format!("no leader in term {term}"));
-            }
-            Event::PeerRefused { peer, reason } => {
-                self.log(slog::Level::Warning, "transport", || format!("node {peer}: {reason}"));
-            }
-            Event::DiskHung { millis } => {
-                self.log(slog::Level::Error, "storage", || {
-                    format!("a write has taken {millis} ms; this node does not lead until the disk answers")
-                });
-            }
-            Event::SnapshotFailed { index, reason } => {
-                self.log(slog::Level::Error, "storage", || format!("the snapshot at index {index} failed: {reason}"));
-            }
-            Event::SnapshotDamaged { index, stands_in, reason } => {
-                self.log(slog::Level::Error, "storage", || {
-                    format!(
-                        "the snapshot at index {index} cannot be restored: {reason}; the one at index {stands_in} stands in, from \
-                         which the log goes on"
-                    )
-                });
-            }
-            _ => {}
-        }
-        self.sink.event(event);
-    }
-
-    /// The status that handles read: members and peers when something happened, the numbers with each turn.
-    fn publish(&mut self) {
-        let now = Instant::now();
-        let mut status = lock(&self.shared.status);
-        if self.status_due || now.duration_since(self.status_at) > Duration::from_millis(200) {
-            self.status_due = false;
-            self.status_at = now;
-            *status = self.core.status();
-        } else {
-            let at = self.core.positions();
-            status.term = at.term;
-            status.leader_id = (at.leader != 0).then_some(at.leader);
-            status.last_index = at.last;
-            status.commit_index = at.commit;
-            status.applied_index = at.applied;
-            status.snapshot_index = at.snapshot;
-        }
     }
 
     /// The end: everything that waits has its answer, the disk has been waited for within the deadline, the port is free.
