@@ -23,6 +23,7 @@ mod bodies;
 pub mod bugs;
 #[cfg(not(feature = "known-bugs"))]
 mod bugs;
+mod change_plan;
 mod check;
 mod deadlines;
 mod divergence;

@@ -5,9 +5,10 @@ use raft::eraftpb::{EntryType, Message, MessageType};
 
 use super::bodies;
 use super::bugs::{self, Bug};
+use super::change_plan::plan;
 use super::deadlines::Micros;
 use super::entry::{note_session, Context, Kind, Origin};
-use super::membership::{bounded, plan, Awaited, Change, Step};
+use super::membership::{bounded, Awaited, Change, Step, StepKind};
 use super::requests::State;
 use super::what::{Handed, What};
 use super::Core;
@@ -271,10 +272,10 @@ impl Core {
     /// cluster could not elect. It is marked, and promoted later.
     fn postponed(&self, change: &Change) -> Change {
         let mut change = change.clone();
-        for step in change.steps.iter_mut().filter(|s| s.kind == 3) {
+        for step in change.steps.iter_mut().filter(|s| s.kind() == StepKind::Promote) {
             let waits = self.cluster.is_learner(step.id) && !self.has_caught_up(step.id);
             if let Some(member) = self.cluster.member(step.id).filter(|_| waits) {
-                *step = Step { kind: 1, id: step.id, addr: member.addr.clone(), directory: Vec::new() };
+                *step = Step::new(StepKind::AddVoter, step.id, &member.addr);
             }
         }
         change
