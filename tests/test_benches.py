@@ -51,7 +51,7 @@ def test_each_library_is_measured_and_ends_with_the_same_state_on_all_nodes(othe
 
 
 def test_the_bridge_alone_is_measured(tmp_path: Path) -> None:
-    done = run(["bridge.py", "--secs", ".2", "python"], tmp_path)
+    done = run(["bridge.py", "--secs", ".2", "--windows", "1", "python"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len({(row["side"], row["in_flight"]) for row in rows}) == len(rows) == 4 + 4 + 4 + 3 + 2
@@ -114,6 +114,7 @@ def test_what_cannot_be_built_is_left_out_unless_it_was_named(tmp_path: Path) ->
         (["run.py", "--windows", "0", "python"], "'0': a whole number from 1 on"),
         (["run.py", "--reads", "python"], "reads are measured with the driver c: name it"),
         (["bridge.py", "nosuch"], "nosuch: a side is c or python"),
+        (["bridge.py", "--windows", "0"], "0: a row takes one window or more"),
         (["bridge.py", "--secs", "0"], "0.0: seconds of a window are more than 0"),
     ],
 )
