@@ -309,6 +309,11 @@ fn s11_whoever_greets_is_told_who_it_is_taken_for() {
     let other = Uid(78).to_bytes();
     for (story, hello, verdict) in [
         ("a member", member(2, 2), Verdict::Accepted),
+        (
+            "one that has yet to take over the cluster's number",
+            Hello { incarnation: vec![], ..member(2, 2) },
+            Verdict::Later,
+        ),
         ("one whose directory was wiped", Hello { incarnation: vec![], ..member(2, 5) }, Verdict::WrongDirectory),
         ("one whose directory was wiped and has joined again", member(2, 5), Verdict::WrongDirectory),
         ("one that means somebody else", Hello { to: 5, ..member(2, 2) }, Verdict::WrongNode),
@@ -327,7 +332,7 @@ fn s11_whoever_greets_is_told_who_it_is_taken_for() {
         core.set_cluster(9, cluster);
         let welcome = core.greeted(&hello);
         assert_eq!(welcome.verdict, verdict as i32, "{story}: {}", welcome.reason);
-        let taken = verdict == Verdict::Accepted;
+        let taken = matches!(verdict, Verdict::Accepted | Verdict::Later);
         assert_eq!(core.greetings.seen(hello.node_id).is_some(), taken, "{story}: nothing of it is kept");
     }
 }
@@ -503,4 +508,36 @@ fn s11_a_leader_neither_hears_nor_tells_a_member_that_is_not_recorded() {
         assert!(actions.messages.iter().all(|message| message.to == 2), "{:?}", actions.messages);
     }
     assert!(core.is_leader());
+}
+
+/// Node 1 leads. Node 4 was no member when it greeted; now an entry has added it, and its stream stays.
+#[test]
+fn s11_who_greeted_before_it_was_a_member_is_recorded_if_it_said_that_it_is_of_this_cluster() {
+    for (story, incarnation, recorded) in [
+        ("it is of this cluster", Some(Uid(9)), true),
+        // Perhaps it was born to another founding, and nobody has looked yet: as a member it says so once more.
+        ("it knew of no cluster", None, false),
+        ("it was of another one", Some(Uid(10)), false),
+    ] {
+        let mut core = leader(3, true);
+        core.see(&Hello { to: 1, ..stranger(4, incarnation) });
+        let mut cluster = core.cluster().clone();
+        cluster.put_member(Member { id: 4, addr: "h:4".into(), ..Member::default() });
+        core.set_cluster(10, cluster);
+        core.poll();
+        let mut entries = Vec::new();
+        // Nothing of it is committed meanwhile: it is recorded once all the same.
+        for turn in 1..4 {
+            core.begin_turn(turn * 1000, 1);
+            core.tick();
+            let written = core.poll().writes;
+            written.last().into_iter().for_each(|write| core.written(write.number));
+            entries
+                .extend(written.into_iter().filter_map(|write| write.entries).flat_map(|entries| (*entries).clone()));
+        }
+        let names = |entry: &Entry| (Context::of(entry).unwrap().kind, Member::decode(&entry.data[..]).unwrap());
+        let record = Member { id: 4, directory: Uid(4).to_bytes(), ..Member::default() };
+        let expected = if recorded { vec![(Kind::RecordDirectory, record)] } else { Vec::new() };
+        assert_eq!(entries.iter().map(names).collect::<Vec<_>>(), expected, "{story}");
+    }
 }

@@ -150,7 +150,7 @@ fn s6_a_snapshot_that_is_overtaken_before_the_machine_hears_of_it_is_still_the_o
 fn given(message: Message, meta: SnapshotMeta) -> (bool, Vec<String>) {
     let mut core = replaying();
     follow(&mut core, 20);
-    core.receive_snapshot(2, message, meta, b"");
+    core.receive_snapshot(message.from, message, meta, b"");
     let mut actions = core.poll();
     if let Some(write) = actions.writes.last().map(|write| write.number) {
         core.written(write);
@@ -263,6 +263,16 @@ fn s13_a_snapshot_is_taken_only_with_the_message_that_names_it() {
     ] {
         let (found, told) = given(message.clone(), meta);
         assert_eq!((found, told.len()), (taken, usize::from(!taken)), "{what}: {told:?}");
+    }
+}
+
+/// It was let in when its file began to come; what removes its sender may be applied before that is whole.
+#[test]
+fn s12_a_snapshot_is_not_taken_any_more_from_who_has_been_removed_meanwhile() {
+    let cluster = members(ConfState { voters: vec![1, 2, 3], ..Default::default() });
+    for (from, taken) in [(2, true), (3, false)] {
+        let (message, meta) = stream(&cluster);
+        assert_eq!(given(Message { from, ..message }, meta).0, taken, "from node {from}");
     }
 }
 

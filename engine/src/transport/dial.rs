@@ -69,6 +69,28 @@ pub fn jitter(span: Duration) -> Duration {
     span / 2 + span / 2 * part / 1024
 }
 
+/// How long to wait before a peer is dialled again.
+struct Backoff(Duration);
+
+impl Backoff {
+    fn new() -> Self {
+        Backoff(BACKOFF_MIN)
+    }
+
+    /// A session has ended that lasted so long; `connected`: the peer had taken it. One that takes us and drops us at once is not dialled
+    /// in a circle.
+    fn ended(&mut self, connected: bool, lasted: Duration) {
+        if connected && lasted > BACKOFF_MAX {
+            self.0 = BACKOFF_MIN;
+        }
+    }
+
+    /// All of it was waited for.
+    fn waited(&mut self) {
+        self.0 = self.0.saturating_mul(2).min(BACKOFF_MAX);
+    }
+}
+
 /// Asks the driver whether to go on with a listener that answered so.
 pub async fn agree(shared: &Shared, peer: NodeId, kind: StreamKind, welcome: Welcome) -> Result<(), String> {
     let refused = match Verdict::try_from(welcome.verdict) {
@@ -96,7 +118,7 @@ pub async fn keep_dialling(
 ) {
     let shared = Arc::clone(&local.shared);
     let mut stop = shared.stop.clone();
-    let mut backoff = BACKOFF_MIN;
+    let mut backoff = Backoff::new();
     loop {
         let addr = target.borrow_and_update().addr.clone();
         let begun = Instant::now();
@@ -106,7 +128,7 @@ pub async fn keep_dialling(
             () = poked_while_connecting(&slot, &poke) => {
                 // A connect to a host that was cut off may hang in its own timers while the peer is back already.
                 finish(&shared, peer, lane, &slot, "the peer is there: to be dialled anew".into());
-                backoff = BACKOFF_MIN;
+                backoff = Backoff::new();
                 continue;
             }
             _ = stop.wait_for(|stop| *stop) => None,
@@ -116,17 +138,13 @@ pub async fn keep_dialling(
         if over {
             return;
         }
-        // One that accepts and drops us at once is not dialled in a circle.
-        backoff = match connected && begun.elapsed() > BACKOFF_MAX {
-            true => BACKOFF_MIN,
-            false => backoff,
-        };
+        backoff.ended(connected, begun.elapsed());
         tokio::select! {
-            _ = tokio::time::sleep(jitter(backoff)) => backoff = backoff.saturating_mul(2).min(BACKOFF_MAX),
+            _ = tokio::time::sleep(jitter(backoff.0)) => backoff.waited(),
             // It dials us: it is there.
-            _ = poke.notified() => backoff = BACKOFF_MIN,
+            _ = poke.notified() => backoff = Backoff::new(),
             changed = target.changed() => match changed {
-                Ok(()) => backoff = BACKOFF_MIN,
+                Ok(()) => backoff = Backoff::new(),
                 Err(_) => return,
             },
             _ = stop.wait_for(|stop| *stop) => return,
@@ -229,5 +247,39 @@ pub async fn next(stream: &mut Streaming<Bytes>, patience: Duration) -> Result<B
         Ok(Ok(None)) => Err("the peer ended the stream".into()),
         Ok(Err(status)) => Err(chain(&status)),
         Err(_) => Err(format!("nothing heard within {patience:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_cannot_be_reached_is_dialled_less_and_less_often_and_at_least_once_a_second() {
+        let mut backoff = Backoff::new();
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            backoff.ended(false, Duration::from_secs(60));
+            waits.push(backoff.0.as_millis());
+            backoff.waited();
+        }
+        assert_eq!(waits, [50, 100, 200, 400, 800, 1000, 1000]);
+        for wait in [BACKOFF_MIN, BACKOFF_MAX] {
+            assert!((wait / 2..=wait).contains(&jitter(wait)));
+        }
+    }
+
+    #[test]
+    fn only_a_stream_that_has_lasted_makes_dialling_begin_anew() {
+        for (connected, lasted, waits) in [
+            (true, BACKOFF_MAX, 100), // it takes us, and drops us at once
+            (true, BACKOFF_MAX + Duration::from_millis(1), 50),
+            (false, BACKOFF_MAX * 60, 100), // nobody answered for long
+        ] {
+            let mut backoff = Backoff::new();
+            backoff.waited();
+            backoff.ended(connected, lasted);
+            assert_eq!(backoff.0.as_millis(), waits, "{connected} {lasted:?}");
+        }
     }
 }

@@ -149,3 +149,98 @@ impl http_body::Body for Gate {
         self.inner.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What gRPC puts before a message of so many bytes.
+    fn prefix(length: usize) -> Vec<u8> {
+        [&[0], &(length as u32).to_be_bytes()[..]].concat()
+    }
+
+    fn code(admitted: Result<(), Status>) -> Option<ErrorCode> {
+        ErrorCode::from_i32(admitted.err()?.metadata().get(crate::transport::REFUSED)?.to_str().ok()?.parse().ok()?)
+    }
+
+    #[test]
+    fn a_greeting_that_is_too_long_is_refused_as_soon_as_it_is_announced() {
+        for (length, passes) in [(GREETING, true), (GREETING + 1, false), (u32::MAX as usize, false)] {
+            for piece in 1..=PREFIX {
+                let mut gate = Gate::greeting(tonic::body::Body::empty(), Arc::default());
+                let bytes = prefix(length);
+                let admitted: Result<Vec<()>, Status> = bytes.chunks(piece).map(|piece| gate.admit(piece)).collect();
+                assert_eq!(admitted.is_ok(), passes, "{length} in pieces of {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_than_a_greeting_passes_before_it_is_accepted() {
+        let open = Arc::new(AtomicBool::new(false));
+        let mut gate = Gate::greeting(tonic::body::Body::empty(), Arc::clone(&open));
+        gate.admit(&prefix(10)).unwrap();
+        gate.admit(&vec![0; GREETING - PREFIX]).unwrap();
+        assert!(gate.admit(&[0]).is_err());
+        open.store(true, Ordering::Relaxed);
+        gate.admit(&vec![0; 2 * GREETING]).unwrap();
+    }
+
+    fn call(
+        budget: &Arc<Semaphore>,
+        slot: &Arc<OnceLock<OwnedSemaphorePermit>>,
+        within: Duration,
+        body: Silent,
+    ) -> Gate {
+        let body = tonic::body::Body::new(body);
+        Gate::call(body, 1000, Arc::clone(budget), Arc::clone(slot), within)
+    }
+
+    /// Sends nothing and does not end.
+    struct Silent;
+
+    impl http_body::Body for Silent {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
+    #[test]
+    fn a_call_is_one_message_that_is_booked_as_a_whole_until_it_is_answered() {
+        crate::transport::tests::run(async {
+            let budget = Arc::new(Semaphore::new(1500));
+            for (story, bytes, refused) in [
+                ("one message", [prefix(1000), vec![0; 1000]].concat(), None),
+                ("more than is taken", prefix(1001), Some(ErrorCode::ProposalTooLarge)),
+                ("more than one", [prefix(10), vec![0; 11]].concat(), Some(ErrorCode::InvalidArgument)),
+            ] {
+                let mut gate = call(&budget, &Arc::default(), Duration::from_secs(60), Silent);
+                assert_eq!(code(gate.admit(&bytes)), refused, "{story}");
+                drop(gate);
+                assert_eq!(budget.available_permits(), 1500, "{story}");
+            }
+            let slot = Arc::default();
+            let mut first = call(&budget, &slot, Duration::from_secs(60), Silent);
+            first.admit(&prefix(1000)).unwrap();
+            drop(first);
+            // Its bytes are decoded, and wait for the answer.
+            let mut second = call(&budget, &Arc::default(), Duration::from_secs(60), Silent);
+            assert_eq!(code(second.admit(&prefix(501))), Some(ErrorCode::Overloaded));
+            drop(slot);
+            call(&budget, &Arc::default(), Duration::from_secs(60), Silent).admit(&prefix(501)).unwrap();
+        });
+    }
+
+    #[test]
+    fn a_call_that_does_not_go_on_is_given_up() {
+        crate::transport::tests::run(async {
+            let mut gate = call(&Arc::new(Semaphore::new(1)), &Arc::default(), Duration::ZERO, Silent);
+            let end = std::future::poll_fn(|cx| http_body::Body::poll_frame(Pin::new(&mut gate), cx)).await;
+            let refused = end.and_then(Result::err).map(Err);
+            assert_eq!(refused.and_then(code), Some(ErrorCode::ConnectionFailed));
+        });
+    }
+}

@@ -175,8 +175,8 @@ mod tests {
         assert!(decoded(&empty_items).unwrap_err().message().contains("too many"));
         let frame = Frame { items: vec![] }.encode_to_vec();
         assert!(decoded(&frame).unwrap().is_empty());
-        // A forward of empty proposals; a report of empty sums.
-        for (body, element, count) in [(0x12, 0x22, 2_000_000), (0x22, 0x12, 4_000_000)] {
+        // A forward of empty proposals; a report of empty sums, and one of empty details.
+        for (body, element, count) in [(0x12, 0x22, 2_000_000), (0x22, 0x12, 4_000_000), (0x22, 0x2a, 4_000_000)] {
             let elements: Vec<u8> = [element, 0x00].repeat(count);
             let mut item = vec![body];
             prost::encoding::encode_varint(elements.len() as u64, &mut item);
@@ -184,7 +184,7 @@ mod tests {
             let mut frame = vec![0x0a];
             prost::encoding::encode_varint(item.len() as u64, &mut frame);
             frame.extend(item);
-            assert!(decoded(&frame).unwrap_err().message().contains("too many"), "{body}");
+            assert!(decoded(&frame).unwrap_err().message().contains("too many"), "{body} {element}");
         }
     }
 }

@@ -28,6 +28,8 @@ mod raft_message;
 mod service;
 mod snapshot;
 mod socket;
+#[cfg(test)]
+mod stream_tests;
 pub(crate) mod tame;
 mod tcp;
 #[cfg(test)]

@@ -192,6 +192,21 @@ mod tests {
         assert_eq!(back, vec![item(3, 100), item(4, 100)]);
         assert_eq!(frame(&queue), Poll::Ready(Some(parts((0..3).map(|n| item(n, 100))))));
         assert!(frame(&queue).is_pending());
+        assert_eq!(queue.push((3..6).map(|n| item(n, 100)).collect()), Ok(()), "there is room again");
+    }
+
+    #[test]
+    fn items_are_bounded_in_number_in_the_queue_and_in_a_frame() {
+        let queue = LaneQueue::new(usize::MAX, MAX_ITEMS + 2, usize::MAX);
+        queue.open();
+        let back = queue.push((0..MAX_ITEMS + 5).map(|n| item(n as u8, 1)).collect()).unwrap_err();
+        assert_eq!(back.len(), 3);
+        // The other side takes no frame of more.
+        for count in [MAX_ITEMS, 2] {
+            let Poll::Ready(Some(frame)) = frame(&queue) else { panic!("nothing is sent") };
+            assert_eq!(frame.len(), count);
+        }
+        assert!(frame(&queue).is_pending());
     }
 
     #[test]

@@ -34,6 +34,8 @@ struct Files {
     /// The disk fails once at this offset.
     fail_at: Mutex<Option<u64>>,
     begun_at: Mutex<Vec<u64>>,
+    /// The disk fails once when what has arrived is to be made durable.
+    fail_finish: Mutex<bool>,
     finished: Mutex<u32>,
 }
 
@@ -62,6 +64,9 @@ impl IntakeFile for File {
 
     fn finish(self: Box<Self>) -> Result<()> {
         assert_eq!(self.0.data.lock().unwrap()[&self.1].len() as u64, self.2);
+        if std::mem::take(&mut *self.0.fail_finish.lock().unwrap()) {
+            return Err(Error::not_done(ErrorCode::Storage, "no sync"));
+        }
         *self.0.finished.lock().unwrap() += 1;
         Ok(())
     }
@@ -80,7 +85,7 @@ pub struct Host {
     pub transport: Transport,
     pub heard: mpsc::UnboundedReceiver<Incoming>,
     files: Arc<Files>,
-    verdict: Verdict,
+    pub(super) verdict: Verdict,
 }
 
 pub fn settings(id: NodeId, addr: &str) -> TransportConfig {
@@ -101,7 +106,7 @@ impl Host {
         self.files.data.lock().unwrap()[&index].clone()
     }
 
-    async fn pair() -> (Host, Host) {
+    pub(super) async fn pair() -> (Host, Host) {
         let a = Host::start(settings(1, "127.0.0.1:0")).await;
         let b = Host::start(settings(2, "127.0.0.1:0")).await;
         (a, b)
@@ -112,7 +117,7 @@ impl Host {
     }
 
     /// The next thing that is no greeting; greetings are answered.
-    async fn next(&mut self) -> Incoming {
+    pub(super) async fn next(&mut self) -> Incoming {
         loop {
             match self.heard.recv().await.expect("the transport has ended") {
                 Incoming::Hello { answer, .. } => {
@@ -403,7 +408,7 @@ fn port_zero_becomes_the_real_one_and_is_free_again_after_shutdown() {
 
 /// Bytes as they are: no checksum, no format.
 #[derive(Clone, Copy)]
-struct Raw;
+pub(super) struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;
@@ -435,14 +440,14 @@ impl Decoder for Raw {
     }
 }
 
-fn sealed(body: &[u8]) -> Bytes {
+pub(super) fn sealed(body: &[u8]) -> Bytes {
     let mut bytes = vec![1];
     bytes.extend(crc32c::crc32c(body).to_le_bytes());
     bytes.extend(body);
     bytes.into()
 }
 
-fn greeting() -> Bytes {
+pub(super) fn greeting() -> Bytes {
     sealed(&Hello { node_id: 7, ..Default::default() }.encode_to_vec())
 }
 
@@ -726,6 +731,56 @@ fn a_snapshot_that_broke_off_is_resumed_where_it_stopped() {
         let begun = b.files.begun_at.lock().unwrap().clone();
         assert!(begun[0] == 0 && begun[1] >= 2_000_000 - CHUNK as u64, "{begun:?}");
         assert_eq!(b.files.data.lock().unwrap()[&10], data);
+    });
+}
+
+#[test]
+fn s6_the_driver_hears_of_a_snapshot_only_once_its_file_is_finished() {
+    run(async {
+        let (mut a, mut b) = Host::pair().await;
+        a.dial(2, &b.transport.local_addr());
+        beside(&mut b, a.connected()).await;
+        let source = Arc::new(vec![7; 1000]);
+        *b.files.fail_finish.lock().unwrap() = true;
+        for (failed, finished) in [(true, 0), (false, 1)] {
+            a.transport.send_snapshot(2, header(10, 1000), vec![], source.clone());
+            let heard = b.until(|incoming| match incoming {
+                Incoming::SnapshotReceived { .. } => Some(None),
+                Incoming::SnapshotIntakeFailed { from, index, error } => Some(Some((from, index, error.code))),
+                _ => None,
+            });
+            assert_eq!(beside(&mut a, heard).await, failed.then_some((1, 10, ErrorCode::Storage)));
+            assert_eq!(*b.files.finished.lock().unwrap(), finished);
+            assert_eq!(beside(&mut b, sent(&mut a)).await.is_err(), failed, "and so does the sender");
+        }
+    });
+}
+
+#[test]
+fn a_snapshot_that_the_driver_does_not_want_is_refused_before_its_bytes_are_sent() {
+    run(async {
+        let (mut a, mut b) = Host::pair().await;
+        a.dial(2, &b.transport.local_addr());
+        beside(&mut b, a.connected()).await;
+        a.transport.send_snapshot(2, header(10, 1000), vec![], Arc::new(vec![7; 1000]));
+        let refuse = async {
+            loop {
+                match b.heard.recv().await.unwrap() {
+                    Incoming::Hello { answer, .. } => drop(answer.send(Welcome::default())),
+                    Incoming::SnapshotHeader { from, header, answer } => {
+                        assert_eq!((from, header.index), (1, 10));
+                        answer.send(Err("as a test wants it".into())).unwrap();
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        let refused = tokio::select! {
+            sent = sent(&mut a) => sent.unwrap_err(),
+            () = refuse => unreachable!(),
+        };
+        assert!(refused.contains("as a test wants it"), "{refused}");
+        assert!(b.files.begun_at.lock().unwrap().is_empty());
     });
 }
 

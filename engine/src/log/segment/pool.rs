@@ -386,6 +386,7 @@ mod tests {
     use std::fs::File;
 
     use super::*;
+    use crate::faults::{fail_next, Fault};
     use crate::log::segment::SEGMENT_SIZE;
 
     const SIZE: u64 = 64 << 10;
@@ -632,6 +633,51 @@ mod tests {
         assert!(std::fs::read_dir(dir.path()).unwrap().next().is_none());
         assert_eq!(seen.metadata().unwrap().len(), 0);
         read.read(&mut [0; 100], 10 * SIZE - 100).unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_deleted_stays_and_counts() {
+        for (story, stays) in [("it goes", 0), ("no thread to do it", 1), ("the system refuses", 1)] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut pool = pool(dir.path(), 0, Some(2 * SIZE));
+            let giant = pool.make(10 * SIZE).unwrap();
+            match story {
+                "no thread to do it" => fail_next(Fault::Thread),
+                "the system refuses" => {
+                    std::fs::remove_file(giant.path()).unwrap();
+                    std::fs::create_dir(giant.path()).unwrap();
+                }
+                _ => {}
+            }
+            pool.give(giant);
+            pool.clear_surplus();
+            pool.finish_deleting();
+            assert_eq!((pool.held, pool.leaving), (stays * 10 * SIZE, 0), "{story}");
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count() as u64, stays, "{story}");
+            assert_eq!(pool.take(100, false).is_err(), stays > 0, "{story}: it is above the quota");
+        }
+    }
+
+    #[test]
+    fn what_is_made_ahead_counts_and_is_whole_before_the_directory_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pool = pool(dir.path(), 0, None);
+        pool.prepare();
+        pool.finish_making();
+        assert_eq!((pool.ready.len(), pool.held), (1, SIZE));
+        let pace = Arc::new(Pace::default());
+        let (log_dir, its_pace) = (dir.path().to_path_buf(), Arc::clone(&pace));
+        // It comes to nothing else before it is told to be quick.
+        let make = move || {
+            while !its_pace.is_cut_short() {
+                std::thread::yield_now();
+            }
+            SegmentFile::create(&log_dir, 99, SIZE, &its_pace)
+        };
+        pool.making = Some((std::thread::spawn(make), pace));
+        drop(pool);
+        let names = || std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name());
+        assert!(names().any(|name| name == "00000099.seg"), "{:?}", names().collect::<Vec<_>>());
     }
 
     #[test]
