@@ -144,3 +144,47 @@ impl Core {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::Entry;
+
+    use super::*;
+    use crate::core::forward_tests::follower;
+    use crate::core::test_cores::message;
+
+    /// What leaves now, and the number of what is written.
+    fn polled(core: &mut Core) -> (Vec<MessageType>, Option<u64>) {
+        let actions = core.poll();
+        let kind = |message: &Outbound| match &message.body {
+            Body::Raft(raft) => MessageType::from_i32(raft.msg_type).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        (actions.messages.iter().map(kind).collect(), actions.writes.last().map(|write| write.number))
+    }
+
+    #[test]
+    fn s2_heartbeats_of_a_durable_term_pass_the_disk_and_nothing_else_does() {
+        use MessageType::{MsgAppend, MsgAppendResponse, MsgHeartbeat, MsgHeartbeatResponse};
+        let mut core = follower();
+        polled(&mut core);
+        let term = core.term() + 1;
+        core.receive(2, message(MsgHeartbeat, 2, term));
+        let (left, write) = polled(&mut core);
+        assert!(left.is_empty(), "its term is not on the disk: {left:?}");
+        core.receive(2, message(MsgHeartbeat, 2, term));
+        assert_eq!(polled(&mut core), (vec![], None), "nor is it with the next one");
+        core.written(write.unwrap());
+        assert_eq!(polled(&mut core).0, [MsgHeartbeatResponse, MsgHeartbeatResponse]);
+
+        let (index, log_term) = (core.raw.raft.raft_log.last_index(), core.raw.raft.raft_log.last_term());
+        let entries = vec![Entry { term, index: index + 1, ..Entry::default() }];
+        core.receive(2, Message { index, log_term, entries, ..message(MsgAppend, 2, term) });
+        let (left, write) = polled(&mut core);
+        assert!(left.is_empty(), "{left:?}");
+        core.receive(2, message(MsgHeartbeat, 2, term));
+        assert_eq!(polled(&mut core).0, [MsgHeartbeatResponse], "a slow disk topples nobody");
+        core.written(write.unwrap());
+        assert_eq!(polled(&mut core).0, [MsgAppendResponse]);
+    }
+}

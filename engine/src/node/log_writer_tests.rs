@@ -138,6 +138,19 @@ fn what_follows_waits_for_the_job_and_is_one_batch() {
 }
 
 #[test]
+fn what_follows_one_that_waits_in_the_queue_does_not_overtake_it() {
+    let (tell, saw) = std_mpsc::channel();
+    let (told_to, _told) = unbounded_channel();
+    let (mut writer, thread) = log_writer(Box::new(Told { saw: tell, fault: Box::new(|_| Ok(())) }), told_to);
+    writer.write(write(1, 1), None);
+    // The log thread has not begun: nobody holds the pen.
+    writer.write(write(2, 1), Some(&|_| panic!("it would be written first")));
+    drop(writer);
+    thread.run();
+    assert_eq!(saw.try_iter().collect::<Vec<_>>(), batches(&[&[1, 2]]));
+}
+
+#[test]
 fn the_first_failure_is_the_last_write_on_either_way() {
     for (first_aside, second_aside) in [(true, true), (true, false), (false, true), (false, false)] {
         let mut bench = bench(|_| Err(Error::not_done(ErrorCode::Storage, "the disk has failed")));

@@ -299,4 +299,6 @@ impl Node {
 }
 
 #[cfg(test)]
+mod inbox_tests;
+#[cfg(test)]
 mod tests;

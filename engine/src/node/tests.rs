@@ -10,16 +10,18 @@ use crate::request::Reply;
 
 const ENOUGH: Duration = Duration::from_secs(60);
 
-/// Writes wait as long as somebody holds the lock.
+/// Writes wait as long as somebody holds the lock, and fail for the reason that lies there.
 struct Hangs {
     log: Box<dyn LogWriter>,
-    disk: Arc<Mutex<()>>,
+    disk: Arc<Mutex<Option<Error>>>,
 }
 
 impl LogWriter for Hangs {
     fn write(&mut self, writes: &[LogWrite]) -> Result<()> {
-        drop(lock(&self.disk));
-        self.log.write(writes)
+        match lock(&self.disk).clone() {
+            Some(error) => Err(error),
+            None => self.log.write(writes),
+        }
     }
 }
 
@@ -27,13 +29,16 @@ impl LogWriter for Hangs {
 struct Heard {
     completions: Option<mpsc::Sender<Completion>>,
     machine: Option<mpsc::Sender<MachineRequest>>,
+    /// To be asked for a snapshot is too much for it.
+    breaks: bool,
     closed: Option<mpsc::Sender<Result<()>>>,
 }
 
 /// A machine without a state, which answers every command with its length.
 struct Member {
     node: Node,
-    disk: Arc<Mutex<()>>,
+    sink: Arc<Mutex<Heard>>,
+    disk: Arc<Mutex<Option<Error>>>,
     completions: mpsc::Receiver<Completion>,
     closed: mpsc::Receiver<Result<()>>,
     tokens: Token,
@@ -46,6 +51,8 @@ impl Sink for Mutex<Heard> {
         batch.into_iter().for_each(|completion| drop(heard.completions.as_ref().map(|to| to.send(completion))));
     }
     fn machine(&self, request: MachineRequest) {
+        let breaks = lock(self).breaks && matches!(request, MachineRequest::Snapshot { .. });
+        assert!(!breaks, "as a test wants it");
         let _ = lock(self).machine.as_ref().map(|to| to.send(request));
     }
     fn event(&self, _: Event) {}
@@ -80,19 +87,19 @@ fn serve(node: &Node, request: MachineRequest) {
 
 impl Member {
     fn start(id: NodeId, addrs: &[String], dir: &std::path::Path) -> Member {
+        Self::start_with(Config::default(), id, addrs, dir)
+    }
+
+    fn start_with(config: Config, id: NodeId, addrs: &[String], dir: &std::path::Path) -> Member {
         let options = NodeOptions {
-            config: Config {
-                log_dir: dir.join(id.to_string()),
-                tick_interval: Duration::from_millis(20),
-                ..Config::default()
-            },
+            config: Config { log_dir: dir.join(id.to_string()), tick_interval: Duration::from_millis(20), ..config },
             node_id: id,
             raft_addr: addrs[id as usize - 1].clone(),
             peers: Some((1..).zip(addrs.iter().cloned()).collect()),
             machine_applied: None,
         };
         let runtime = Runtime::new().unwrap();
-        let disk = Arc::new(Mutex::new(()));
+        let disk = Arc::new(Mutex::new(None));
         let mut opened = open::open(&options).unwrap();
         opened.writer = Box::new(Hangs { log: opened.writer, disk: Arc::clone(&disk) });
         let (to_machine, requests) = mpsc::channel();
@@ -101,15 +108,16 @@ impl Member {
         let sink = Arc::new(Mutex::new(Heard {
             completions: Some(to_caller),
             machine: Some(to_machine),
+            breaks: false,
             closed: Some(to_closer),
         }));
-        let node = Node::start_with(&runtime, opened, options, sink).unwrap();
+        let node = Node::start_with(&runtime, opened, options, sink.clone()).unwrap();
         let served = Arc::new(OnceLock::from(node.clone()));
         std::thread::spawn(move || {
             let node = served.get().unwrap();
             requests.iter().for_each(|request| serve(node, request));
         });
-        Member { node, disk, completions, closed, tokens: 0, _runtime: runtime }
+        Member { node, sink, disk, completions, closed, tokens: 0, _runtime: runtime }
     }
 
     fn ask(&mut self, request: Request, timeout: Duration) -> Result<Reply> {
@@ -222,15 +230,7 @@ fn what_is_accepted_has_one_end_when_the_driver_breaks() {
     node.submit(13, Request::Status, Timeout::None).unwrap();
     node.propose_many(vec![(14, "a".into()), (15, "b".into())], Timeout::None).unwrap();
     node.read_many(vec![16, 17], Timeout::None).unwrap();
-    let ticket = Ticket {
-        reserved_id: 1,
-        raft_addr: String::new(),
-        leader_id: 1,
-        leader_addr: String::new(),
-        peers: std::collections::BTreeMap::new(),
-        incarnation: String::new(),
-    };
-    node.join(18, ticket, Timeout::None).unwrap();
+    node.join(18, ticket(), Timeout::None).unwrap();
     go_on.send(()).unwrap();
     let why = alone.closed.recv_timeout(ENOUGH).unwrap().unwrap_err();
     assert!(why.code == ErrorCode::Internal && why.message.contains("as a test wants it"), "{why}");
@@ -244,5 +244,86 @@ fn what_is_accepted_has_one_end_when_the_driver_breaks() {
             _ => (ErrorCode::Closed, Committed::No),
         };
         assert_eq!((error.code, error.committed), (code, committed), "{token}: {error}");
+    }
+}
+
+/// What was done when the driver breaks is told as it came out, also if it breaks over what follows from the same turn.
+#[test]
+fn what_is_done_is_told_though_the_driver_breaks_before_it_tells_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut members, _) = cluster(1, dir.path());
+    let alone = &mut members[0];
+    alone.propose(b"before");
+    let (go_on, held) = mpsc::channel::<()>();
+    alone.node.0.inbox.submit(Input::Run(vec![], Box::new(move || held.recv().unwrap())), 0, 0).unwrap();
+    lock(&alone.sink).breaks = true;
+    // One turn's: the status is there at once, and the machine is asked for its state before anybody hears of it.
+    alone.node.submit(10, Request::Status, Timeout::None).unwrap();
+    alone.node.submit(11, Request::Snapshot, Timeout::None).unwrap();
+    go_on.send(()).unwrap();
+    assert!(alone.closed.recv_timeout(ENOUGH).unwrap().is_err_and(|why| why.message.contains("as a test wants it")));
+    let mut ended: Vec<_> = alone.completions.try_iter().map(|c| (c.token, c.result.is_ok())).collect();
+    ended.sort_unstable();
+    assert_eq!(ended, [(10, true), (11, false)]);
+}
+
+/// S10: the first failure of the disk is the end of the node; so is a thread of its own that breaks down.
+#[test]
+fn s10_a_node_ends_with_its_disk_or_one_of_its_threads_and_acknowledges_nothing_more() {
+    let failed = Error::unknown(ErrorCode::Storage, "the disk has failed");
+    for (count, panics) in [(1, false), (1, true), (3, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut members, _) = cluster(count, dir.path());
+        members[0].propose(b"before");
+        let leader = members[0].node.status().leader_id.unwrap();
+        let ill = members.iter_mut().find(|member| member.node.status().node_id == leader).unwrap();
+        *lock(&ill.disk) = Some(failed.clone());
+        if panics {
+            ill.node.0.inbox.send(Input::Panicked("a thread panicked".into())).unwrap();
+        } else {
+            let lost = ill.ask(Request::Propose("lost".into()), Duration::from_secs(600)).unwrap_err();
+            assert_eq!((lost.code, lost.committed), (ErrorCode::Storage, Committed::Unknown), "{lost}");
+        }
+        let why = ill.closed.recv_timeout(ENOUGH).unwrap().unwrap_err();
+        assert_eq!(why.code, if panics { ErrorCode::Internal } else { ErrorCode::Storage }, "{why}");
+        let late = ill.node.submit(99, Request::Propose("late".into()), Timeout::None).unwrap_err();
+        assert_eq!((late.code, late.committed), (ErrorCode::Closed, Committed::No));
+    }
+}
+
+#[test]
+fn what_the_driver_has_seen_makes_room_for_the_next_of_any_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let config = Config { max_pending_proposals: 1, max_pending_bytes: 10, max_proposal_size: 10, ..Config::default() };
+    let alone = Member::start_with(config, 1, &[addr], dir.path());
+    for round in 0..3 {
+        for kind in 0..5 {
+            let token = round * 10 + kind;
+            let (node, within) = (&alone.node, Timeout::After(ENOUGH));
+            match kind {
+                0 => node.submit(token, Request::Propose("ten bytes!".into()), within),
+                1 => node.propose_many(vec![(token, "ten bytes!".into())], within),
+                2 => node.submit(token, Request::Status, within),
+                3 => node.read_many(vec![token], within),
+                _ => node.join(token, ticket(), within),
+            }
+            .unwrap_or_else(|refused| panic!("{kind}: {refused}"));
+            assert_eq!(alone.completions.recv_timeout(ENOUGH).map(|c| c.token), Ok(token), "{kind}");
+        }
+    }
+    alone.node.close(Duration::from_secs(10));
+    assert!(alone.node.wait_closed(ENOUGH));
+}
+
+/// Names nobody.
+fn ticket() -> Ticket {
+    Ticket {
+        reserved_id: 1,
+        raft_addr: String::new(),
+        leader_id: 1,
+        leader_addr: String::new(),
+        peers: std::collections::BTreeMap::new(),
+        incarnation: String::new(),
     }
 }

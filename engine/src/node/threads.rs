@@ -83,3 +83,49 @@ fn do_work(reader: Box<dyn LogReader>, queue: &Receiver<Work>, files: &SnapshotF
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::entry::Entry;
+    use crate::snapshots::SnapshotDir;
+
+    #[test]
+    fn a_thread_that_panics_says_so_before_it_has_ended() {
+        let (tell, mut told) = unbounded_channel();
+        let mut ended = spawn("raft-9-io".into(), tell, || panic!("as a test wants it")).unwrap();
+        assert!(matches!(told.blocking_recv(), Some(Input::Panicked(what)) if what.contains("raft-9-io")));
+        assert!(told.blocking_recv().is_none());
+        assert!(ended.try_recv().is_ok(), "whoever waits for the directory hears it");
+    }
+
+    struct Damaged;
+
+    impl LogReader for Damaged {
+        fn entries(&self, low: u64, _: u64, _: u64) -> Result<Vec<Entry>> {
+            match low {
+                1 => Ok(vec![Entry { index: 1, ..Entry::default() }]),
+                _ => Err(Error::not_done(ErrorCode::CorruptData, "as a test wants it")),
+            }
+        }
+    }
+
+    /// S10: a node that has found corruption neither votes nor acknowledges.
+    #[test]
+    fn entries_that_cannot_be_read_are_told_as_the_failure_of_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = SnapshotFiles::new(SnapshotDir::open(dir.path()).unwrap());
+        let (tell, mut told) = unbounded_channel();
+        let (work, to_do) = mailbox();
+        for low in [1, 2] {
+            let fetch = Fetch { id: 10 + low, low, high: low + 1, max_bytes: 1 };
+            assert!(work.send(Work::Fetch(fetch)).is_ok());
+        }
+        drop(work);
+        do_work(Box::new(Damaged), &to_do, &files, &tell);
+        assert!(matches!(told.try_recv(), Ok(Input::Fetched { id: 11, entries }) if entries.len() == 1));
+        assert!(matches!(told.try_recv(), Ok(Input::DiskFailed(error)) if error.code == ErrorCode::CorruptData));
+    }
+}
