@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::file::CHUNK;
 use super::*;
 use crate::checksum;
-use crate::direct::Pace;
+use crate::direct::{Pace, PIECE};
 use crate::error::ErrorCode;
 use crate::faults::{fail_next, Fault};
 
@@ -307,6 +307,27 @@ fn damage_in_what_has_arrived_is_asked_for_again() {
 }
 
 #[test]
+fn what_has_arrived_of_one_with_other_members_is_not_gone_on_with() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let content = state(2 * CHUNK + 10);
+    let header = announced(&content);
+    // Another sender: the same state, and what it says of the cluster is not the same to the byte.
+    let mut theirs = cluster();
+    theirs.time_us = 7;
+    let other = SnapshotHeader { cluster: Some(theirs), ..header.clone() };
+    let mut incoming = dir.receive(&header).unwrap();
+    incoming.write_at(0, &content[..CHUNK]).unwrap();
+    drop(incoming);
+    let mut incoming = dir.receive(&other).unwrap();
+    assert_eq!(incoming.offset(), 0);
+    incoming.write_at(0, &content).unwrap();
+    let meta = incoming.finish().unwrap();
+    assert_eq!(Some(&meta.cluster), other.cluster.as_ref());
+    dir.verify(&meta).unwrap();
+}
+
+#[test]
 fn a_peer_that_announces_more_of_sessions_than_there_is_at_all_is_refused_before_a_byte() {
     let root = tempfile::tempdir().unwrap();
     let dir = SnapshotDir::open(root.path()).unwrap();
@@ -365,6 +386,25 @@ fn of_two_transfers_at_once_the_later_one_goes_on_and_no_file_gets_a_hole() {
         let meta = last.finish().unwrap();
         assert!(read_all(&dir, &meta).unwrap() == content, "{taken} {lives}");
     }
+}
+
+#[test]
+fn what_an_earlier_transfer_holds_back_never_gets_into_a_file_that_a_later_one_has_finished() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(root.path()).unwrap();
+    let content = state(3 * PIECE);
+    let header = announced(&content);
+    let mut earlier = dir.receive(&header).unwrap();
+    earlier.write_at(0, &content[..2 * PIECE]).unwrap();
+    // Its sender goes on with something else.
+    earlier.write_at(2 * PIECE as u64, &[9; 1000]).unwrap();
+    let mut later = dir.receive(&header).unwrap();
+    let at = later.offset() as usize;
+    assert!(at >= CHUNK, "both have the same file");
+    later.write_at(at as u64, &content[at..]).unwrap();
+    let meta = later.finish().unwrap();
+    drop(earlier);
+    dir.verify(&meta).unwrap();
 }
 
 #[test]

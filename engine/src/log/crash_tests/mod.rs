@@ -29,6 +29,7 @@ with_both_engines!(
     a_power_loss_at_any_moment_loses_nothing_that_was_acknowledged,
     a_kill_and_then_a_power_loss_lose_nothing_that_was_believed,
     a_directory_that_was_made_with_its_parents_is_found_after_a_power_loss,
+    a_directory_that_was_put_there_by_hand_is_durable_once_it_is_believed,
     a_log_that_does_not_sync_is_found_out,
 );
 
@@ -326,6 +327,40 @@ fn a_directory_that_was_made_with_its_parents_is_found_after_a_power_loss(engine
         assert_eq!(acknowledged(&said), Some(2), "after a kill behind change {at}: {said:?}");
         let trace = bench.trace();
         lose_power_everywhere(&bench, &trace, trace.len() - 1, &mut rng);
+    }
+}
+
+/// S5: a copy of a directory is put back, as a damaged one tells its owner to do, and whoever did it synced nothing.
+fn a_directory_that_was_put_there_by_hand_is_durable_once_it_is_believed(engine: LogEngine) {
+    let origin = Bench::new(engine, 8, 24);
+    origin.run(None);
+    let bench = Bench { below: "node-1", ..Bench::new(engine, 8, 27) };
+    std::fs::create_dir(bench.log()).unwrap();
+    let mut changes = Vec::new();
+    copy(&origin.log(), &bench.log(), bench.below, &mut changes);
+    let said = bench.run(None);
+    assert_eq!(acknowledged(&said), Some(27), "{said:?}");
+    changes.extend(bench.trace());
+    let believed = changes.iter().position(|change| matches!(change, Change::Mark(_))).unwrap();
+    lose_power_everywhere(&bench, &changes, believed + 1, &mut Rng::new(8));
+}
+
+/// Copies a directory to `name` below `root`, and writes down how.
+fn copy(from: &Path, root: &Path, name: &str, changes: &mut Vec<Change>) {
+    let to = root.join(name);
+    std::fs::create_dir(&to).unwrap();
+    changes.push(Change::Mkdir(name.into()));
+    for item in std::fs::read_dir(from).unwrap() {
+        let from = item.unwrap().path();
+        let path = format!("{name}/{}", from.file_name().unwrap().to_str().unwrap());
+        if from.is_dir() {
+            copy(&from, root, &path, changes);
+            continue;
+        }
+        let data = std::fs::read(&from).unwrap();
+        std::fs::write(root.join(&path), &data).unwrap();
+        changes.push(Change::Create(path.clone()));
+        changes.push(Change::Write { path, offset: 0, data, through: false });
     }
 }
 
