@@ -7,7 +7,7 @@ use raft::eraftpb::{ConfState, Message, MessageType};
 
 use crate::cluster::ClusterState;
 use crate::core::tail::raft_snapshot;
-use crate::core::test_cores::{command, follow, founders, log, message, options, snapshot};
+use crate::core::test_cores::{command, follow, founders, leader, log, message, options, snapshot};
 use crate::core::{Actions, Body, Context, Core, CoreOptions, Kind, Received, SnapshotFile};
 use crate::entry::Entry;
 use crate::error::ErrorCode;
@@ -51,6 +51,36 @@ fn s19_a_send_that_the_log_does_not_go_on_from_any_more_ends_with_an_event() {
     // The shell's word that it ended.
     core.snapshot_sent(2, false);
     assert!(!core.snapshots.sending.contains_key(&2));
+}
+
+/// Raft sends a peer nothing else until it hears how its snapshot fared.
+#[test]
+fn s19_a_snapshot_is_sent_as_raft_means_it_to_who_is_listened_to_and_otherwise_raft_hears_that_it_failed() {
+    for (story, index, recorded, sent) in [
+        ("the one that there is", 8, true, true),
+        ("one that a newer one has replaced", 7, true, false),
+        ("to a member that is not recorded", 8, false, false),
+    ] {
+        let mut core = leader(3, true);
+        let meta = snapshot(8, 2, core.cluster());
+        core.raw.mut_store().set_snapshot_meta(Arc::new(meta.clone()));
+        if !recorded {
+            let mut cluster = core.cluster().clone();
+            cluster.member_mut(3).unwrap().directory.clear();
+            core.set_cluster(10, cluster);
+        }
+        core.poll();
+        core.raw.raft.mut_prs().get_mut(3).unwrap().become_snapshot(index);
+        let snapshot = Some(raft_snapshot(&SnapshotMeta { index, ..meta }));
+        core.send_snapshot(Message { to: 3, snapshot, ..message(MessageType::MsgSnapshot, 1, 3) });
+        assert_eq!(
+            core.poll().snapshot_sends.iter().map(|send| send.to).collect::<Vec<_>>(),
+            vec![3; sent.into()],
+            "{story}"
+        );
+        let waits = core.raw.raft.prs().get(3).unwrap().state == raft::ProgressState::Snapshot;
+        assert_eq!(waits, sent, "{story}");
+    }
 }
 
 #[test]

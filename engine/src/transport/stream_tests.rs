@@ -268,6 +268,7 @@ fn a_connection_above_the_limit_is_closed_at_once_and_those_before_it_stay() {
         let connect = || tokio::net::TcpStream::connect(host.transport.listen_addr());
         let (mut first, mut second) = (connect().await.unwrap(), connect().await.unwrap());
         tokio::select! {
+            biased;
             () = closed(&mut first) => panic!("the first one is closed"),
             () = closed(&mut second) => {}
         }

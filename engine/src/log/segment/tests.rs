@@ -437,6 +437,27 @@ fn s9_a_frame_goes_on_from_the_one_before_it_in_every_respect() {
 }
 
 #[test]
+fn s9_a_frame_that_is_damaged_at_the_end_of_a_segment_is_missed_by_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).unwrap();
+    log.writer.write(&[range(2, 47, 1, 900)]).unwrap();
+    // As many as it replaces: without it the log would go on all the same, and say something else.
+    log.writer.write(&[hard_state(2, 2, 40), range(45, 47, 2, 900)]).unwrap();
+    log.writer.write(&[range(48, 100, 2, 900)]).unwrap();
+    let mut image = image(dir.path());
+    drop(log);
+    let (_, frames) = newest(&image);
+    let number = frames[0].1.number - 1;
+    let last_of = |bytes: &[u8]| frames_of(bytes).last().copied().filter(|(_, claim)| claim.number == number);
+    let segments = image.iter_mut().filter(|(name, _)| name.ends_with(".seg"));
+    let (bytes, (at, claim)) = segments.map(|(_, bytes)| bytes).find_map(|b| last_of(b).map(|last| (b, last))).unwrap();
+    bytes[at + claim.len as usize / 2] ^= 1;
+    let error = open(put(&image).path()).unwrap_err();
+    assert_eq!(error.code, ErrorCode::CorruptData);
+    assert!(error.message.contains("but the log goes on behind it"), "{error}");
+}
+
+#[test]
 fn the_tail_is_written_again_at_open_and_does_without_the_old_one_from_then_on() {
     let (before, _, after, held) = sample();
     // Killed before its sync returned: the last frame can be read, but is perhaps not on the disk.
