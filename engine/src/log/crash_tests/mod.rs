@@ -381,6 +381,39 @@ fn a_kill_and_then_a_power_loss_lose_nothing_that_was_believed(engine: LogEngine
     }
 }
 
+/// LMDB follows its newest meta page, and writes the next commit over that of the one before: what was never proven must be out of the way
+/// by then, durably.
+#[test]
+fn lmdb_a_commit_that_was_never_proven_is_out_of_the_way_before_the_next_one_is_begun() {
+    let whole = Bench::new(LogEngine::Lmdb, 9, 6);
+    whole.run(None);
+    let is_proof = |change: &Change| match change {
+        Change::Write { path, offset, .. } => path == "log/data.mdb" && offset % 4096 == 192,
+        _ => false,
+    };
+    let trace = whole.trace();
+    let changes = trace.iter().filter(|change| !matches!(change, Change::Mark(_) | Change::Create(_)));
+    let proofs: Vec<usize> = changes.enumerate().filter(|(_, change)| is_proof(change)).map(|(at, _)| at).collect();
+    assert!(proofs.len() >= 5, "{proofs:?}");
+    let mut rng = Rng::new(9);
+    for at in proofs {
+        let bench = Bench::new(LogEngine::Lmdb, 9, 6);
+        // Its pages and its meta page are there, and nothing that says so.
+        bench.run(Some(("kill", at)));
+        let before = bench.trace().len();
+        let said = bench.run(None);
+        assert_eq!(acknowledged(&said), Some(6), "after a kill at change {at}: {said:?}");
+        // Up to when the next commit is acknowledged.
+        let mut trace = bench.trace();
+        let mut marks = (before..trace.len()).filter(|n| matches!(trace[*n], Change::Mark(_)));
+        let end = marks.nth(1).unwrap_or(trace.len());
+        trace.truncate(end);
+        for _ in 0..3 {
+            lose_power_everywhere(&bench, &trace, before, &mut rng);
+        }
+    }
+}
+
 /// The net is worth something: a log that does not sync, or that names its files without syncing their directory, is found out.
 fn a_log_that_does_not_sync_is_found_out(engine: LogEngine) {
     let bench = Bench::new(engine, 6, 6);

@@ -636,6 +636,13 @@ mod tests {
     }
 
     #[test]
+    fn s10_a_segment_that_cannot_be_made_is_a_failure_of_the_disk_and_no_refusal() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pool = Pool::new(&dir.path().join("gone"), 1, 0, SIZE, None);
+        assert!(matches!(pool.take(100, true), Err(Failure::Broken(error)) if error.code == ErrorCode::Storage));
+    }
+
+    #[test]
     fn what_cannot_be_deleted_stays_and_counts() {
         for (story, stays) in [("it goes", 0), ("no thread to do it", 1), ("the system refuses", 1)] {
             let dir = tempfile::tempdir().unwrap();
