@@ -130,6 +130,23 @@ fn a_flipped_payload_is_found_when_read_even_after_a_clean_stop() {
 }
 
 #[test]
+fn s8_a_flipped_payload_is_found_at_once_after_a_stop_out_of_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(LogEngine::Lmdb, dir.path()).unwrap();
+    log.writer.write(&[append(vec![Entry { data: vec![0xA7; 20_000].into(), ..entry(2, 1, 0) }])]).unwrap();
+    // Two commits that leave its pages alone: they prove nothing of them.
+    log.writer.write(&[range(3, 5, 1, 10)]).unwrap();
+    log.writer.write(&[range(6, 9, 1, 10)]).unwrap();
+    let copy = killed(dir.path(), log);
+    let mut bytes = std::fs::read(data_file(copy.path())).unwrap();
+    let at = bytes.windows(64).rposition(|w| w.iter().all(|b| *b == 0xA7)).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(data_file(copy.path()), &bytes).unwrap();
+    let error = open(LogEngine::Lmdb, copy.path()).unwrap_err();
+    assert_eq!((error.code, error.index), (ErrorCode::CorruptData, Some(2)), "{error}");
+}
+
+#[test]
 fn damage_to_the_newest_commit_is_told_from_one_that_nobody_believed() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(LogEngine::Lmdb, dir.path()).unwrap();
