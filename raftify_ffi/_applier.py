@@ -275,7 +275,7 @@ class Applier:
     async def _apply_batch(self, batch: ApplyRequest) -> None:
         request, count, data = batch
         methods, waiters, run = self._methods, self._waiters, self._run
-        table = memoryview(data)[: count * _ENTRY.size]
+        table = data[: count * _ENTRY.size]
         apply = _placed(methods.apply, table) if methods.wants_applied else methods.apply
         waiting, monotonic = waiters.pending.pop, time.monotonic
         outcomes: list[bytes] = []
@@ -434,12 +434,23 @@ class Applier:
     async def _write_snapshot(self, request: SnapshotRequest, chunks: _snapshots.Chunks) -> None:
         error: BaseException | None = None
         try:
-            await _snapshots.write(self._node, request.request, chunks)
+            try:
+                await _snapshots.write(self._node, request.request, chunks)
+            finally:
+                await _snapshots.close(chunks)
         except BaseException as raised:
             error = raised
-        self._snapshot_done(request, error)
-        if isinstance(error, (KeyboardInterrupt, SystemExit, asyncio.CancelledError)):
-            raise error
+        try:
+            self._snapshot_done(request, error)
+            if isinstance(error, (KeyboardInterrupt, SystemExit, asyncio.CancelledError)):
+                raise error
+        finally:
+            error = None  # its traceback has this frame
+
+    async def captured(self, seconds: float) -> None:
+        """After `stop`: until the store's iterators have ended, or for so long."""
+        if self._captures:
+            await asyncio.wait(list(self._captures), timeout=seconds)
 
     def _snapshot_done(self, request: SnapshotRequest, error: BaseException | None) -> None:
         reason = b""
@@ -481,7 +492,7 @@ def _of_the_store(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError) and cancelling() == 0
 
 
-def _placed(apply: Callable[..., Any], table: memoryview) -> Callable[[bytes], Any]:
+def _placed(apply: Callable[..., Any], table: bytes) -> Callable[[bytes], Any]:
     """`apply` for the entries of this table, in order, with what it is to be given besides."""
     places = (Applied(index, term, time_us / 1e6) for index, term, time_us in _PLACE.iter_unpack(table))
     return lambda command: apply(command, next(places))

@@ -146,6 +146,7 @@ class RunningNode:
         self._pointer: Pointer | None = None
         self.applier: Applier | None = None
         self._applier_task: asyncio.Task[None] | None = None
+        self._finisher: asyncio.Task[None] | None = None
         self._last_status: Status | None = None
         #: What `start` failed with.
         self.failure: BaseException | None = None
@@ -253,6 +254,9 @@ class RunningNode:
                     stacklevel=1,
                 )
                 await self.ended.wait()
+                if self._finisher is not None:
+                    # Else the loop would be closed over it.
+                    await asyncio.wait([self._finisher])
             raise
         except BaseException as error:
             applier.failed(error)
@@ -323,7 +327,8 @@ class RunningNode:
         if self._finishing:
             return
         self._finishing = True
-        self.bridge.keep(self.home.create_task(self._finish(error)))
+        self._finisher = self.home.create_task(self._finish(error))
+        self.bridge.keep(self._finisher)
 
     async def _finish(self, error: RaftError | None) -> None:
         """Nothing more comes from the library: lets the store's method end, frees, and tells who waits."""
@@ -348,6 +353,7 @@ class RunningNode:
                 if not self._applier_done.is_set():
                     task.cancel()
                     await asyncio.wait([task], timeout=self._grace)
+            await applier.captured(self._grace)
             await in_thread(lambda: pointer.retire(lib.raftify_node_free))
         except asyncio.CancelledError:
             # The loop ends in the middle of it: the rest without waiting.

@@ -31,6 +31,8 @@ class StateMachine(Protocol):
 
     `apply` is called in log order, never two at a time, and must come to the same on every node. It may take a second positional
     parameter, an `Applied`. What it returns (bytes, a buffer, or None for `b""`) is what `propose` returns.
+    `snapshot` may return an iterator, plain or async, over a copy of the state; what has a `close` or `aclose`, as a generator, is closed
+    when the snapshot is whole or has failed, and before `close()` of the node returns.
     Optional: `restore_chunks(iterator)` in place of `restore`; `applied_index()` for a store that is durable by itself: the index
     of the newest command whose effect is on its disk (0: none), asked once at each start. It then gets what comes after that, and a
     `restore` only if the log begins later. It keeps that index, `Applied.index`, in the same transaction as what the command did,

@@ -55,6 +55,8 @@ async def in_thread(work: Callable[[], T]) -> T:
             loop.call_soon_threadsafe(_resolve, future, value, error)
         except RuntimeError:
             pass  # the loop has closed: nobody waits any more
+        finally:
+            error = None  # its traceback has this frame
 
     start_daemon(body, "raftify-call")
     return await future
