@@ -134,7 +134,7 @@ impl Core {
         }
     }
 
-    fn takes_own(&self) -> bool {
+    pub(super) fn takes_own(&self) -> bool {
         self.is_leader() && self.raw.raft.commit_to_current_term()
     }
 

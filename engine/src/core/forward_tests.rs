@@ -9,7 +9,7 @@ use super::test_cores::{follow, founders, leader, log, message, options, sent};
 use super::{Body, Core, Kind, Outbound};
 use crate::cluster::{ClusterState, Uid};
 use crate::error::{Committed, ErrorCode};
-use crate::request::{MemberChange, Request};
+use crate::request::{MemberChange, Reply, Request};
 use crate::wire::{Forward, ForwardAnswer, ForwardedProposal, Hello, Verdict, Welcome, PROTOCOL_VERSION};
 
 /// Start number 7 of node 1, which began in term 2 and follows node 2 in term 3.
@@ -214,4 +214,37 @@ fn what_a_leader_refuses_for_good_is_told_so_also_by_way_of_a_follower() {
         let error = core.poll().completions.remove(0).result.unwrap_err();
         assert_eq!((error.code as i32, error.retryable()), (code, retryable), "{error}");
     }
+}
+
+/// The address that a ticket is asked for is a member's as far as this follower knows; its leader may know better.
+#[test]
+fn s12_a_follower_asks_the_log_whose_an_address_is_and_only_without_a_leader_says_what_it_knows() {
+    let ask = |core: &mut Core| core.submit(1, Request::ReserveId { addr: "h:3".into() }, None);
+    let told = |core: &mut Core| {
+        let completion = core.poll().completions.pop()?;
+        match completion.result {
+            Ok(Reply::Ticket(ticket)) => Some(ticket.reserved_id),
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut lagging = follower();
+    let_in(&mut lagging, 20);
+    ask(&mut lagging);
+    let asked = forwarded(&mut lagging).remove(0).proposals.remove(0);
+    assert_eq!((Kind::from_number(asked.kind), &asked.data[..]), (Some(Kind::ReserveId), &b"h:3"[..]));
+
+    // Node 3 may be the one without which nobody can be elected: it asks for its ticket before it starts again.
+    let mut ticks = 0;
+    while lagging.leader_id() != 0 {
+        assert_eq!(told(&mut lagging), None, "the leader has not been given up");
+        lagging.tick();
+        ticks += 1;
+        assert!(ticks < 100);
+    }
+    lagging.tick();
+    assert_eq!(told(&mut lagging), Some(3));
+
+    let mut leads = leader(3, true);
+    ask(&mut leads);
+    assert_eq!(told(&mut leads), Some(3), "it is up to date");
 }

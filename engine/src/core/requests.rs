@@ -170,14 +170,34 @@ impl Core {
         }
     }
 
+    /// From the address of a member it is that member's id: no new one is spent. A follower may lag behind the entry that has removed it, and
+    /// asks the log.
     fn reserve_id(&mut self, token: Token, addr: String, timeout: Option<Micros>) {
-        match self.cluster.member_at(&addr) {
-            // From the address of a member it is that member's id: no new one is spent.
-            Some(member) => {
-                let id = member.id;
-                self.answer(token, Ok(Reply::Ticket(self.ticket(id, addr))));
-            }
+        match self.ticket_of_member(&addr).filter(|_| self.takes_own()) {
+            Some(ticket) => self.answer(token, Ok(Reply::Ticket(ticket))),
             None => self.accept(token, What::ReserveId(addr), timeout),
+        }
+    }
+
+    fn ticket_of_member(&self, addr: &str) -> Option<Ticket> {
+        self.cluster.member_at(addr).map(|member| self.ticket(member.id, addr.to_owned()))
+    }
+
+    /// Without a leader there is no log to ask, and the member that wants its ticket before it starts again may be the one whose vote is
+    /// missing: it gets what is known here.
+    fn tell_members_their_ids(&mut self) {
+        if self.leader_id() != 0 {
+            return;
+        }
+        let ticket = |what: &What| match what {
+            What::ReserveId(addr) => self.ticket_of_member(addr),
+            _ => None,
+        };
+        let pending = self.requests.pending.iter();
+        let mut known: Vec<_> = pending.filter_map(|(request, p)| Some((*request, ticket(&p.what)?))).collect();
+        known.sort_unstable_by_key(|(request, _)| *request);
+        for (request, ticket) in known {
+            self.complete(request, Ok(Reply::Ticket(ticket)));
         }
     }
 
@@ -399,6 +419,7 @@ impl Core {
         }
         self.give_up_forwards();
         self.settle_transfers();
+        self.tell_members_their_ids();
         self.check_goals();
     }
 
