@@ -9,13 +9,14 @@ use std::task::Context;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{timeout, Sleep};
+use tokio::time::{timeout, Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Server;
 
+use super::room::{full, Place, Room, Standing};
 use super::service::{RaftService, Shared};
 use super::socket::Socket;
 use super::tcp::Tcp;
@@ -28,6 +29,8 @@ use crate::error::{Error, Result};
 
 /// Of what a connection must say before anything else (HTTP/2's preface).
 const PREFACE: usize = 24;
+/// In which what was answered last reaches the other side of a connection that is not kept.
+const LINGER: Duration = Duration::from_millis(100);
 
 pub async fn bind(config: &TransportConfig) -> Result<(TcpListener, SocketAddr)> {
     let (field, addr) = match config.listen_addr.as_str() {
@@ -77,7 +80,7 @@ pub fn serve(shared: Arc<Shared>, listener: TcpListener) -> Vec<JoinHandle<()>> 
 }
 
 async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::Sender<io::Result<Socket>>) {
-    let room = Arc::new(Semaphore::new(shared.config.max_connections.min(Semaphore::MAX_PERMITS)));
+    let room = Room::new(shared.config.max_connections);
     let mut stop = shared.stop.clone();
     let turned_away = Arc::new(TurnedAway::default());
     // Dropped before the listener, which came first.
@@ -95,21 +98,24 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::S
                 continue;
             }
         };
-        // Above the limit: closed at once, so that the backlog does not fill with them.
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+        let place = room.place();
+        if place.as_ref().is_none_or(|place| place.standing.waits()) {
+            turned_away.tell(&shared, from, full(shared.config.max_connections));
+        }
+        let Some(place) = place else { continue };
         let _ = tcp.set_nodelay(true);
         let tcp = Tcp::new(tcp);
         if shared.config.tls.is_some() {
             let (shared, connections) = (Arc::clone(&shared), connections.clone());
             let turned_away = Arc::clone(&turned_away);
             tokio::spawn(async move {
-                if let Err(reason) = secure(&shared, tcp, permit, connections).await {
+                if let Err(reason) = secure(&shared, tcp, place, connections).await {
                     turned_away.tell(&shared, from, reason);
                 }
             });
             continue;
         }
-        let io = Socket::plain(tcp).guarded(Guard::new(&shared, permit));
+        let io = Socket::plain(tcp).guarded(Guard::new(&shared, place));
         if connections.send(Ok(io)).await.is_err() {
             return;
         }
@@ -120,7 +126,7 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::S
 async fn secure(
     shared: &Shared,
     tcp: Tcp,
-    permit: OwnedSemaphorePermit,
+    place: Place,
     connections: mpsc::Sender<io::Result<Socket>>,
 ) -> Result<(), String> {
     let mut stop = shared.stop.clone();
@@ -139,7 +145,7 @@ async fn secure(
         _ = stop.wait_for(|stop| *stop) => None,
     };
     if let Some(stream) = stream {
-        let _ = connections.send(Ok(Socket::secured(stream).guarded(Guard::new(shared, permit)))).await;
+        let _ = connections.send(Ok(Socket::secured(stream).guarded(Guard::new(shared, place)))).await;
     }
     Ok(())
 }
@@ -150,20 +156,28 @@ pub struct Guard {
     /// Until the preface is there.
     greeting: Option<Pin<Box<Sleep>>>,
     read: usize,
-    _permit: OwnedSemaphorePermit,
+    /// Of one with a spare place, until it is kept: when it ends.
+    spare: Option<Pin<Box<Sleep>>>,
+    place: Place,
 }
 
 impl Guard {
-    fn new(shared: &Shared, permit: OwnedSemaphorePermit) -> Self {
+    fn new(shared: &Shared, place: Place) -> Self {
         let mut stop = shared.stop.clone();
+        let patience = shared.config.hello_timeout;
         Guard {
             stopped: Box::pin(async move {
                 let _ = stop.wait_for(|stop| *stop).await;
             }),
-            greeting: Some(Box::pin(tokio::time::sleep(shared.config.hello_timeout))),
+            greeting: Some(Box::pin(tokio::time::sleep(patience))),
             read: 0,
-            _permit: permit,
+            spare: place.standing.waits().then(|| Box::pin(tokio::time::sleep(patience))),
+            place,
         }
+    }
+
+    pub fn standing(&self) -> Standing {
+        self.place.standing.clone()
     }
 
     /// An error ends the connection.
@@ -172,6 +186,18 @@ impl Guard {
             // Polled again it would panic; an error ends the connection, so one that never ends takes its place.
             self.stopped = Box::pin(std::future::ready(()));
             return Err(io::Error::new(ErrorKind::ConnectionAborted, "the node is closing"));
+        }
+        if !self.place.standing.waits() {
+            self.spare = None;
+        }
+        if let Some(end) = &mut self.spare {
+            let soon = Instant::now() + LINGER;
+            if self.place.standing.is_refused() && end.deadline() > soon {
+                end.as_mut().reset(soon);
+            }
+            if end.as_mut().poll(cx).is_ready() {
+                return Err(io::Error::new(ErrorKind::ConnectionAborted, "the node has no place for it"));
+            }
         }
         Ok(())
     }

@@ -25,6 +25,7 @@ mod listen;
 mod outgoing;
 mod queue;
 mod raft_message;
+mod room;
 mod service;
 mod snapshot;
 mod socket;

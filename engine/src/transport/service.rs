@@ -24,9 +24,10 @@ use super::call::{decode_call, encode_answer};
 use super::envelope::{Envelope, OVERHEAD};
 use super::gate::{overloaded, Gate, PER_CALL};
 use super::limits;
+use super::room::Standing;
 use super::snapshot::{self, SnapshotIntake};
 use super::tls::{Dialling, News};
-use super::{path, Incoming, Lane, Permit, TransportConfig, CONTROL_BYTES, SERVICE, SMALL};
+use super::{path, refuse, Incoming, Lane, Permit, TransportConfig, CONTROL_BYTES, SERVICE, SMALL};
 use crate::cluster::NodeId;
 use crate::error::{Error, ErrorCode, Result};
 use crate::locks::lock;
@@ -205,12 +206,13 @@ async fn stream(shared: Arc<Shared>, request: http::Request<Body>, method: Metho
         return Status::resource_exhausted("this node has as many streams as it takes").into_http();
     };
     let open = Arc::new(AtomicBool::new(false));
+    let standing = request.extensions().get::<Standing>().cloned().unwrap_or_default();
     let limit = match method {
         Method::Peer => shared.config.max_frame,
         Method::Snapshot => SMALL,
     };
     let request = request.map(|body| Gate::greeting(body, Arc::clone(&open)));
-    let service = StreamService { shared, method, held: Some((open, slot)) };
+    let service = StreamService { shared, method, held: Some((open, standing, slot)) };
     Grpc::new(Envelope::default())
         .max_decoding_message_size(limit.saturating_add(OVERHEAD))
         .streaming(service, request)
@@ -220,7 +222,7 @@ async fn stream(shared: Arc<Shared>, request: http::Request<Body>, method: Metho
 struct StreamService {
     shared: Arc<Shared>,
     method: Method,
-    held: Option<(Arc<AtomicBool>, OwnedSemaphorePermit)>,
+    held: Option<(Arc<AtomicBool>, Standing, OwnedSemaphorePermit)>,
 }
 
 impl Service<tonic::Request<Streaming<Bytes>>> for StreamService {
@@ -234,8 +236,9 @@ impl Service<tonic::Request<Streaming<Bytes>>> for StreamService {
 
     fn call(&mut self, request: tonic::Request<Streaming<Bytes>>) -> Self::Future {
         let (answers, body) = mpsc::channel(4);
-        if let Some((open, slot)) = self.held.take() {
-            let accepted = Inbound { shared: Arc::clone(&self.shared), stream: request.into_inner(), answers, open };
+        if let Some((open, standing, slot)) = self.held.take() {
+            let accepted =
+                Inbound { shared: Arc::clone(&self.shared), stream: request.into_inner(), answers, open, standing };
             let method = self.method;
             tokio::spawn(async move {
                 accepted.run(method).await;
@@ -252,6 +255,7 @@ pub struct Inbound {
     pub stream: Streaming<Bytes>,
     pub answers: mpsc::Sender<Result<Bytes, Status>>,
     open: Arc<AtomicBool>,
+    standing: Standing,
 }
 
 impl Inbound {
@@ -297,6 +301,7 @@ impl Inbound {
         })?;
         let Some(registration) = registration else { return Ok(()) };
         self.open.store(true, Ordering::Relaxed);
+        self.standing.keep();
         // Only for peers that are dialled anyway: the map grows by nobody's greeting.
         if let Some(poke) = lock(&self.shared.pokes).get(&peer) {
             poke.notify_waiters();
@@ -348,6 +353,9 @@ impl Inbound {
 }
 
 async fn call(shared: Arc<Shared>, request: http::Request<Body>) -> HttpAnswer {
+    if let Some(why) = request.extensions().get::<Standing>().and_then(Standing::refusal) {
+        return refuse(ErrorCode::Overloaded, &why).into_http();
+    }
     let Ok(place) = Arc::clone(&shared.calls).try_acquire_many_owned(PER_CALL) else {
         return overloaded().into_http();
     };

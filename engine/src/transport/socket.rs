@@ -10,6 +10,7 @@ use tokio_rustls::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::listen::Guard;
+use super::room::Standing;
 use super::tcp::Tcp;
 use super::tls_reason;
 
@@ -67,9 +68,11 @@ impl Carrier {
 }
 
 impl Connected for Socket {
-    type ConnectInfo = ();
+    type ConnectInfo = Standing;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Standing {
+        self.guard.as_ref().map(Guard::standing).unwrap_or_default()
+    }
 }
 
 impl AsyncRead for Socket {

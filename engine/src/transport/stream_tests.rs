@@ -10,10 +10,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
+use super::ask::{ask, Sent};
 use super::connect::{connect, Patience};
 use super::tame::Tame;
 use super::tests::{beside, greeting, header, run, sealed, settings, Host, Raw};
 use super::{path, Incoming, Lane, TransportConfig};
+use crate::error::ErrorCode;
+use crate::request::Request;
 use crate::wire::{
     Body, Frame, Hello, Item, SnapshotChunk, SnapshotOpen, SnapshotUp, SnapshotUpBody, StreamKind, Verdict,
     PROTOCOL_VERSION,
@@ -272,6 +275,45 @@ fn a_connection_above_the_limit_is_closed_at_once_and_those_before_it_stay() {
             () = closed(&mut first) => panic!("the first one is closed"),
             () = closed(&mut second) => {}
         }
+    });
+}
+
+#[test]
+fn a_node_whose_places_are_taken_refuses_calls_by_name_and_lets_members_in() {
+    run(async {
+        let hello_timeout = Duration::from_secs(1);
+        let config = TransportConfig { max_connections: 8, hello_timeout, ..settings(1, "127.0.0.1:0") };
+        let mut host = Host::start(config).await;
+        let mut taken = Vec::new();
+        for _ in 0..8 {
+            taken.push(open(&mut host, "Peer", greeting()).await.unwrap());
+        }
+        let addr = host.transport.local_addr();
+        let refused = async {
+            // Each is closed then, and makes room for the next one.
+            for _ in 0..3 {
+                loop {
+                    let Ok(connection) = connect(&addr, Patience::from(&settings(7, "")), None).await else { continue };
+                    let asked = ask(connection, &Request::Status, None, &Sent::default()).await;
+                    let error = asked.expect_err("it has no place");
+                    if error.code == ErrorCode::Overloaded {
+                        assert!(error.message.contains("this node has 8 connections"), "{error}");
+                        break;
+                    }
+                    assert_eq!(error.code, ErrorCode::ConnectionFailed, "{error}");
+                }
+            }
+        };
+        beside(&mut host, refused).await;
+        let mut member = loop {
+            if let Ok(member) = open(&mut host, "Peer", greeting()).await {
+                break member;
+            }
+        };
+        // Longer than one that is not kept.
+        beside(&mut host, tokio::time::sleep(2 * hello_timeout)).await;
+        member.say(frame(b"still here")).await;
+        assert_eq!(member.is_heard(&mut host).await, Some(vec![(Lane::Control, b"still here".to_vec())]));
     });
 }
 

@@ -298,6 +298,7 @@ fn a_caller_that_says_nothing_holds_its_place_for_a_while_only_and_no_port() {
         let mut second = TcpStream::connect(addr).await.unwrap();
         assert!(!second.read(&mut [0; 8]).await.is_ok_and(|n| n > 0), "there is room for one");
         assert!(!silent.read(&mut [0; 8]).await.is_ok_and(|n| n > 0), "and that one has to show a certificate");
+        assert!(told(&mut host).await.contains("this node has 1 connections, as many as it takes"));
         assert!(told(&mut host).await.contains("it showed no certificate within 500ms"));
         // Who only looks whether somebody listens is nobody to speak of.
         drop(TcpStream::connect(addr).await.unwrap());
