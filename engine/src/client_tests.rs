@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::AtomicBool;
 use std::sync::Mutex;
 
+use tokio::io::AsyncWriteExt;
 use tokio::sync::oneshot;
 
 use super::*;
@@ -52,7 +53,7 @@ pub(super) async fn answering(
     mut answer_to: impl FnMut(&Request) -> Line + Send + 'static,
 ) -> Scripted {
     let (tell, mut heard) = mpsc::unbounded_channel();
-    let config = TransportConfig { tls, ..TransportConfig::new(1, addr, &Config::default()) };
+    let config = TransportConfig { tls, max_connections: 8, ..TransportConfig::new(1, addr, &Config::default()) };
     let transport = Transport::bind(config, tell, Arc::new(NoIntake)).await.unwrap();
     let asked = Arc::<Mutex<Vec<Request>>>::default();
     let seen = Arc::clone(&asked);
@@ -326,6 +327,28 @@ fn a_node_that_dies_after_it_was_asked_leaves_the_outcome_unknown() {
         node.transport.shutdown().await;
         let error = asker.done.recv().await.unwrap().result.unwrap_err();
         assert_eq!(error.committed, Committed::Unknown, "{error}");
+    });
+}
+
+#[test]
+fn a_client_for_which_a_node_has_no_place_is_told_so_whatever_it_tried_last() {
+    in_runtime(async {
+        let node = scripted(vec![applied(1)]).await;
+        let mut others = Vec::new();
+        for _ in 0..8 {
+            let mut other = tokio::net::TcpStream::connect(&node.addr).await.unwrap();
+            other.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+            others.push(other);
+        }
+        let mut asker = Asker::new(&[&node.addr]);
+        // Whatever became of the last attempt before the deadline.
+        for millis in [400, 700, 900, 1100] {
+            let error = asker.ask(propose(), Timeout::After(Duration::from_millis(millis))).await.unwrap_err();
+            assert_eq!(error.committed, Committed::No, "{error}");
+            assert!(error.message.contains("this node has 8 connections"), "{error}");
+        }
+        drop(others);
+        assert_eq!(asker.ask(propose(), Timeout::Default).await, applied(1).unwrap());
     });
 }
 

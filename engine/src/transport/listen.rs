@@ -29,8 +29,8 @@ use crate::error::{Error, Result};
 
 /// Of what a connection must say before anything else (HTTP/2's preface).
 const PREFACE: usize = 24;
-/// In which what was answered last reaches the other side of a connection that is not kept.
-const LINGER: Duration = Duration::from_millis(100);
+/// In which a refusal reaches the other side, and it sends nothing more on a connection that is ended then.
+const LINGER: Duration = Duration::from_secs(1);
 
 pub async fn bind(config: &TransportConfig) -> Result<(TcpListener, SocketAddr)> {
     let (field, addr) = match config.listen_addr.as_str() {

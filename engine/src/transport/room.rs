@@ -3,7 +3,7 @@
 //! ```text
 //!  accepted ──► anybody's place: until it ends
 //!           └─► those are taken ──► a spare one ──(a member's greeting is accepted)──► kept: until it ends
-//!                                              ├──(a call)──► refused by name, closed
+//!                                              ├──(a call)──► refused by name, closed; our own client goes to another member
 //!                                              └──(neither, for as long as a greeting may take)──► closed
 //! ```
 //!

@@ -354,7 +354,7 @@ impl Inbound {
 
 async fn call(shared: Arc<Shared>, request: http::Request<Body>) -> HttpAnswer {
     if let Some(why) = request.extensions().get::<Standing>().and_then(Standing::refusal) {
-        return refuse(ErrorCode::Overloaded, &why).into_http();
+        return refuse(ErrorCode::ConnectionFailed, &why).into_http();
     }
     let Ok(place) = Arc::clone(&shared.calls).try_acquire_many_owned(PER_CALL) else {
         return overloaded().into_http();
