@@ -88,7 +88,12 @@ rust-lint: $(TOOLS) ## clippy, warnings are errors
 	cargo clippy --package raftify-engine --all-targets --features known-bugs --locked -- -D warnings
 
 rust-test: $(TOOLS) ## unit tests, simulation, the border's threads, C ABI, freshness of the header (dev profile)
-	cargo test --workspace --locked --no-fail-fast
+	cargo test --workspace --locked --no-fail-fast --lib $(PLAIN)
+	cargo test --workspace --locked --no-fail-fast --test '*'
+	cargo test --workspace --locked --doc
+
+# The engine's unit tests are quick, and take minutes to optimise; the simulator is not, and is worth it.
+PLAIN := --config 'profile.dev.package.raftify-engine.opt-level=0'
 
 # Always the whole workspace: with one package alone its dependencies have other features, and all is compiled again.
 SIM := cargo test --workspace --locked --test sim -- seeds_keep_every_promise --nocapture

@@ -3,6 +3,7 @@
 //!
 //! `make known-bugs` prints which promise each of them broke, and after how many seeds. `RAFTIFY_SIM_BUG=Name` looks at one alone,
 //! `RAFTIFY_SIM_BASE=s` begins at another seed.
+#![cfg(feature = "known-bugs")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 #[allow(dead_code)]
