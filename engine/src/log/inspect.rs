@@ -94,7 +94,6 @@ fn find(directory: &Path) -> Result<PathBuf> {
     let wrong = |what: &str| Err(Error::storage(ErrorCode::WrongDirectory, directory, what));
     let holds_log = |node: &Path| {
         let log_dir = node.join(files::LOG_DIR);
-        // What may not be looked at may hold one.
         match std::fs::read_dir(&log_dir) {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(false),
             Err(e) => return Err(Error::io(&log_dir, "list the directory", &e)),
@@ -117,11 +116,18 @@ fn find(directory: &Path) -> Result<PathBuf> {
     };
     let mut found = Vec::new();
     let mut empty = true;
+    let mut unreadable = None;
     for item in listing.flatten() {
         empty = false;
-        if holds_log(&item.path())? {
-            found.push(item.file_name().to_string_lossy().into_owned());
+        match holds_log(&item.path()) {
+            Ok(true) => found.push(item.file_name().to_string_lossy().into_owned()),
+            Ok(false) => {}
+            Err(error) => unreadable = unreadable.or(Some(error)),
         }
+    }
+    // What may not be looked at may hold one.
+    if let (true, Some(error)) = (found.is_empty(), unreadable) {
+        return Err(error);
     }
     found.sort();
     match found.as_slice() {

@@ -529,4 +529,7 @@ fn an_inspection_says_which_directory_it_cannot_look_at(engine: LogEngine) {
         let error = inspect(named, 0, 1).unwrap_err();
         assert_eq!((error.code, error.path.as_deref()), (ErrorCode::Storage, Some(log.as_path())), "{error}");
     }
+    let beside = LogOptions { node_id: 2, ..options(engine) };
+    open_or_create(&dir.path().join("node-2"), &beside, || Ok(founding(2))).unwrap();
+    assert!(inspect(dir.path(), 0, 1).is_ok(), "it is not the one that is meant");
 }
