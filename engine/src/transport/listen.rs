@@ -21,7 +21,6 @@ use super::service::{RaftService, Shared};
 use super::socket::Socket;
 use super::tcp::Tcp;
 use super::tls_reason::{handshake, Side};
-use super::turned_away::TurnedAway;
 use super::TransportConfig;
 use crate::address;
 use crate::descriptors::Inherited;
@@ -82,7 +81,6 @@ pub fn serve(shared: Arc<Shared>, listener: TcpListener) -> Vec<JoinHandle<()>> 
 async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::Sender<io::Result<Socket>>) {
     let room = Room::new(shared.config.max_connections);
     let mut stop = shared.stop.clone();
-    let turned_away = Arc::new(TurnedAway::default());
     // Dropped before the listener, which came first.
     let _inherited = Inherited::note(&listener);
     loop {
@@ -98,19 +96,17 @@ async fn accept(shared: Arc<Shared>, listener: TcpListener, connections: mpsc::S
                 continue;
             }
         };
-        let place = room.place();
-        if place.as_ref().is_none_or(|place| place.standing.waits()) {
-            turned_away.tell(&shared, from, full(shared.config.max_connections));
-        }
-        let Some(place) = place else { continue };
+        let Some(place) = room.place(from) else {
+            shared.turned_away.tell(&shared, from, full(shared.config.max_connections));
+            continue;
+        };
         let _ = tcp.set_nodelay(true);
         let tcp = Tcp::new(tcp);
         if shared.config.tls.is_some() {
             let (shared, connections) = (Arc::clone(&shared), connections.clone());
-            let turned_away = Arc::clone(&turned_away);
             tokio::spawn(async move {
                 if let Err(reason) = secure(&shared, tcp, place, connections).await {
-                    turned_away.tell(&shared, from, reason);
+                    shared.turned_away.tell(&shared, from, reason);
                 }
             });
             continue;

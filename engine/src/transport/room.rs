@@ -9,6 +9,7 @@
 //!
 //! Clients that dial again and again would otherwise keep out the members of a leader, which loses its leadership with them.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::Arc;
 
@@ -33,12 +34,12 @@ impl Room {
     }
 
     /// A place for one that was accepted just now; none: it is closed at once, so that the backlog does not fill with them.
-    pub fn place(&self) -> Option<Place> {
+    pub fn place(&self, from: SocketAddr) -> Option<Place> {
         if let Ok(permit) = Arc::clone(&self.anybody).try_acquire_owned() {
             return Some(Place { standing: Standing::default(), _permit: permit });
         }
         let permit = Arc::clone(&self.spare).try_acquire_owned().ok()?;
-        let spare = Spare { limit: self.limit, fate: AtomicU8::new(WAITS) };
+        let spare = Spare { limit: self.limit, from, fate: AtomicU8::new(WAITS) };
         Some(Place { standing: Standing(Some(Arc::new(spare))), _permit: permit })
     }
 }
@@ -55,6 +56,7 @@ const REFUSED: u8 = 2;
 
 struct Spare {
     limit: usize,
+    from: SocketAddr,
     fate: AtomicU8,
 }
 
@@ -70,11 +72,11 @@ impl Standing {
         }
     }
 
-    /// Somebody calls on it: why not, if it has a spare place. It is closed then, unless it is a member's.
-    pub fn refusal(&self) -> Option<String> {
+    /// Somebody calls on it: who, and why not, if it has a spare place. It is closed then, unless it is a member's.
+    pub fn refusal(&self) -> Option<(SocketAddr, String)> {
         let spare = self.0.as_ref()?;
         let _ = spare.fate.compare_exchange(WAITS, REFUSED, Ordering::Relaxed, Ordering::Relaxed);
-        Some(full(spare.limit))
+        Some((spare.from, full(spare.limit)))
     }
 
     pub fn is_refused(&self) -> bool {
@@ -97,15 +99,19 @@ pub fn full(limit: usize) -> String {
 mod tests {
     use super::*;
 
+    fn from() -> SocketAddr {
+        ([127, 0, 0, 1], 7).into()
+    }
+
     #[test]
     fn above_the_limit_there_are_a_few_places_for_members() {
         let room = Room::new(16);
-        let mut places: Vec<Place> = std::iter::from_fn(|| room.place()).collect();
+        let mut places: Vec<Place> = std::iter::from_fn(|| room.place(from())).collect();
         assert_eq!(places.len(), 18);
         assert!(places.iter().take(16).all(|place| !place.standing.waits() && place.standing.refusal().is_none()));
         assert!(places.iter().skip(16).all(|place| place.standing.waits()));
         places.remove(0);
-        assert!(!room.place().unwrap().standing.waits(), "anybody's places go first");
+        assert!(!room.place(from()).unwrap().standing.waits(), "anybody's places go first");
         for (limit, spare) in [(0, 0), (1, 0), (128, 16), (1024, 64), (100_000, 64)] {
             assert_eq!(Room::new(limit).spare.available_permits(), spare, "{limit}");
         }
@@ -114,12 +120,12 @@ mod tests {
     #[test]
     fn a_spare_place_is_kept_by_a_member_and_by_nobody_who_calls() {
         let spare = |room: &Room| {
-            let _anybody: Vec<Place> = (0..8).map(|_| room.place().unwrap()).collect();
-            room.place().unwrap().standing
+            let _anybody: Vec<Place> = (0..8).map(|_| room.place(from()).unwrap()).collect();
+            room.place(from()).unwrap().standing
         };
         let room = Room::new(8);
         let called = spare(&room);
-        assert!(called.refusal().unwrap().contains("this node has 8 connections") && called.is_refused());
+        assert!(called.refusal().unwrap().1.contains("this node has 8 connections") && called.is_refused());
         let kept = spare(&room);
         kept.keep();
         assert!(!kept.waits());

@@ -27,6 +27,7 @@ use super::limits;
 use super::room::Standing;
 use super::snapshot::{self, SnapshotIntake};
 use super::tls::{Dialling, News};
+use super::turned_away::TurnedAway;
 use super::{path, refuse, Incoming, Lane, Permit, TransportConfig, CONTROL_BYTES, SERVICE, SMALL};
 use crate::cluster::NodeId;
 use crate::error::{Error, ErrorCode, Result};
@@ -53,6 +54,7 @@ pub struct Shared {
     /// The accepted stream of each peer and kind; dropping the sender ends that stream.
     accepted: Mutex<HashMap<Key, (u64, oneshot::Sender<()>)>>,
     numbers: AtomicU64,
+    pub turned_away: TurnedAway,
     pokes: Mutex<HashMap<NodeId, Arc<Notify>>>,
     /// One intake at a time from each sender.
     intakes: Mutex<HashMap<NodeId, Arc<tokio::sync::Mutex<()>>>>,
@@ -75,6 +77,7 @@ impl Shared {
             calls: bytes_budget(config.max_inflight_bytes.max(config.max_call.saturating_mul(2))),
             accepted: Mutex::default(),
             numbers: AtomicU64::new(0),
+            turned_away: TurnedAway::default(),
             pokes: Mutex::default(),
             intakes: Mutex::default(),
             config,
@@ -353,7 +356,8 @@ impl Inbound {
 }
 
 async fn call(shared: Arc<Shared>, request: http::Request<Body>) -> HttpAnswer {
-    if let Some(why) = request.extensions().get::<Standing>().and_then(Standing::refusal) {
+    if let Some((from, why)) = request.extensions().get::<Standing>().and_then(Standing::refusal) {
+        shared.turned_away.tell(&shared, from, why.clone());
         return refuse(ErrorCode::ConnectionFailed, &why).into_http();
     }
     let Ok(place) = Arc::clone(&shared.calls).try_acquire_many_owned(PER_CALL) else {
